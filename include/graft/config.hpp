@@ -1,0 +1,21 @@
+// SPDX-License-Identifier: Apache-2.0
+// The only header that asks which compiler this is. It includes nothing.
+#pragma once
+
+#if !defined(__cplusplus) || __cplusplus < 202002L
+#error "graft: C++20 is required (pass -std=c++20)"
+#endif
+
+// Functions that run on the host and, when nvcc compiles them, on the device too.
+#if defined(__CUDACC__)
+#define GRAFT_HOST_DEVICE __host__ __device__
+#else
+#define GRAFT_HOST_DEVICE
+#endif
+
+// With -fno-exceptions every error goes to graft::set_error_handler's function instead.
+#if defined(__cpp_exceptions) || defined(__EXCEPTIONS)
+#define GRAFT_EXCEPTIONS 1
+#else
+#define GRAFT_EXCEPTIONS 0
+#endif

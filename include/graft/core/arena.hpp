@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: Apache-2.0
+// Scratch memory that grows while a program warms up and is never allocated again afterwards.
+#pragma once
+
+#include <graft/core/error.hpp>
+#include <graft/core/types.hpp>
+#include <graft/core/view.hpp>
+
+#include <cstddef>
+#include <memory>
+#include <new>
+#include <type_traits>
+#include <vector>
+
+namespace graft {
+
+/// Bump allocator over blocks it keeps. Everything handed out lives until the enclosing `ArenaScope` ends.
+class Arena {
+ public:
+  static constexpr std::size_t alignment = 64;  // one cache line, one 512-bit register
+
+  template <class T>
+  T* allocate(index_t count) {
+    static_assert(std::is_trivially_copyable_v<T> && std::is_trivially_destructible_v<T>,
+                  "graft: an Arena holds plain data only; its elements are never destroyed");
+    return static_cast<T*>(take(static_cast<std::size_t>(count) * sizeof(T)));
+  }
+  template <class T>
+  VectorView<T> vector(index_t size) {
+    return {allocate<T>(size), size};
+  }
+  template <class T>
+  MatrixView<T> matrix(index_t rows, index_t cols) {
+    return {allocate<T>(rows * cols), rows, cols, cols};
+  }
+
+  /// Bytes held, used or not.
+  std::size_t capacity() const {
+    std::size_t sum = 0;
+    for (auto const& block : blocks_) sum += block.size;
+    return sum;
+  }
+
+ private:
+  friend class ArenaScope;
+  struct Free {
+    void operator()(std::byte* p) const { ::operator delete (p, std::align_val_t{alignment}); }
+  };
+  struct Block {
+    std::unique_ptr<std::byte, Free> data;
+    std::size_t size;
+  };
+
+  void* take(std::size_t bytes) {
+    bytes = (bytes + alignment - 1) / alignment * alignment;
+    while (block_ < blocks_.size() && used_ + bytes > blocks_[block_].size) ++block_, used_ = 0;
+    if (block_ == blocks_.size()) {
+      std::size_t const size = bytes > minimum_block ? bytes : minimum_block;
+      blocks_.push_back({std::unique_ptr<std::byte, Free>(
+                             static_cast<std::byte*>(::operator new (size, std::align_val_t{alignment}))),
+                         size});
+      used_ = 0;
+    }
+    void* const result = blocks_[block_].data.get() + used_;
+    used_ += bytes;
+    return result;
+  }
+
+  static constexpr std::size_t minimum_block = std::size_t{1} << 16;
+  std::vector<Block> blocks_;
+  std::size_t block_ = 0, used_ = 0;
+};
+
+/// Gives back on destruction what was taken from the arena since construction.
+class ArenaScope {
+ public:
+  explicit ArenaScope(Arena& arena) : arena_(arena), block_(arena.block_), used_(arena.used_) {}
+  ~ArenaScope() { arena_.block_ = block_, arena_.used_ = used_; }
+  ArenaScope(ArenaScope const&) = delete;
+  ArenaScope& operator=(ArenaScope const&) = delete;
+
+ private:
+  Arena& arena_;
+  std::size_t block_, used_;
+};
+
+}  // namespace graft
