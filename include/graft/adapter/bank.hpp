@@ -1,0 +1,273 @@
+// SPDX-License-Identifier: Apache-2.0
+// The bank: all loaded modules, and the composed adapters of requests.
+#pragma once
+
+#include <graft/adapter/adapter_set.hpp>
+#include <graft/adapter/compose.hpp>
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <mutex>
+#include <span>
+#include <tuple>
+#include <unordered_map>
+
+namespace graft {
+
+/// Holds published modules by name. One thread may load or unload while others resolve and decode: a module is
+/// immutable once published, a name is one pointer, and whoever uses a module keeps it alive.
+template <class List, class B>
+class Bank;
+
+template <class... Ps, class B>
+class Bank<Adapters<Ps...>, B> {
+  using Checked = detail::CheckedPolicies<Adapters<Ps...>, B>;
+
+ public:
+  using R = Real<B>;
+  using Published = PublishedModule<B>;
+  using Set = AdapterSet<B>;
+  using Policies = Adapters<Ps...>;
+
+  explicit Bank(SiteTable sites) : sites_(std::make_shared<SiteTable const>(std::move(sites))) {}
+
+  SiteTable const& sites() const { return *sites_; }
+
+  /// Publishes the module under its name; requests resolved before keep what they had. Returns the new version.
+  template <class P>
+  std::uint64_t load(B& be, Module<P, B> module) {
+    static_assert((std::same_as<P, Ps> || ...), "graft: this bank's Adapters<...> does not list the module's policy");
+    auto published = publish(be, std::make_shared<Module<P, B>>(std::move(module)));
+    std::lock_guard lock(mutex_);
+    published->version = ++versions_;
+    std::uint64_t const version = published->version;
+    modules_[published->name] = std::move(published);
+    return version;
+  }
+
+  /// Forgets the name; false when there is none. Memory goes when the last request using it ends.
+  bool unload(std::string const& name) {
+    std::lock_guard lock(mutex_);
+    return modules_.erase(name) != 0;
+  }
+
+  /// The module under this name now, or null.
+  std::shared_ptr<Published const> find(std::string const& name) const {
+    std::lock_guard lock(mutex_);
+    auto const found = modules_.find(name);
+    return found == modules_.end() ? nullptr : found->second;
+  }
+  std::vector<std::string> names() const {
+    std::lock_guard lock(mutex_);
+    std::vector<std::string> result;
+    for (auto const& [name, module] : modules_) result.push_back(name);
+    std::sort(result.begin(), result.end());
+    return result;
+  }
+
+  /// The composed adapters of a request; the same list gives the same object while anyone holds it. The order of the
+  /// names does not matter. Null for an empty list. Unknown names and maps that cannot be summed are ContractErrors.
+  std::shared_ptr<Set const> resolve(std::span<AdapterUse const> uses) {
+    if (uses.empty()) return nullptr;
+    std::vector<typename Set::Member> members;
+    {
+      std::lock_guard lock(mutex_);
+      for (auto const& use : uses) {
+        auto const found = modules_.find(use.name);
+        expects(found != modules_.end(), "graft: no adapter is called ", use.name);
+        expects(std::isfinite(use.weight), "graft: the weight of adapter ", use.name, " is not finite");
+        auto const same =
+            std::find_if(members.begin(), members.end(), [&](auto const& m) { return m.module == found->second; });
+        if (same != members.end())
+          same->weight += static_cast<R>(use.weight);
+        else
+          members.push_back({found->second, static_cast<R>(use.weight)});
+      }
+    }
+    std::sort(members.begin(), members.end(), [](auto const& a, auto const& b) {
+      return std::tie(a.module->policy, a.module->name) < std::tie(b.module->policy, b.module->name);
+    });
+    std::string key;
+    for (auto const& m : members)
+      key += text(m.module->version, ':', std::bit_cast<std::uint64_t>(static_cast<double>(m.weight)), ' ');
+    std::lock_guard lock(set_mutex_);
+    if (auto const known = sets_[key].lock()) return known;
+    auto set = compose_set(std::move(members));
+    set->fingerprint = std::hash<std::string>{}(key);
+    if (sets_.size() > 2 * live_sets_ + 64) {
+      std::erase_if(sets_, [](auto const& entry) { return entry.second.expired(); });
+      live_sets_ = sets_.size();
+    }
+    sets_[key] = set;
+    return set;
+  }
+  std::shared_ptr<Set const> resolve(std::initializer_list<AdapterUse> uses) {
+    return resolve(std::span<AdapterUse const>(uses.begin(), uses.size()));
+  }
+
+ private:
+  static constexpr index_t first_low_rank = Checked::Order::first_low_rank();
+
+  template <class P>
+  static constexpr index_t place() {
+    index_t place = 0;
+    bool found = false;
+    ((found = found || std::same_as<P, Ps>, place += found ? 0 : 1), ...);
+    return place;
+  }
+  static constexpr bool is_inner(index_t policy) { return policy < first_low_rank || Checked::Order::low_rank[policy]; }
+  static Stage stage_of(index_t policy, Side side) {
+    if (side == Side::input) return is_inner(policy) ? Stage::input_inner : Stage::input_outer;
+    return is_inner(policy) ? Stage::output_inner : Stage::output_outer;
+  }
+
+  template <class P>
+  std::shared_ptr<Published> publish(B& be, std::shared_ptr<Module<P, B>> module) {
+    auto out = std::make_shared<Published>();
+    out->name = module->name;
+    out->policy = place<P>();
+    out->saved = &module->saved;
+    auto const count = static_cast<std::size_t>(sites_->size());
+    for (auto const& entry : module->entries) {
+      auto const site = static_cast<std::size_t>(entry.site);
+      SiteInfo const& info = (*sites_)[entry.site];
+      if constexpr (RowMapPolicy<P, B>) {
+        RowMapForm const form = entry.policy.template form<B>(info, entry.state);
+        if (form.present) {
+          auto& maps = out->maps[static_cast<std::size_t>(form.side)];
+          maps.resize(count);
+          index_t const size = form.side == Side::input ? info.in : info.out;
+          auto map = allocate_map(out->storage, size, form.d, form.e, form.group);
+          entry.policy.coefficients(be, entry.state, map);
+          if (!form.c) map.c1 = nullptr;
+          maps[site] = map;
+        }
+      }
+      if constexpr (LowRankPolicy<P, B>) {
+        auto const f = entry.policy.factors(be, entry.state);
+        out->factors.resize(count);
+        out->storage.push_back(std::make_unique<R[]>(static_cast<std::size_t>(f.b.size())));
+        R* const b_transposed = out->storage.back().get();
+        for (index_t o = 0; o < f.b.rows; ++o)
+          for (index_t r = 0; r < f.b.cols; ++r) b_transposed[r * f.b.rows + o] = f.b(o, r);
+        out->factors[site] = {f.a.data, b_transposed, f.a.rows, f.scale};
+      }
+      if constexpr (GeneratedPolicy<P, B>) {
+        out->generators.resize(sites_->layers().size());
+        using State = typename P::template State<B>;
+        using Act = typename B::Act;
+        auto& generator = out->generators[static_cast<std::size_t>(info.layer)];
+        generator.policy = &entry.policy;
+        generator.state = &entry.state;
+        auto const& layer = sites_->layers()[static_cast<std::size_t>(info.layer)];
+        generator.vectors = layer.query.size + layer.value.size + layer.up.size;
+        generator.query = layer.query.size;
+        generator.rotated_query = entry.policy.rotated_query() && layer.rotated_query.site >= 0;
+        generator.scratch_size = [](void const* policy, void const* state, index_t prompt_rows) {
+          return static_cast<P const*>(policy)->scratch_size(*static_cast<State const*>(state), prompt_rows);
+        };
+        generator.generate =
+            [](B& backend, void const* policy, void const* state, MatrixView<Act const, typename B::Space> normalized,
+               MatrixView<Act const, typename B::Space> raw, VectorView<R> scratch, VectorView<R> vectors) {
+              static_cast<P const*>(policy)->generate(backend, *static_cast<State const*>(state), normalized, raw,
+                                                      scratch, vectors);
+            };
+      }
+      if constexpr (requires { entry.policy.positions; })
+        if (info.kind == SiteKind::hidden)
+          out->last_prompt_only = entry.policy.positions == decltype(entry.policy.positions)::last_prompt;
+    }
+    out->module = std::move(module);
+    return out;
+  }
+
+  /// I + sum w (M - I) over the members of one policy that have a map here; a lone member of weight 1 is used as it is.
+  RowMapRow<R const> summed(Set& set, index_t policy, Side side, index_t site) const {
+    std::vector<RowMapRow<R const> const*> maps;
+    std::vector<R> weights;
+    bool c = false, d = false, e = false;
+    index_t group = 0;
+    for (auto const& member : set.members) {
+      auto const& table = member.module->maps[static_cast<std::size_t>(side)];
+      if (member.module->policy != policy || table.empty() || table[static_cast<std::size_t>(site)].identity())
+        continue;
+      auto const& map = table[static_cast<std::size_t>(site)];
+      expects(map.group == 0 || group == 0 || map.group == group, "graft: adapter ", member.module->name,
+              " has groups of ", map.group, " at ", (*sites_)[site].path, ", another of its kind has groups of ", group,
+              "; such maps cannot be summed");
+      group = std::max(group, map.group);
+      c = c || map.c1 != nullptr, d = d || map.d != nullptr, e = e || map.e != nullptr;
+      maps.push_back(&map);
+      weights.push_back(member.weight);
+    }
+    if (maps.empty()) return {};
+    if (maps.size() == 1 && weights[0] == 1) return *maps[0];
+    auto out = allocate_map(set.storage, maps[0]->size, d, e, group);
+    sum_maps(maps.data(), weights.data(), static_cast<index_t>(maps.size()), out);
+    if (!c) out.c1 = nullptr;
+    return out;
+  }
+
+  std::shared_ptr<Set> compose_set(std::vector<typename Set::Member> members) const {
+    auto set = std::make_shared<Set>();
+    set->members = std::move(members);
+    auto const count = static_cast<std::size_t>(sites_->size());
+    bool positioned = false, everywhere = false;
+    for (auto const& member : set->members) {
+      auto const& module = *member.module;
+      if (!module.factors.empty()) set->low_rank.push_back({module.factors.data(), member.weight});
+      if (!module.generators.empty()) {
+        set->generating.push_back(member);
+        set->generated_stage = stage_of(module.policy, Side::output);
+      }
+      for (index_t s = 0; !module.maps[1].empty() && s < sites_->size(); ++s)
+        if ((*sites_)[s].kind == SiteKind::hidden && !module.maps[1][static_cast<std::size_t>(s)].identity())
+          (module.last_prompt_only ? positioned : everywhere) = true;
+    }
+    expects(!(positioned && everywhere),
+            "graft: one adapter of the request acts on the residual stream at every "
+            "position and another at the last prompt token only; they cannot share a request");
+    set->last_prompt_only = positioned;
+    for (std::size_t s = 0; s < count; ++s) {
+      index_t ranks = 0;
+      for (auto const& term : set->low_rank) ranks += term.table[s].rank;
+      set->max_rank = std::max(set->max_rank, ranks);
+    }
+    for (index_t k = 0; k < static_cast<index_t>(sizeof...(Ps)); ++k) {
+      // input maps wrap inwards: the policy listed last meets x first
+      wrap(*set, static_cast<index_t>(sizeof...(Ps)) - 1 - k, Side::input);
+      wrap(*set, k, Side::output);
+    }
+    return set;
+  }
+
+  // Composes the policy's maps onto what the set has so far.
+  void wrap(Set& set, index_t policy, Side side) const {
+    bool any = false;
+    for (auto const& member : set.members)
+      any = any || (member.module->policy == policy && !member.module->maps[static_cast<std::size_t>(side)].empty());
+    if (!any) return;
+    auto const count = static_cast<std::size_t>(sites_->size());
+    Stage const stage = stage_of(policy, side);
+    std::vector<RowMapRow<R const>>* tables[2] = {&set.maps[static_cast<std::size_t>(stage)], nullptr};
+    if (set.generates() && stage == set.generated_stage)
+      tables[1] = policy < set.generating[0].module->policy ? &set.before_generated : &set.after_generated;
+    for (auto* table : tables)
+      if (table != nullptr) table->resize(count);
+    for (std::size_t s = 0; s < count; ++s) {
+      auto const own = summed(set, policy, side, static_cast<index_t>(s));
+      for (auto* table : tables)
+        if (table != nullptr) (*table)[s] = compose((*table)[s], own, set.storage, set.chains);
+    }
+  }
+
+  std::shared_ptr<SiteTable const> sites_;
+  mutable std::mutex mutex_, set_mutex_;
+  std::unordered_map<std::string, std::shared_ptr<Published const>> modules_;
+  std::unordered_map<std::string, std::weak_ptr<Set const>> sets_;
+  std::size_t live_sets_ = 0;
+  std::uint64_t versions_ = 0;
+};
+
+}  // namespace graft

@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: Apache-2.0
+// Row maps combined: sums within a policy, products between policies.
+#pragma once
+
+#include <graft/backend/row_map.hpp>
+#include <graft/core/error.hpp>
+
+#include <algorithm>
+#include <memory>
+#include <vector>
+
+namespace graft {
+
+/// out = I + sum_k w_k (M_k - I), linear in w. The maps' groups must agree (a map without d fits any); `where` names
+/// the site in the error. out's vectors are given and zero.
+template <class R>
+void sum_maps(RowMapRow<R const> const* const* maps, R const* weights, index_t count, RowMapRow<R> const& out) {
+  for (index_t k = 0; k < count; ++k)
+    for (index_t j = 0; j < out.size; ++j) {
+      if (maps[k]->c1 != nullptr) out.c1[j] += weights[k] * maps[k]->c1[j];
+      if (maps[k]->d != nullptr) out.d[j] += weights[k] * maps[k]->d[j];
+      if (maps[k]->e != nullptr) out.e[j] += weights[k] * maps[k]->e[j];
+    }
+}
+
+/// out = second after first, for groups that agree:
+///     c'' = c2 c1 + d2 d1_p,   d'' = c2 d1 + d2 c1_p,   e'' = c2 e1 + d2 e1_p + e2       (_p: at the partner)
+/// d and e of `out` are written when given.
+template <class R>
+void compose_maps(RowMapRow<R const> const& first, RowMapRow<R const> const& second, RowMapRow<R> const& out) {
+  auto const at = [](R const* v, index_t j) { return v != nullptr ? v[j] : R{0}; };
+  for (index_t j = 0; j < out.size; ++j) {
+    index_t const p = out.group != 0 ? partner(j, out.group) : j;
+    R const a = at(first.c1, j), b = at(second.c1, j), d2 = at(second.d, j);  // c = 1 + a, c2 = 1 + b
+    out.c1[j] = a + b + a * b + d2 * at(first.d, p);
+    if (out.d != nullptr) out.d[j] = (1 + b) * at(first.d, j) + d2 * (1 + at(first.c1, p));
+    if (out.e != nullptr) out.e[j] = (1 + b) * at(first.e, j) + d2 * at(first.e, p) + at(second.e, j);
+  }
+}
+
+/// Memory for one map's vectors, zeroed, kept by `storage`.
+template <class R>
+RowMapRow<R> allocate_map(std::vector<std::unique_ptr<R[]>>& storage, index_t size, bool d, bool e, index_t group) {
+  index_t const vectors = 1 + (d ? 1 : 0) + (e ? 1 : 0);
+  storage.push_back(std::make_unique<R[]>(static_cast<std::size_t>(vectors * size)));
+  R* const base = storage.back().get();
+  return {base, d ? base + size : nullptr, e ? base + (d ? 2 : 1) * size : nullptr, size, d ? group : 0, nullptr};
+}
+
+/// second after first as an immutable map: closed form where the groups agree, else a short ordered list.
+template <class R>
+RowMapRow<R const> compose(RowMapRow<R const> const& first, RowMapRow<R const> const& second,
+                           std::vector<std::unique_ptr<R[]>>& storage,
+                           std::vector<std::unique_ptr<RowMapRow<R const>[]>>& chains) {
+  if (first.identity()) return second;
+  if (second.identity()) return first;
+  // walk to the end of the first chain; the second joins its last map when it can
+  RowMapRow<R const> const* last = &first;
+  while (last->next != nullptr) last = last->next;
+  bool const fits = (last->group == 0 || second.group == 0 || last->group == second.group) && second.next == nullptr;
+  RowMapRow<R const> joined = second;
+  if (fits) {
+    auto const out = allocate_map(storage, second.size, last->d != nullptr || second.d != nullptr,
+                                  last->e != nullptr || second.e != nullptr, std::max(last->group, second.group));
+    compose_maps(*last, second, out);
+    joined = out;
+  }
+  if (last == &first && fits) return joined;
+  // copy the first chain with its end replaced (or followed) by `joined`
+  index_t length = 1;
+  for (auto const* m = &first; m->next != nullptr; m = m->next) ++length;
+  index_t const kept = fits ? length - 1 : length;
+  chains.push_back(
+      std::make_unique<RowMapRow<R const>[]>(static_cast<std::size_t>(kept)));  // kept - 1 successors + joined
+  auto* const nodes = chains.back().get();
+  RowMapRow<R const> head = first;
+  RowMapRow<R const>* tail = &head;
+  for (index_t k = 1; k < kept; ++k) {
+    nodes[k - 1] = *tail->next;
+    tail->next = &nodes[k - 1];
+    tail = &nodes[k - 1];
+  }
+  nodes[kept - 1] = joined;
+  tail->next = &nodes[kept - 1];
+  return head;
+}
+
+}  // namespace graft

@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: Apache-2.0
+// (IA)3: learned vectors that rescale activations.
+#pragma once
+
+#include <graft/adapter/policy.hpp>
+
+#include <string>
+#include <vector>
+
+namespace graft {
+
+/// Rescales a linear layer's output,  y' = l * (W x + b)  with l stored as [o, 1]  (keys and values),
+/// or its input,  y' = W (l * x) + b  with l stored as [1, i]  (the feed-forward's last layer). l = 1 at the start.
+/// Liu et al. 2022, arXiv:2205.05638, section 3.3.
+/// Several IA3 modules of one request: I + sum w (l - 1), linear in w; HF PEFT multiplies them instead.
+struct IA3Scaling {
+  static constexpr std::string_view peft_type = "IA3";
+
+  /// Modules whose input is scaled; the stored shape decides when a file is read, this list when a module is made.
+  std::vector<std::string> feedforward_modules = {"down_proj"};
+
+  template <class B>
+  struct State {
+    ParameterMatrix<B> l;  ///< [o, 1] or [1, i]
+    void for_each(auto&& f) { f("ia3_l", l); }
+  };
+
+  void options(auto&& v) { v.option("feedforward_modules", feedforward_modules); }
+
+  bool accepts(SiteInfo const& site) const { return site.kind == SiteKind::linear; }
+
+  template <class B>
+  void shape(SiteInfo const& site, LayerSites const*, State<B>& state) const {
+    bool input = false;
+    for (auto const& name : feedforward_modules) input = input || site.path.ends_with(name);
+    if (input)
+      state.l = {nullptr, 1, site.in, site.in};
+    else
+      state.l = {nullptr, site.out, 1, 1};
+  }
+
+  template <class B>
+  void init(State<B>& state, auto&) const {
+    for (index_t k = 0; k < state.l.size(); ++k) state.l.data[k] = 1;
+  }
+
+  template <class B>
+  RowMapForm form(SiteInfo const&, State<B> const& state) const {
+    // an output vector is a column; a layer with one input or output cannot tell and counts as output-sided
+    return {.present = true, .side = state.l.cols == 1 ? Side::output : Side::input};
+  }
+  /// c = l
+  template <class B>
+  void coefficients(B&, State<B> const& state, RowMapRow<Real<B>> const& out) const {
+    for (index_t j = 0; j < out.size; ++j) out.c1[j] = state.l.data[j] - 1;
+  }
+};
+
+}  // namespace graft

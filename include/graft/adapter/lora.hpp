@@ -1,0 +1,119 @@
+// SPDX-License-Identifier: Apache-2.0
+// LoRA: low-rank adaptation.
+#pragma once
+
+#include <graft/adapter/policy.hpp>
+
+#include <cmath>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace graft {
+
+/// Low-rank adaptation of a linear layer:  y += s (x A^T) B^T  (+ s b),   A [r, i], B [o, r], b [o].
+/// s = alpha / r, or alpha / sqrt(r) for rank-stabilised LoRA. At the start A is Kaiming-uniform(sqrt 5) and B zero.
+/// On an embedding, x is the one-hot token: y += s B A[:, token].
+/// Hu et al. 2021, arXiv:2106.09685, eq. (3); rsLoRA: Kalajdzievski 2023, arXiv:2312.03732.
+/// Several LoRA modules of one request add up, each with its weight, as in HF PEFT.
+struct LoRADelta {
+  static constexpr std::string_view peft_type = "LORA";
+
+  index_t rank = 8;
+  double alpha = 8;
+  bool rank_stabilized = false;
+  bool bias = false;  ///< PEFT's lora_bias: B has a bias of its own, scaled too
+  /// Module-path patterns with their own rank or alpha, first match wins (PEFT's rank_pattern, alpha_pattern).
+  std::vector<std::pair<std::string, double>> rank_pattern, alpha_pattern;
+
+  template <class B>
+  struct State {
+    ParameterMatrix<B> a;  ///< [r, i]
+    ParameterMatrix<B> b;  ///< [o, r]
+    Parameters<B> b_bias;  ///< [o] or absent
+    bool embedding = false;
+
+    void for_each(auto&& f) {
+      f(embedding ? "lora_embedding_A" : "lora_A.weight", a);
+      f(embedding ? "lora_embedding_B" : "lora_B.weight", b);
+      f("lora_B.bias", b_bias);
+    }
+  };
+
+  void options(auto&& v) {
+    v.option("r", rank);
+    v.option("lora_alpha", alpha);
+    v.option("use_rslora", rank_stabilized);
+    v.option("lora_bias", bias);
+    v.option("rank_pattern", rank_pattern);
+    v.option("alpha_pattern", alpha_pattern);
+    v.refuse("use_dora", "DoRA");
+    v.refuse("use_qalora", "QA-LoRA");
+    v.refuse("alora_invocation_tokens", "activated LoRA");
+    v.refuse("target_parameters", "LoRA on parameters");
+    v.refuse("layer_replication", "layer replication");
+    v.refuse("use_bdlora", "block-diagonal LoRA");
+    v.refuse("kasa_config", "KaSA");
+    v.refuse("arrow_config", "Arrow routing");
+    v.refuse("velora_config", "VeLoRA");
+    v.refuse("monteclora_config", "MonteCLoRA");
+    v.refuse("trainable_token_indices", "trainable tokens");
+    // these initialisations also change the base's weights, so A and B alone do not define the model
+    v.refuse("init_lora_weights", "an initialisation that changes the base",
+             {"pissa", "olora", "corda", "loftq", "lora_ga"});
+  }
+
+  bool accepts(SiteInfo const& site) const { return site.kind == SiteKind::linear || site.kind == SiteKind::embedding; }
+
+  /// This policy with the rank and alpha of one site, where a pattern names it.
+  LoRADelta at(auto&& matches) const {
+    LoRADelta here = *this;
+    for (auto const& [pattern, value] : rank_pattern)
+      if (matches(pattern)) {
+        here.rank = static_cast<index_t>(value);
+        break;
+      }
+    for (auto const& [pattern, value] : alpha_pattern)
+      if (matches(pattern)) {
+        here.alpha = value;
+        break;
+      }
+    return here;
+  }
+
+  template <class B>
+  void shape(SiteInfo const& site, LayerSites const*, State<B>& state) const {
+    state.embedding = site.kind == SiteKind::embedding;
+    state.a = {nullptr, rank, site.in, site.in};
+    state.b = {nullptr, site.out, rank, rank};
+    state.b_bias = {nullptr, bias ? site.out : 0};
+  }
+
+  template <class B>
+  void init(State<B>& state, auto& random) const {
+    double const bound = 1 / std::sqrt(static_cast<double>(state.a.cols));  // Kaiming-uniform with a = sqrt(5)
+    for (index_t k = 0; k < state.a.size(); ++k) state.a.data[k] = static_cast<Real<B>>(random.uniform(-bound, bound));
+  }
+
+  double scale() const {
+    auto const r = static_cast<double>(rank);
+    return alpha / (rank_stabilized ? std::sqrt(r) : r);
+  }
+
+  template <class B>
+  LowRankViews<B> factors(B&, State<B> const& state) const {
+    return {state.a, state.b, static_cast<Real<B>>(scale())};
+  }
+
+  // the bias of B is a row map with e alone
+  template <class B>
+  RowMapForm form(SiteInfo const&, State<B> const& state) const {
+    return {.present = !state.b_bias.empty(), .e = true, .c = false};
+  }
+  template <class B>
+  void coefficients(B&, State<B> const& state, RowMapRow<Real<B>> const& out) const {
+    for (index_t j = 0; j < out.size; ++j) out.e[j] = static_cast<Real<B>>(scale()) * state.b_bias[j];
+  }
+};
+
+}  // namespace graft

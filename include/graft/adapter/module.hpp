@@ -1,0 +1,141 @@
+// SPDX-License-Identifier: Apache-2.0
+// A module: one trained set of parameters of one policy over all its sites; what an adapter folder holds.
+#pragma once
+
+#include <graft/adapter/policy.hpp>
+
+#include <cmath>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace graft {
+
+/// Deterministic random numbers for initialisation (SplitMix64); the same on every machine.
+class Random {
+ public:
+  explicit Random(std::uint64_t seed) : state_(seed) {}
+  std::uint64_t next() {
+    std::uint64_t z = (state_ += 0x9e3779b97f4a7c15u);
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+    return z ^ (z >> 31);
+  }
+  /// Uniform in [low, high).
+  double uniform(double low = 0, double high = 1) {
+    return low + (high - low) * (static_cast<double>(next() >> 11) * 0x1p-53);
+  }
+  /// Standard normal (Box-Muller).
+  double normal() {
+    double const u = 1 - uniform(), v = uniform();
+    return std::sqrt(-2 * std::log(u)) * std::cos(6.28318530717958647692 * v);
+  }
+
+ private:
+  std::uint64_t state_;
+};
+
+/// The policy that holds at one site: P::at applies patterns where the policy has them.
+template <class P>
+P policy_at(P const& policy, auto&& matches) {
+  if constexpr (requires { policy.at(matches); })
+    return policy.at(matches);
+  else
+    return policy;
+}
+
+/// A full replacement of one of the model's own tensors that the module brings along (PEFT's modules_to_save).
+struct SavedTensor {
+  std::vector<index_t> shape;
+  std::vector<float> values;
+};
+
+template <class P, class B>
+requires Policy<P, B>
+struct Module {
+  struct Entry {
+    index_t site;  ///< in the site table
+    P policy;      ///< with this site's rank, alpha, ...
+    typename P::template State<B> state;
+  };
+
+  std::string name;
+  P policy;
+  std::vector<Entry> entries;                ///< ascending by site
+  std::map<std::string, SavedTensor> saved;  ///< by tensor path, "score.weight"
+  std::vector<std::string> target_modules;   ///< as the configuration states them; for writing it again
+  std::string base_model;                    ///< base_model_name_or_path
+
+  /// Adds the policy at a site; its tensors have shapes but no memory until `allocate`.
+  Entry& add(SiteTable const& sites, index_t site, P const& here) {
+    auto const& info = sites[site];
+    expects(here.accepts(info), "graft: a ", P::peft_type, " module cannot sit on ", info.path);
+    Entry entry{site, here, {}};
+    LayerSites const* layer = info.layer >= 0 && info.layer < static_cast<index_t>(sites.layers().size())
+                                  ? &sites.layers()[static_cast<std::size_t>(info.layer)]
+                                  : nullptr;
+    here.template shape<B>(info, layer, entry.state);
+    entries.push_back(std::move(entry));
+    return entries.back();
+  }
+
+  /// Gives every tensor its place in one zeroed buffer; `add` may not be called afterwards.
+  void allocate() {
+    index_t total = 0;
+    for_each([&](index_t, auto, auto& tensor) { total += elements(tensor); });
+    parameters_ = std::make_unique<Real<B>[]>(static_cast<std::size_t>(total));
+    count_ = total;
+    Real<B>* next = parameters_.get();
+    for_each([&](index_t, auto, auto& tensor) {
+      tensor.data = next;
+      next += elements(tensor);
+    });
+  }
+
+  /// Fills the tensors with the method's start, the identity.
+  void init(std::uint64_t seed) {
+    for (auto& entry : entries) {
+      Random random(seed * 0x9e3779b97f4a7c15u + static_cast<std::uint64_t>(entry.site));
+      entry.policy.template init<B>(entry.state, random);
+    }
+  }
+
+  /// f(site, suffix, view) for every tensor present.
+  void for_each(auto&& f) {
+    for (auto& entry : entries)
+      entry.state.for_each([&](char const* suffix, auto& tensor) {
+        if (elements(tensor) != 0) f(entry.site, suffix, tensor);
+      });
+  }
+
+  /// All trainable numbers, in the order of `for_each`.
+  VectorView<Real<B>> parameters() const { return {parameters_.get(), count_}; }
+
+ private:
+  static index_t elements(auto const& tensor) {
+    if constexpr (requires { tensor.rows; })
+      return tensor.rows * tensor.cols;
+    else
+      return tensor.size;
+  }
+  std::unique_ptr<Real<B>[]> parameters_;
+  index_t count_ = 0;
+};
+
+/// A module of policy P with its start values at the given sites.
+template <class P, class B>
+Module<P, B> make_module(std::string name, P const& policy, SiteTable const& sites, std::vector<index_t> const& at,
+                         std::uint64_t seed = 0) {
+  Module<P, B> module;
+  module.name = std::move(name);
+  module.policy = policy;
+  for (index_t site : at) module.add(sites, site, policy);
+  module.allocate();
+  module.init(seed);
+  return module;
+}
+
+}  // namespace graft

@@ -1,0 +1,201 @@
+// SPDX-License-Identifier: Apache-2.0
+// PEDRO: vectors made from the prompt.
+#pragma once
+
+#include <graft/adapter/policy.hpp>
+#include <graft/adapter/rational.hpp>
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <limits>
+
+namespace graft {
+
+/// One light vector generator per layer turns the prompt into three vectors that scale Q, V and the feed-forward's Up:
+///
+///     h = pool(prompt rows of the layer's input)                        [d]
+///     l = 1 + W_up f(W_down h) (+ b)     W_down [r, d], W_up [q+v+u, r]   [q+v+u] = l_q, l_v, l_u
+///     Q' = l_q * Q,   V' = l_v * V,   U' = l_u * U
+///
+/// W_up starts at zero, so l = 1. Made once, on the prompt, and reused for every generated token; V is cached scaled.
+/// f is a learnable rational that starts as GELU. Xie et al. 2024, arXiv:2409.17834. The paper's body could not be read
+/// in full: every uncertain choice is an option, the default named first; see docs/pedro.md.
+/// Several modules of one request: 1 + sum w (l - 1). It cannot be merged into weights. HF PEFT does not have it.
+struct PedroGenerator {
+  static constexpr std::string_view peft_type = "PEDRO";
+
+  enum class Pooling : std::uint8_t { last, mean, max, attention };
+  static constexpr std::array<std::string_view, 4> names(Pooling) { return {"last", "mean", "max", "attention"}; }
+  enum class PoolerInput : std::uint8_t { normalized, raw };  ///< what q_proj sees, or the residual stream
+  static constexpr std::array<std::string_view, 2> names(PoolerInput) { return {"normalized", "raw"}; }
+  enum class Offset : std::uint8_t { one, bias };  ///< l = 1 + W_up z, or l = W_up z + b with b = 1 at the start
+  static constexpr std::array<std::string_view, 2> names(Offset) { return {"one", "bias"}; }
+  enum class QueryScaling : std::uint8_t { before_rope, after_rope };
+  static constexpr std::array<std::string_view, 2> names(QueryScaling) { return {"before_rope", "after_rope"}; }
+  enum class Activation : std::uint8_t { rational_a, rational_b, gelu, silu, relu };
+  static constexpr std::array<std::string_view, 5> names(Activation) {
+    return {"rational_a", "rational_b", "gelu", "silu", "relu"};
+  }
+
+  index_t rank = 12;  ///< r; 12 on LLaMA-2-7B is 8,945,664 parameters, rational coefficients not counted
+  Pooling pooling = Pooling::last;
+  PoolerInput pooler_input = PoolerInput::normalized;
+  Offset offset = Offset::one;
+  bool up_bias = false;  ///< with Offset::one: a bias that starts at 0
+  QueryScaling q_scaling = QueryScaling::before_rope;
+  Activation activation = Activation::rational_a;
+  index_t numerator_degree = 5, denominator_degree = 4;
+
+  template <class B>
+  struct State {
+    ParameterMatrix<B> down;               ///< [r, d]
+    ParameterMatrix<B> up;                 ///< [q+v+u, r]
+    Parameters<B> up_bias;                 ///< [q+v+u] or absent
+    Parameters<B> numerator, denominator;  ///< [m+1], [n], or absent
+    Parameters<B> pool;                    ///< [d], learned attention pooling only
+
+    void for_each(auto&& f) {
+      f("pedro_down.weight", down);
+      f("pedro_up.weight", up);
+      f("pedro_up.bias", up_bias);
+      f("pedro_num", numerator);
+      f("pedro_den", denominator);
+      f("pedro_pool.weight", pool);
+    }
+  };
+
+  void options(auto&& v) {
+    v.option("r", rank);
+    v.option("pooling", pooling);
+    v.option("pooler_input", pooler_input);
+    v.option("offset", offset);
+    v.option("up_bias", up_bias);
+    v.option("q_scaling", q_scaling);
+    v.option("activation", activation);
+    v.option("numerator_degree", numerator_degree);
+    v.option("denominator_degree", denominator_degree);
+  }
+
+  bool rational_activation() const { return activation <= Activation::rational_b; }
+  bool rotated_query() const { return q_scaling == QueryScaling::after_rope; }
+  bool accepts(SiteInfo const& site) const { return site.kind == SiteKind::hidden; }
+
+  template <class B>
+  void shape(SiteInfo const& site, LayerSites const* layer, State<B>& state) const {
+    expects(layer != nullptr && layer->query.site >= 0, "graft: ", site.path,
+            " has no query, value and up projections for PEDRO to scale");
+    index_t const d = site.out, l = layer->query.size + layer->value.size + layer->up.size;
+    state.down = {nullptr, rank, d, d};
+    state.up = {nullptr, l, rank, rank};
+    state.up_bias = {nullptr, offset == Offset::bias || up_bias ? l : 0};
+    state.numerator = {nullptr, rational_activation() ? numerator_degree + 1 : 0};
+    state.denominator = {nullptr, rational_activation() ? denominator_degree : 0};
+    state.pool = {nullptr, pooling == Pooling::attention ? d : 0};
+  }
+
+  template <class B>
+  void init(State<B>& state, auto& random) const {
+    double const bound = 1 / std::sqrt(static_cast<double>(state.down.cols));
+    for (index_t k = 0; k < state.down.size(); ++k)
+      state.down.data[k] = static_cast<Real<B>>(random.uniform(-bound, bound));
+    if (offset == Offset::bias) std::fill(state.up_bias.begin(), state.up_bias.end(), Real<B>{1});
+    if (!rational_activation()) return;
+    auto const form = activation == Activation::rational_a ? RationalForm::a : RationalForm::b;
+    for (auto const& fit : gelu_fits) {
+      if (fit.form != form || static_cast<index_t>(fit.numerator.size()) != state.numerator.size ||
+          static_cast<index_t>(fit.denominator.size()) != state.denominator.size)
+        continue;
+      for (index_t k = 0; k < state.numerator.size; ++k) state.numerator[k] = static_cast<Real<B>>(fit.numerator[k]);
+      for (index_t k = 0; k < state.denominator.size; ++k)
+        state.denominator[k] = static_cast<Real<B>>(fit.denominator[k]);
+      return;
+    }
+    raise<ContractError>(text("graft: no GELU start is known for a rational of degrees (", numerator_degree, ", ",
+                              denominator_degree, "); known are (5, 4) and (6, 5)"));
+  }
+
+  /// f(x)
+  template <class R>
+  R activate(R x, R const* a, R const* b) const {
+    using std::erf, std::exp;
+    switch (activation) {
+      case Activation::rational_a:
+        return rational(RationalForm::a, a, numerator_degree, b, denominator_degree, x);
+      case Activation::rational_b:
+        return rational(RationalForm::b, a, numerator_degree, b, denominator_degree, x);
+      case Activation::gelu:
+        return x / 2 * (1 + erf(x * R(0.70710678118654752440)));
+      case Activation::silu:
+        return x / (1 + exp(-x));
+      default:
+        return x > 0 ? x : 0;
+    }
+  }
+
+  /// h [d] = pool(x [p, d]); scores of attention pooling are x_t . w, unscaled. share: [p] scratch.
+  template <class B>
+  void pool(State<B> const& state, MatrixView<typename B::Act const, typename B::Space> x, Real<B>* share,
+            Real<B>* h) const {
+    using R = Real<B>;
+    index_t const p = x.rows, d = x.cols;
+    switch (pooling) {
+      case Pooling::last:
+        for (index_t k = 0; k < d; ++k) h[k] = static_cast<R>(x(p - 1, k));
+        return;
+      case Pooling::mean:
+        std::fill(h, h + d, R{0});
+        for (index_t t = 0; t < p; ++t)
+          for (index_t k = 0; k < d; ++k) h[k] += static_cast<R>(x(t, k));
+        for (index_t k = 0; k < d; ++k) h[k] /= static_cast<R>(p);
+        return;
+      case Pooling::max:
+        for (index_t k = 0; k < d; ++k) h[k] = static_cast<R>(x(0, k));
+        for (index_t t = 1; t < p; ++t)
+          for (index_t k = 0; k < d; ++k) h[k] = std::max(h[k], static_cast<R>(x(t, k)));
+        return;
+      case Pooling::attention: {
+        R highest = -std::numeric_limits<R>::infinity(), sum = 0;
+        for (index_t t = 0; t < p; ++t) {
+          share[t] = 0;
+          for (index_t k = 0; k < d; ++k) share[t] += static_cast<R>(x(t, k)) * state.pool[k];
+          highest = std::max(highest, share[t]);
+        }
+        for (index_t t = 0; t < p; ++t) sum += share[t] = std::exp(share[t] - highest);
+        std::fill(h, h + d, R{0});
+        for (index_t t = 0; t < p; ++t)
+          for (index_t k = 0; k < d; ++k) h[k] += share[t] / sum * static_cast<R>(x(t, k));
+      }
+    }
+  }
+
+  /// Elements of scratch `generate` needs for a prompt of p rows.
+  template <class B>
+  index_t scratch_size(State<B> const& state, index_t p) const {
+    return state.down.cols + rank + p;
+  }
+
+  /// out [q+v+u] = l - 1, from the prompt's rows: `normalized` is what q_proj sees, `raw` the residual stream. [p, d]
+  template <class B>
+  void generate(B&, State<B> const& state, MatrixView<typename B::Act const, typename B::Space> normalized,
+                MatrixView<typename B::Act const, typename B::Space> raw, VectorView<Real<B>> scratch,
+                VectorView<Real<B>> out) const {
+    using R = Real<B>;
+    R* const h = scratch.data;         // [d]
+    R* const z = h + state.down.cols;  // [r]
+    pool<B>(state, pooler_input == PoolerInput::normalized ? normalized : raw, z + rank, h);
+    for (index_t r = 0; r < rank; ++r) {
+      R sum = 0;
+      for (index_t k = 0; k < state.down.cols; ++k) sum += state.down(r, k) * h[k];
+      z[r] = activate(sum, state.numerator.data, state.denominator.data);
+    }
+    R const start = offset == Offset::one ? R{0} : R{-1};
+    for (index_t j = 0; j < out.size; ++j) {
+      R sum = start + (state.up_bias.empty() ? R{0} : state.up_bias[j]);
+      for (index_t r = 0; r < rank; ++r) sum += state.up(j, r) * z[r];
+      out[j] = sum;
+    }
+  }
+};
+
+}  // namespace graft

@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: Apache-2.0
+// The plan of a step: which batch row belongs to which request, built once and used by every layer.
+#pragma once
+
+#include <graft/adapter/sequence_state.hpp>
+
+#include <algorithm>
+#include <array>
+#include <span>
+#include <vector>
+
+namespace graft {
+
+/// The rows one request brings to a step; rows of a request stand together, requests follow each other.
+template <class B>
+struct RequestRows {
+  SequenceState<B>* state = nullptr;  ///< null: no adapters
+  index_t rows = 0;
+  index_t prompt_rows = 0;   ///< of these, from the first on, the prompt that vectors are made from; 0: no prompt here
+  index_t last_prompt = -1;  ///< row of the request that holds the last prompt token, -1: not in this step
+};
+
+/// Reusable: after warm-up, building a plan does not allocate. It keeps the adapters of its requests alive.
+template <class B>
+class Plan {
+ public:
+  using R = Real<B>;
+  using Tile = LowRankTile<R>;
+
+  void build(std::span<RequestRows<B> const> requests) {
+    requests_.assign(requests.begin(), requests.end());
+    auto const count = requests_.size();
+    index_t n = 0;
+    for (auto const& request : requests_) n += request.rows;
+    request_.resize(static_cast<std::size_t>(n));
+    positioned_.assign(static_cast<std::size_t>(n), -1);
+    order_.resize(static_cast<std::size_t>(n));
+    first_.resize(count);
+    pins_.assign(count, nullptr);
+    for (auto& tables : tables_) tables.assign(count, nullptr);
+    max_rank_ = 0;
+    index_t row = 0;
+    for (std::size_t q = 0; q < count; ++q) {
+      auto const& request = requests_[q];
+      first_[q] = row;
+      if (request.state != nullptr) {
+        pins_[q] = request.state->adapters();
+        for (std::size_t s = 0; s < stage_count; ++s) tables_[s][q] = request.state->table(static_cast<Stage>(s));
+        if (pins_[q] != nullptr) max_rank_ = std::max(max_rank_, pins_[q]->max_rank);
+      }
+      bool const all = pins_[q] == nullptr || !pins_[q]->last_prompt_only;
+      for (index_t k = 0; k < request.rows; ++k) {
+        request_[static_cast<std::size_t>(row + k)] = static_cast<std::int32_t>(q);
+        if (all || k == request.last_prompt)
+          positioned_[static_cast<std::size_t>(row + k)] = static_cast<std::int32_t>(q);
+      }
+      row += request.rows;
+    }
+    build_tiles();
+  }
+
+  index_t rows() const { return static_cast<index_t>(request_.size()); }
+  index_t max_rank() const { return max_rank_; }
+  std::span<RequestRows<B> const> requests() const { return requests_; }
+  index_t first_row(std::size_t request) const { return first_[request]; }
+
+  /// The maps of a stage at a site, for every row.
+  RowMapBatch<R> maps(Stage stage, index_t site) const { return maps(stage, site, request_); }
+  /// The maps on the residual stream, at the positions their modules ask for.
+  RowMapBatch<R> positioned_maps(Stage stage, index_t site) const { return maps(stage, site, positioned_); }
+
+  LowRankBatch<R> low_rank(index_t site) const {
+    return {tiles_.data(), static_cast<index_t>(tiles_.size()), rows(), max_rank_, site};
+  }
+
+ private:
+  RowMapBatch<R> maps(Stage stage, index_t site, std::vector<std::int32_t> const& rows_of) const {
+    auto const& tables = tables_[static_cast<std::size_t>(stage)];
+    return {tables.data(), rows_of.data(), static_cast<index_t>(tables.size()), site};
+  }
+
+  // Rows that share a weighted list stand together in tiles, so that a module's factors are read once per tile.
+  void build_tiles() {
+    for (std::size_t k = 0; k < order_.size(); ++k) order_[k] = static_cast<std::int32_t>(k);
+    auto const set_of = [&](std::int32_t row) {
+      return pins_[static_cast<std::size_t>(request_[static_cast<std::size_t>(row)])].get();
+    };
+    std::erase_if(order_, [&](std::int32_t row) { return set_of(row) == nullptr || set_of(row)->low_rank.empty(); });
+    std::sort(order_.begin(), order_.end(), [&](std::int32_t a, std::int32_t b) {
+      return set_of(a) != set_of(b) ? std::less<>{}(set_of(a), set_of(b)) : a < b;
+    });
+    tiles_.clear();
+    for (std::size_t k = 0; k < order_.size();) {
+      auto const* const set = set_of(order_[k]);
+      std::size_t end = k;
+      while (end < order_.size() && end < k + Tile::max_rows && set_of(order_[end]) == set) ++end;
+      tiles_.push_back({set->low_rank.data(), static_cast<index_t>(set->low_rank.size()), order_.data() + k,
+                        static_cast<index_t>(end - k)});
+      k = end;
+    }
+  }
+
+  std::vector<RequestRows<B>> requests_;
+  std::vector<std::shared_ptr<AdapterSet<B> const>> pins_;  ///< [requests]
+  std::vector<std::int32_t> request_, positioned_;          ///< [n] request of each row
+  std::vector<index_t> first_;                              ///< [requests]
+  std::array<std::vector<RowMapRow<R const> const*>, stage_count> tables_;
+  std::vector<std::int32_t> order_;
+  std::vector<Tile> tiles_;
+  index_t max_rank_ = 0;
+};
+
+}  // namespace graft

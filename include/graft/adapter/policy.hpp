@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a policy is, and Adapters<...>, the list of policies a model is built with.
+//
+// A policy is a small value of hyper-parameters with a nested State<B>, the tensors of one site. It says how its
+// parameters become coefficients of a row map, factors of a low-rank delta, or vectors made from the prompt; the bank,
+// mixed batches, files and layers need nothing else. docs/policies.md shows one in under 60 lines.
+#pragma once
+
+#include <graft/adapter/site.hpp>
+#include <graft/backend/low_rank.hpp>
+#include <graft/backend/row_map.hpp>
+#include <graft/core/view.hpp>
+
+#include <concepts>
+#include <cstddef>
+#include <span>
+#include <string_view>
+
+namespace graft {
+
+template <class B>
+using Real = typename B::Real;
+template <class B>
+using Parameters = VectorView<Real<B>, typename B::Space>;  ///< a one-dimensional tensor of a state
+template <class B>
+using ParameterMatrix = MatrixView<Real<B>, typename B::Space>;  ///< a two-dimensional one
+
+/// What a row-map policy needs at one site, asked before memory is laid out.
+struct RowMapForm {
+  bool present = false;  ///< no map at all when false
+  Side side = Side::output;
+  bool d = false, e = false;  ///< which vectors beside c - 1 it fills
+  bool c = true;
+  index_t group = 0;  ///< of d
+};
+
+/// Visitors a policy is probed with; lambdas inside a requires-expression are not portable to nvcc.
+namespace archetype {
+struct Visitor {
+  template <class... Args>
+  void operator()(Args&&...) const {}
+  template <class... Args>
+  void option(Args&&...) const {}
+  template <class... Args>
+  void refuse(Args&&...) const {}
+};
+}  // namespace archetype
+
+/// Every policy:
+///   static constexpr std::string_view peft_type;           the value of "peft_type" in adapter_config.json
+///   template <class B> struct State { void for_each(auto&& f); };   f("tensor_suffix", view) for every tensor
+///   bool accepts(SiteInfo const&) const;                    whether it can sit there
+///   void shape(SiteInfo const&, LayerSites const*, State&) const;   sets the sizes of the state's tensors
+///   void options(v);                                        v.option("key", member) for every config key
+template <class P, class B>
+concept Policy = std::copyable<P> && requires(P& p, P const& c, typename P::template State<B>& state, SiteInfo const& s,
+                                              LayerSites const* l, archetype::Visitor const& v) {
+  { P::peft_type } -> std::convertible_to<std::string_view>;
+  { c.accepts(s) } -> std::same_as<bool>;
+  c.template shape<B>(s, l, state);
+  state.for_each(v);
+  p.options(v);
+};
+
+/// form(site, state) says which vectors are needed, coefficients(be, state, out) fills them.
+template <class P, class B>
+concept RowMapPolicy = Policy<P, B> && requires(P const& p, B& be, typename P::template State<B> const& state,
+                                                SiteInfo const& s, RowMapRow<Real<B>> const& out) {
+  { p.template form<B>(s, state) } -> std::same_as<RowMapForm>;
+  p.coefficients(be, state, out);
+};
+
+/// factors(be, state) returns views of A, B and the scale.
+template <class B>
+struct LowRankViews {
+  ParameterMatrix<B> a;  ///< [r, i]
+  ParameterMatrix<B> b;  ///< [o, r]
+  Real<B> scale = 0;
+};
+template <class P, class B>
+concept LowRankPolicy = Policy<P, B> && requires(P const& p, B& be, typename P::template State<B> const& state) {
+  { p.factors(be, state) } -> std::same_as<LowRankViews<B>>;
+};
+
+/// A policy whose row maps are made from the prompt: generate(be, state, normalized, raw, scratch, out) writes l - 1.
+template <class P, class B>
+concept GeneratedPolicy = Policy<P, B> &&
+    requires(P const& p, B& be, typename P::template State<B> const& state,
+             MatrixView<typename B::Act const, typename B::Space> x, VectorView<Real<B>> out) {
+  { p.scratch_size(state, x.rows) } -> std::same_as<index_t>;
+  p.generate(be, state, x, x, out, out);
+  { p.rotated_query() } -> std::same_as<bool>;
+};
+
+/// The policies of a model in wrapping order: each wraps the layer that those before it made.
+/// Adapters<RoAdRotation, LoRADelta> is R(Wx + b) + BAx, Adapters<LoRADelta, RoAdRotation> is R(Wx + b + BAx).
+template <class... Ps>
+struct Adapters {
+  static constexpr std::size_t size = sizeof...(Ps);
+};
+
+namespace detail {
+
+template <class B, class... Ps>
+struct PolicyOrder {
+  static constexpr bool low_rank[] = {LowRankPolicy<Ps, B>..., false};
+  static constexpr index_t count = sizeof...(Ps);
+
+  static constexpr index_t first_low_rank() {
+    for (index_t k = 0; k < count; ++k)
+      if (low_rank[k]) return k;
+    return count;  // none: every map stands before the (empty) deltas
+  }
+  static constexpr bool contiguous() {
+    index_t changes = 0;
+    for (index_t k = 0; k < count; ++k) changes += low_rank[k] && (k == 0 || !low_rank[k - 1]);
+    return changes <= 1;
+  }
+};
+
+template <class List, class B>
+struct CheckedPolicies;
+template <class... Ps, class B>
+struct CheckedPolicies<Adapters<Ps...>, B> {
+  static_assert((Policy<Ps, B> && ...),
+                "graft: a type in Adapters<...> is not a Policy (see graft/adapter/policy.hpp for what one must have)");
+  static_assert(((RowMapPolicy<Ps, B> || LowRankPolicy<Ps, B> || GeneratedPolicy<Ps, B>)&&...),
+                "graft: a policy must offer coefficients, factors or generate, or it would do nothing");
+  static_assert(PolicyOrder<B, Ps...>::contiguous(),
+                "graft: low-rank policies must stand next to each other in Adapters<...>, so that a site has one map "
+                "before and one after the deltas");
+  static_assert((0 + ... + (GeneratedPolicy<Ps, B> ? 1 : 0)) <= 1,
+                "graft: Adapters<...> may list one policy that makes its maps from the prompt");
+  using Order = PolicyOrder<B, Ps...>;
+};
+
+}  // namespace detail
+}  // namespace graft

@@ -1,0 +1,153 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a request keeps besides its KV cache: its adapters and the vectors PEDRO made from its prompt.
+#pragma once
+
+#include <graft/adapter/adapter_set.hpp>
+#include <graft/adapter/compose.hpp>
+
+#include <algorithm>
+
+namespace graft {
+
+/// Binds a request to its adapters. Where maps are made from the prompt, the request has a table of its own with
+/// those maps composed into the shared ones; all other tables are the shared ones.
+template <class B>
+class SequenceState {
+ public:
+  using R = Real<B>;
+  using Act = typename B::Act;
+
+  SequenceState() = default;
+  SequenceState(std::shared_ptr<AdapterSet<B> const> set, SiteTable const& sites) : set_(std::move(set)) {
+    if (!generates()) return;
+    table_ = set_->maps[static_cast<std::size_t>(set_->generated_stage)];
+    table_.resize(static_cast<std::size_t>(sites.size()));
+    targets_.resize(sites.layers().size());
+    index_t vectors = 0, widest = 0;
+    for (std::size_t l = 0; l < targets_.size(); ++l) {
+      auto const& layer = sites.layers()[l];
+      index_t const q = layer.query.size, v = layer.value.size, u = layer.up.size;
+      bool before_rope = false, after_rope = false;
+      for (auto const& member : set_->generating) {
+        auto const& g = member.module->generators[l];
+        if (g.generate != nullptr) (g.rotated_query && layer.rotated_query.site >= 0 ? after_rope : before_rope) = true;
+      }
+      if (!before_rope && !after_rope) continue;
+      if (before_rope) add_target(sites, l, layer.query, 0);
+      add_target(sites, l, layer.value, q);
+      add_target(sites, l, layer.up, q + v);
+      if (after_rope) add_target(sites, l, layer.rotated_query, q + v + u);
+      vectors = std::max(vectors, 2 * q + v + u);
+      for (auto const& target : targets_[l]) widest = std::max(widest, target.map.size);
+    }
+    sum_.resize(static_cast<std::size_t>(vectors));
+    made_.resize(static_cast<std::size_t>(vectors));
+    work_.resize(static_cast<std::size_t>(4 * widest));
+  }
+
+  std::shared_ptr<AdapterSet<B> const> const& adapters() const { return set_; }
+  bool generates() const { return set_ != nullptr && set_->generates(); }
+
+  /// Whether the prompt has been seen, layer by layer, since the last reset.
+  bool ready() const { return ready_; }
+  void set_ready(bool ready) { ready_ = ready; }
+
+  /// The request's maps of a stage, [sites], or null when it has none.
+  RowMapRow<R const> const* table(Stage stage) const {
+    if (set_ == nullptr) return nullptr;
+    return generates() && stage == set_->generated_stage ? table_.data() : set_->table(stage);
+  }
+
+  /// Elements of scratch `observe` needs at a layer for a prompt of p rows.
+  index_t scratch_size(index_t layer, index_t p) const {
+    index_t size = 0;
+    for (auto const& member : set_->generating) {
+      auto const& g = member.module->generators[static_cast<std::size_t>(layer)];
+      if (g.generate != nullptr) size = std::max(size, g.scratch_size(g.policy, g.state, p));
+    }
+    return size;
+  }
+
+  /// Makes the layer's vectors from the prompt's rows and composes them with the request's other maps.
+  /// normalized: what q_proj sees, raw: the residual stream, both [p, d].
+  void observe(B& be, index_t layer, MatrixView<Act const, typename B::Space> normalized,
+               MatrixView<Act const, typename B::Space> raw, VectorView<R> scratch) {
+    auto const& targets = targets_[static_cast<std::size_t>(layer)];
+    if (targets.empty()) return;
+    sum_vectors(be, static_cast<std::size_t>(layer), normalized, raw, scratch);
+    for (auto const& target : targets) {
+      index_t const size = target.map.size;
+      R* const diagonal = work_.data();
+      std::fill(diagonal, diagonal + size, R{0});
+      for (auto const& part : target.parts)
+        for (index_t j = 0; j < part.size; ++j)
+          diagonal[part.offset + j] = sum_[static_cast<std::size_t>(part.from + j)];
+      // after . diagonal . before
+      RowMapRow<R> inner{diagonal + size, diagonal + 2 * size, diagonal + 3 * size, size, target.map.group, nullptr};
+      compose_maps<R>(static_entry(set_->before_generated, target), {diagonal, nullptr, nullptr, size, 0, nullptr},
+                      inner);
+      compose_maps<R>(inner, static_entry(set_->after_generated, target), target.map);
+      table_[static_cast<std::size_t>(target.site)] = target.map;
+    }
+  }
+
+ private:
+  struct Part {
+    index_t offset, size;  ///< of the site's outputs
+    index_t from;          ///< in the summed vectors
+  };
+  struct Target {
+    index_t site;
+    RowMapRow<R> map;  ///< own memory
+    std::vector<Part> parts;
+  };
+
+  static RowMapRow<R const> static_entry(std::vector<RowMapRow<R const>> const& table, Target const& target) {
+    return table.empty() ? RowMapRow<R const>{} : table[static_cast<std::size_t>(target.site)];
+  }
+
+  void add_target(SiteTable const& sites, std::size_t l, SiteSlice const& slice, index_t from) {
+    for (auto& target : targets_[l])
+      if (target.site == slice.site) {  // slices of one fused projection
+        target.parts.push_back({slice.offset, slice.size, from});
+        return;
+      }
+    bool d = false, e = false;
+    index_t group = 0;
+    for (auto const* table : {&set_->before_generated, &set_->after_generated}) {
+      if (table->empty()) continue;
+      auto const& map = (*table)[static_cast<std::size_t>(slice.site)];
+      expects(map.next == nullptr && (map.group == 0 || group == 0 || map.group == group), "graft: at ",
+              sites[slice.site].path, " a prompt-made map meets row maps of different groups; use one group size");
+      d = d || map.d != nullptr, e = e || map.e != nullptr;
+      group = std::max(group, map.group);
+    }
+    targets_[l].push_back(
+        {slice.site, allocate_map(storage_, sites[slice.site].out, d, e, group), {{slice.offset, slice.size, from}}});
+  }
+
+  // sum_ = sum_k w_k (l_k - 1), laid out as [q before RoPE | v | u | q behind RoPE]
+  void sum_vectors(B& be, std::size_t l, MatrixView<Act const, typename B::Space> normalized,
+                   MatrixView<Act const, typename B::Space> raw, VectorView<R> scratch) {
+    std::fill(sum_.begin(), sum_.end(), R{0});
+    for (auto const& member : set_->generating) {
+      auto const& g = member.module->generators[l];
+      if (g.generate == nullptr) continue;
+      g.generate(be, g.policy, g.state, normalized, raw, scratch, {made_.data(), g.vectors});
+      index_t const q = g.query;
+      for (index_t j = 0; j < g.vectors; ++j) {
+        index_t const to = j < q && g.rotated_query ? g.vectors + j : j;
+        sum_[static_cast<std::size_t>(to)] += member.weight * made_[static_cast<std::size_t>(j)];
+      }
+    }
+  }
+
+  std::shared_ptr<AdapterSet<B> const> set_;
+  std::vector<RowMapRow<R const>> table_;     ///< [sites] of the generated stage
+  std::vector<std::vector<Target>> targets_;  ///< [layers]
+  std::vector<std::unique_ptr<R[]>> storage_;
+  std::vector<R> sum_, made_, work_;
+  bool ready_ = false;
+};
+
+}  // namespace graft

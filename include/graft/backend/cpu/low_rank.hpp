@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: Apache-2.0
+// Low-rank deltas on the CPU: shrink t = w s x A^T per tile of rows, expand y += t B^T along the outputs.
+#pragma once
+
+#include <graft/backend/cpu/product.hpp>
+#include <graft/backend/low_rank.hpp>
+
+namespace graft {
+namespace cpu {
+
+/// t[row, :] = the tile's scaled x A^T, the ranks of its terms side by side. x is padded, row n of t is batch row n.
+template <class R>
+void shrink(LowRankTile<R> const& tile, index_t site, index_t inputs, MatrixView<R const> x, MatrixView<R> t) {
+  index_t offset = 0;
+  alignas(64) R buffer[panel_rows][panel_depth];
+  for (index_t k = 0; k < tile.term_count; ++k) {
+    auto const& f = tile.terms[k].table[site];
+    for (index_t r = 0; r < f.rank; r += panel_rows) {
+      index_t const used = std::min(panel_rows, f.rank - r);
+      for (index_t first = 0; first < inputs; first += panel_depth) {
+        index_t const count = std::min(panel_depth, inputs - first), depth = padded<R>(count);
+        R const* panel[panel_rows];
+        for (index_t p = 0; p < panel_rows; ++p) {
+          R const* const row = f.a + (r + std::min(p, used - 1)) * inputs + first;
+          panel[p] = row;
+          if (count != depth) {  // the row's end: pad with zeros
+            std::copy(row, row + count, buffer[p]);
+            std::fill(buffer[p] + count, buffer[p] + depth, R{0});
+            panel[p] = buffer[p];
+          }
+        }
+        for (index_t m = 0; m < tile.row_count; ++m) {
+          index_t const n = tile.rows[m];
+          R const* const xs[1] = {x.row(n) + first};
+          R out[panel_rows];
+          dot_tile<1, panel_rows, R>(xs, panel, depth, out);
+          for (index_t p = 0; p < used; ++p) {
+            R& sum = t(n, offset + r + p);
+            sum = (first == 0 ? R{0} : sum) + out[p];
+          }
+        }
+      }
+    }
+    R const scale = tile.terms[k].weight * f.scale;
+    for (index_t m = 0; m < tile.row_count; ++m)
+      for (index_t r = 0; r < f.rank; ++r) t(tile.rows[m], offset + r) *= scale;
+    offset += f.rank;
+  }
+}
+
+/// y[row, first:last] += t[row] B[first:last]^T for the tile's rows.
+template <class T, class R>
+void expand(LowRankTile<R> const& tile, index_t site, index_t outputs, MatrixView<R const> t, index_t first,
+            index_t last, MatrixView<T> y) {
+  constexpr index_t width = 64;  // a strip of outputs whose sums stay in registers or the first-level cache
+  for (index_t m = 0; m < tile.row_count; ++m) {
+    index_t const n = tile.rows[m];
+    for (index_t o = first; o < last; o += width) {
+      index_t const count = std::min(width, last - o);
+      R sum[width] = {};
+      index_t offset = 0;
+      for (index_t k = 0; k < tile.term_count; ++k) {
+        auto const& f = tile.terms[k].table[site];
+        for (index_t r = 0; r < f.rank; ++r) {
+          R const scaled = t(n, offset + r);
+          R const* const b = f.b_transposed + r * outputs + o;
+          for (index_t j = 0; j < count; ++j) sum[j] += scaled * b[j];
+        }
+        offset += f.rank;
+      }
+      if (offset == 0) break;  // nothing at this site
+      for (index_t j = 0; j < count; ++j) y(n, o + j) = static_cast<T>(static_cast<R>(y(n, o + j)) + sum[j]);
+    }
+  }
+}
+
+}  // namespace cpu
+
+/// Adds each batch row's low-rank deltas in place. x [n, i], y [n, o]; elements may be f64, f32, bf16 or f16.
+template <class Act, class X, class Y>
+void apply_low_rank(CpuBackend<Act>& be, LowRankBatch<typename CpuBackend<Act>::Real> const& deltas,
+                    MatrixView<X const> x, MatrixView<Y> y) {
+  using R = typename CpuBackend<Act>::Real;
+  ArenaScope scope(be.arena());
+  auto const padded = cpu::pad_rows<X, R>(be.arena(), x);
+  auto const t = be.arena().template matrix<R>(x.rows, deltas.max_rank);
+  be.executor().run(deltas.tile_count, [&](index_t k) {
+    cpu::shrink<R>(deltas.tiles[k], deltas.site, x.cols, padded, t);
+    cpu::expand<Y, R>(deltas.tiles[k], deltas.site, y.cols, t, 0, y.cols, y);
+  });
+}
+
+}  // namespace graft

@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: Apache-2.0
+// Affine row maps on the CPU.
+#pragma once
+
+#include <graft/backend/cpu/cpu_backend.hpp>
+#include <graft/backend/row_map.hpp>
+
+namespace graft {
+namespace cpu {
+
+/// y'[j] = y[j] + (c1[j] y[j] + d[j] y[p(j)]) + e[j] for j in [first, last), multiples of the map's group.
+/// y points at element 0. T is the buffer's type, arithmetic is in R.
+template <class T, class R>
+void map_once(RowMapRow<R const> const& map, T* y, index_t first, index_t last) {
+  R const* const c1 = map.c1;
+  R const* const d = map.d;
+  R const* const e = map.e;
+  if (d != nullptr) {
+    index_t const half = map.group / 2;
+    for (index_t start = first; start < last; start += map.group)
+      for (index_t j = start, p = start + half; j < start + half; ++j, ++p) {
+        R const u = static_cast<R>(y[j]), v = static_cast<R>(y[p]);
+        R const cu = c1 != nullptr ? c1[j] : R{0}, cv = c1 != nullptr ? c1[p] : R{0};
+        R const eu = e != nullptr ? e[j] : R{0}, ev = e != nullptr ? e[p] : R{0};
+        y[j] = static_cast<T>(u + (cu * u + d[j] * v) + eu);
+        y[p] = static_cast<T>(v + (cv * v + d[p] * u) + ev);
+      }
+    return;
+  }
+  if (c1 != nullptr)
+    for (index_t j = first; j < last; ++j) {
+      R const u = static_cast<R>(y[j]);
+      y[j] = static_cast<T>(u + c1[j] * u);
+    }
+  if (e != nullptr)
+    for (index_t j = first; j < last; ++j) y[j] = static_cast<T>(static_cast<R>(y[j]) + e[j]);
+}
+
+template <class T, class R>
+void map_row(RowMapRow<R const> const& map, T* y, index_t first, index_t last) {
+  for (auto const* m = &map; m != nullptr; m = m->next) map_once(*m, y, first, last);
+}
+
+}  // namespace cpu
+
+/// Applies each batch row's map in place. y [n, size]; T may be f64, f32, bf16 or f16.
+template <class Act, class T>
+void apply_row_map(CpuBackend<Act>& be, RowMapBatch<typename CpuBackend<Act>::Real> const& maps, MatrixView<T> y) {
+  be.executor().run(ceil_div(y.rows, 8), [&](index_t chunk) {
+    for (index_t n = 8 * chunk; n < y.rows && n < 8 * chunk + 8; ++n)
+      if (auto const* map = maps.row(n)) cpu::map_row(*map, y.row(n), index_t{0}, y.cols);
+  });
+}
+
+}  // namespace graft

@@ -1,0 +1,54 @@
+// SPDX-License-Identifier: Apache-2.0
+// The second mechanism: a low-rank delta.
+//
+//     y[n] += sum_k w_k s_k (x[n] A_k^T) B_k^T        over the (module, weight) list of row n
+#pragma once
+
+#include <graft/core/types.hpp>
+
+namespace graft {
+
+/// The factors of one module at one site; rank 0 means none.
+template <class R>
+struct LowRankFactors {
+  R const* a = nullptr;             ///< A [r, i]
+  R const* b_transposed = nullptr;  ///< B^T [r, o]: the update then runs along the outputs
+  index_t rank = 0;                 ///< r
+  R scale = 0;                      ///< s
+};
+
+/// One entry of a request's weighted list.
+template <class R>
+struct LowRankTerm {
+  LowRankFactors<R> const* table = nullptr;  ///< [sites] of the module
+  R weight = 0;                              ///< w
+};
+
+/// Up to `max_rows` batch rows that share one weighted list; the unit of parallel work.
+template <class R>
+struct LowRankTile {
+  static constexpr index_t max_rows = 8;
+  LowRankTerm<R> const* terms = nullptr;  ///< [term_count], in an order that does not depend on the batch
+  index_t term_count = 0;
+  std::int32_t const* rows = nullptr;  ///< [row_count] batch rows
+  index_t row_count = 0;
+};
+
+/// The deltas of a batch at one site.
+template <class R>
+struct LowRankBatch {
+  LowRankTile<R> const* tiles = nullptr;  ///< [tile_count]; each batch row is in at most one tile
+  index_t tile_count = 0;
+  index_t rows = 0;      ///< rows of the batch, adapted or not
+  index_t max_rank = 0;  ///< no row's ranks sum to more at any site
+  index_t site = 0;
+
+  bool any() const {
+    for (index_t t = 0; t < tile_count; ++t)
+      for (index_t k = 0; k < tiles[t].term_count; ++k)
+        if (tiles[t].terms[k].table[site].rank != 0) return true;
+    return false;
+  }
+};
+
+}  // namespace graft

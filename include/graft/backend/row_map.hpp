@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: Apache-2.0
+// The first mechanism: an affine row map, in which each element meets at most one partner.
+//
+//     y'[j] = c[j] y[j] + d[j] y[p(j)] + e[j]
+//
+// p pairs k with k + g/2 inside groups of g elements. The identity is c = 1, d = 0, e = 0; stored are c - 1, d and e,
+// so that small departures from it keep their digits.
+#pragma once
+
+#include <graft/config.hpp>
+#include <graft/core/types.hpp>
+
+namespace graft {
+
+/// Where a map acts on a linear layer y = x W^T + b with low-rank deltas: see `Stage`.
+enum class Side : std::uint8_t { input, output };
+
+/// The order of everything at one site, outermost input map first:
+///     x1 = input_outer(x);  x2 = input_inner(x1);  y = output_outer(output_inner(x2 W^T + b) + sum_k delta_k(x1))
+/// "inner" maps come from policies listed before the low-rank ones, "outer" maps from those after them.
+enum class Stage : std::uint8_t { input_outer, input_inner, output_inner, output_outer };
+inline constexpr index_t stage_count = 4;
+
+/// The coefficients of one row map at one site; absent vectors mean c = 1, d = 0, e = 0.
+template <class T>
+struct RowMapRow {
+  T* c1 = nullptr;                  ///< [size], c - 1
+  T* d = nullptr;                   ///< [size]
+  T* e = nullptr;                   ///< [size]
+  index_t size = 0;                 ///< elements at the site
+  index_t group = 0;                ///< g: even, divides size; 0 when d is absent
+  RowMapRow const* next = nullptr;  ///< applied after this one, where two maps of unequal g could not be composed
+
+  GRAFT_HOST_DEVICE bool identity() const { return c1 == nullptr && d == nullptr && e == nullptr; }
+  template <class U>
+  requires std::same_as<U, T const> GRAFT_HOST_DEVICE operator RowMapRow<U>() const {
+    return {c1, d, e, size, group, nullptr};  // a mutable row is under construction and has no successor yet
+  }
+};
+
+/// The partner of element j in groups of g.
+GRAFT_HOST_DEVICE constexpr index_t partner(index_t j, index_t group) {
+  index_t const k = j % group;
+  return k < group / 2 ? j + group / 2 : j - group / 2;
+}
+
+/// The maps of a batch at one site: batch row -> request -> that request's table -> its entry for the site.
+template <class R>
+struct RowMapBatch {
+  RowMapRow<R const> const* const* tables = nullptr;  ///< [requests], each [sites] or null
+  std::int32_t const* request = nullptr;              ///< [n], -1: row untouched
+  index_t requests = 0;
+  index_t site = 0;
+
+  /// The map of batch row n, or null when it is the identity.
+  GRAFT_HOST_DEVICE RowMapRow<R const> const* row(index_t n) const {
+    std::int32_t const q = request[n];
+    if (q < 0 || tables[q] == nullptr) return nullptr;
+    RowMapRow<R const> const* const map = tables[q] + site;
+    return map->identity() ? nullptr : map;
+  }
+  /// Whether any request has a map here.
+  bool any() const {
+    for (index_t q = 0; q < requests; ++q)
+      if (tables[q] != nullptr && !tables[q][site].identity()) return true;
+    return false;
+  }
+  /// Whether every map here stays inside aligned chunks of `chunk` elements.
+  bool fits(index_t chunk) const {
+    for (index_t q = 0; q < requests; ++q)
+      for (auto const* map = tables[q] != nullptr ? tables[q] + site : nullptr; map != nullptr; map = map->next)
+        if (map->group != 0 && chunk % map->group != 0) return false;
+    return true;
+  }
+};
+
+}  // namespace graft
