@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: Apache-2.0
+# All C++ and CUDA sources are formatted:  cmake -DROOT=. -P cmake/check_format.cmake
+# clang-format 14 (Debian 12) is the judge, because versions disagree about some lines.
+cmake_minimum_required(VERSION 3.25)
+cmake_path(ABSOLUTE_PATH ROOT NORMALIZE)
+
+find_program(CLANG_FORMAT NAMES clang-format-14 clang-format)
+set(found "none")
+if(CLANG_FORMAT)
+  execute_process(COMMAND ${CLANG_FORMAT} --version OUTPUT_VARIABLE found OUTPUT_STRIP_TRAILING_WHITESPACE)
+endif()
+if(NOT found MATCHES "version 14\\.")
+  message(STATUS "skipped: clang-format 14 is not installed (found: ${found})")
+  return()
+endif()
+
+set(sources "")
+foreach(folder IN ITEMS include tests examples bench)
+  file(GLOB_RECURSE some ${ROOT}/${folder}/*.hpp ${ROOT}/${folder}/*.cpp ${ROOT}/${folder}/*.cuh ${ROOT}/${folder}/*.cu)
+  list(APPEND sources ${some})
+endforeach()
+execute_process(COMMAND ${CLANG_FORMAT} --dry-run -Werror ${sources} RESULT_VARIABLE failed ERROR_VARIABLE report)
+if(failed)
+  string(REGEX MATCHALL "[^\n:]+:[0-9]+:[0-9]+: error" places "${report}")
+  list(TRANSFORM places REPLACE ":.*" "")
+  list(REMOVE_DUPLICATES places)
+  list(JOIN places "\n  " places)
+  message(FATAL_ERROR "clang-format-14 -i would change\n  ${places}")
+endif()
+list(LENGTH sources count)
+message(STATUS "${count} files are formatted")

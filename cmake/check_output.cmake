@@ -1,0 +1,25 @@
+# SPDX-License-Identifier: Apache-2.0
+# Runs PROGRAM; every line of EXPECTED is a regular expression that its output must match, one after the other.
+# Exit code 77 means that something it needs (a model) is not on this machine.
+cmake_minimum_required(VERSION 3.25)
+execute_process(COMMAND ${PROGRAM} RESULT_VARIABLE result OUTPUT_VARIABLE output ERROR_VARIABLE errors)
+if(result EQUAL 77)
+  message(STATUS "skipped: ${output}${errors}")
+  return()
+endif()
+message("${output}${errors}")
+if(NOT result EQUAL 0)
+  message(FATAL_ERROR "${PROGRAM} ended with ${result}")
+endif()
+
+file(STRINGS ${EXPECTED} patterns)
+set(rest "${output}")
+foreach(pattern IN LISTS patterns)
+  if(NOT rest MATCHES "${pattern}")
+    message(FATAL_ERROR "the output does not match, or not in this order: ${pattern}")
+  endif()
+  string(FIND "${rest}" "${CMAKE_MATCH_0}" place)
+  string(LENGTH "${CMAKE_MATCH_0}" length)
+  math(EXPR place "${place} + ${length}")
+  string(SUBSTRING "${rest}" ${place} -1 rest)
+endforeach()

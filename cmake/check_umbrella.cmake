@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: Apache-2.0
+# graft.hpp lists every host header from core to model:  cmake -DROOT=include/graft -P cmake/check_umbrella.cmake
+# With -DWRITE=ON in front of -P the file is brought up to date.
+cmake_minimum_required(VERSION 3.25)
+cmake_path(ABSOLUTE_PATH ROOT NORMALIZE)
+
+set(expected
+"// SPDX-License-Identifier: Apache-2.0
+// Everything that needs nothing but Eigen: core to model. Files and text have headers of their own.
+#pragma once
+
+#include <graft/config.hpp>
+#include <graft/version.hpp>
+")
+foreach(folder IN ITEMS core backend adapter layer arithmetic arch model)
+  file(GLOB_RECURSE headers RELATIVE ${ROOT} ${ROOT}/${folder}/*.hpp)
+  list(FILTER headers EXCLUDE REGEX "^backend/cuda/")
+  list(SORT headers)
+  if(headers)
+    string(APPEND expected "\n")
+  endif()
+  foreach(header IN LISTS headers)
+    string(APPEND expected "#include <graft/${header}>\n")
+  endforeach()
+endforeach()
+
+if(WRITE)
+  file(WRITE ${ROOT}/graft.hpp "${expected}")
+endif()
+file(READ ${ROOT}/graft.hpp actual)
+if(NOT actual STREQUAL expected)
+  message(FATAL_ERROR "graft.hpp must list the headers from core to model, folder by folder. Write it anew with\n"
+                      "  cmake -DROOT=include/graft -DWRITE=ON -P cmake/check_umbrella.cmake")
+endif()

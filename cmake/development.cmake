@@ -1,0 +1,15 @@
+# SPDX-License-Identifier: Apache-2.0
+# Settings of our own programs only; nothing here reaches a user of the library.
+if(NOT CMAKE_BUILD_TYPE AND NOT CMAKE_CONFIGURATION_TYPES)
+  set(CMAKE_BUILD_TYPE Release CACHE STRING "Debug, Release, RelWithDebInfo or MinSizeRel" FORCE)
+endif()
+set(CMAKE_EXPORT_COMPILE_COMMANDS ON)
+set(CMAKE_CXX_EXTENSIONS OFF)
+
+# graft_development: what tests, examples and benchmarks are compiled with.
+add_library(graft_development INTERFACE)
+target_compile_options(graft_development INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra -Wshadow>)
+if(GRAFT_NATIVE)
+  target_compile_options(graft_development INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-march=native>
+                                                     $<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-march=native>)
+endif()

@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+# Every header stands alone: compiled by itself, included twice, among macros that other people's headers define.
+file(GLOB_RECURSE headers RELATIVE ${PROJECT_SOURCE_DIR}/include CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/include/*.hpp)
+list(FILTER headers EXCLUDE REGEX "^graft/backend/cuda/")
+set(probe_dir ${CMAKE_CURRENT_BINARY_DIR}/headers)
+# I is <complex.h>'s, small is rpcndr.h's, B0 is <termios.h>'s; each value is a syntax error wherever it is used.
+set(hostile "#define I graft used the macro I\n#define small graft used the macro small\n#define B0 graft used the macro B0\n")
+
+# writes ${probe_dir}/<folder>/<header>.cpp including the headers given, and appends it to probes
+set(probes "")
+set(core_probes "")
+foreach(header IN LISTS headers)
+  string(MAKE_C_IDENTIFIER ${header} id)
+  file(CONFIGURE OUTPUT ${probe_dir}/${id}.cpp
+       CONTENT "${hostile}#include <${header}>\n#include <${header}>\n")
+  list(APPEND probes ${probe_dir}/${id}.cpp)
+  if(header MATCHES "^graft/(core|backend|adapter|layer|arch|model)/")
+    list(APPEND core_probes ${probe_dir}/${id}.cpp)
+  endif()
+endforeach()
+
+add_library(graft_header_probes OBJECT EXCLUDE_FROM_ALL ${probes})
+target_link_libraries(graft_header_probes PRIVATE graft::text graft_development)
+target_compile_options(graft_header_probes PRIVATE -O0 -g0)
+graft_add_build_test(headers.alone graft_header_probes)
+
+# What a host without exceptions and run-time types includes.
+add_library(graft_no_exceptions_probes OBJECT EXCLUDE_FROM_ALL ${core_probes})
+target_link_libraries(graft_no_exceptions_probes PRIVATE graft::graft graft_development)
+target_compile_options(graft_no_exceptions_probes PRIVATE -O0 -g0 -fno-exceptions -fno-rtti)
+graft_add_build_test(headers.no_exceptions graft_no_exceptions_probes)
+
+# The same headers through nvcc: one probe per folder, because nvcc takes seconds to read Eigen. No GPU is needed.
+find_program(GRAFT_NVCC nvcc HINTS /usr/local/cuda/bin)
+if(GRAFT_NVCC)
+  set(objects "")
+  foreach(folder IN ITEMS core backend adapter layer arithmetic arch model io text train testing)
+    set(some ${headers})
+    list(FILTER some INCLUDE REGEX "^graft/${folder}/")
+    if(NOT some)
+      continue()
+    endif()
+    list(TRANSFORM some REPLACE "(.+)" "#include <\\1>" OUTPUT_VARIABLE some)
+    list(JOIN some "\n" some)
+    file(CONFIGURE OUTPUT ${probe_dir}/${folder}.cu CONTENT "${some}\n")
+    list(APPEND nvcc_probes ${probe_dir}/${folder}.cu)
+  endforeach()
+  file(GLOB_RECURSE cuda_headers RELATIVE ${PROJECT_SOURCE_DIR}/include CONFIGURE_DEPENDS
+       ${PROJECT_SOURCE_DIR}/include/graft/backend/cuda/*)
+  foreach(header IN LISTS cuda_headers)
+    string(MAKE_C_IDENTIFIER ${header} id)
+    file(CONFIGURE OUTPUT ${probe_dir}/${id}.cu CONTENT "#include <${header}>\n#include <${header}>\n")
+    list(APPEND nvcc_probes ${probe_dir}/${id}.cu)
+  endforeach()
+
+  foreach(probe IN LISTS nvcc_probes)
+    set(system_dirs "$<TARGET_PROPERTY:Eigen3::Eigen,INTERFACE_INCLUDE_DIRECTORIES>"
+                    "$<TARGET_PROPERTY:nlohmann_json::nlohmann_json,INTERFACE_INCLUDE_DIRECTORIES>"
+                    "$<TARGET_PROPERTY:PCRE2::8BIT,INTERFACE_INCLUDE_DIRECTORIES>")
+    set(definitions "$<TARGET_PROPERTY:graft,INTERFACE_COMPILE_DEFINITIONS>")
+    set(system_flags "")
+    foreach(dirs IN LISTS system_dirs)
+      list(APPEND system_flags "$<$<BOOL:${dirs}>:-isystem;$<JOIN:${dirs},;-isystem;>>")
+    endforeach()
+    add_custom_command(
+      OUTPUT ${probe}.o
+      COMMAND ${GRAFT_NVCC} -std=c++20 -arch=sm_90 --expt-relaxed-constexpr -O0 -Werror all-warnings
+              -Xcompiler=-Wall,-Wextra -I${PROJECT_SOURCE_DIR}/include "${system_flags}" "-D$<JOIN:${definitions},;-D>"
+              -MD -MF ${probe}.d -c ${probe} -o ${probe}.o
+      DEPENDS ${probe}
+      DEPFILE ${probe}.d
+      COMMAND_EXPAND_LISTS VERBATIM
+      COMMENT "nvcc ${probe}")
+    list(APPEND objects ${probe}.o)
+  endforeach()
+  add_custom_target(graft_nvcc_probes DEPENDS ${objects})
+  graft_add_build_test(headers.nvcc graft_nvcc_probes)
+endif()
