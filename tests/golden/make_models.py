@@ -1,0 +1,304 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Writes data/models: tiny random models of every architecture, adapters of every kind, requests, expected logits.
+
+    python make_models.py            all cases
+    python make_models.py llama_road one or several of them
+
+The packages and their versions are in requirements.txt; README.md describes the files.
+"""
+
+import sys
+
+import torch
+from peft import IA3Config, LoraConfig, RoadConfig
+from transformers import BertConfig, GPT2Config, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config, RobertaConfig
+
+from golden import MODELS, Case, peft_mixed_batch, peft_logits, relative
+
+ALL_LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+CASES = {}
+
+
+def case(function):
+    CASES[function.__name__] = function
+    return function
+
+
+def llama_config(kind=LlamaConfig, **options):
+    defaults = dict(
+        vocab_size=71, hidden_size=32, intermediate_size=56, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=10, max_position_embeddings=128, rms_norm_eps=1e-5, tie_word_embeddings=False,
+        bos_token_id=0, eos_token_id=1, pad_token_id=None,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+    )  # fmt: skip
+    return kind(**{**defaults, **options})
+
+
+def rope(kind, theta=10000.0, **options):
+    return {"rope_type": kind, "rope_theta": theta, **options}
+
+
+def lora(targets=("q_proj", "v_proj"), r=4, alpha=8, **options):
+    targets = targets if isinstance(targets, str) else list(targets)
+    return LoraConfig(r=r, lora_alpha=alpha, target_modules=targets, **options)
+
+
+def road(variant, group_size, targets=ALL_LINEAR, **options):
+    return RoadConfig(variant=variant, group_size=group_size, target_modules=list(targets), **options)
+
+
+def lengths(c, *counts):
+    for count in counts:
+        c.request(count)
+
+
+# ------------------------------------------------------------------------------------------- models without adapters
+
+
+@case
+def llama_multi_head():
+    c = Case("llama_multi_head", "LlamaForCausalLM", llama_config(head_dim=None, num_key_value_heads=4))
+    lengths(c, 5, 1, 17)
+    c.finish()
+
+
+@case
+def llama_grouped_3_linear():
+    """Grouped-query attention 3:1, tied head, linear RoPE scaling, config.json of older transformers."""
+    config = llama_config(
+        vocab_size=61, hidden_size=36, num_attention_heads=6, num_key_value_heads=2, head_dim=6, tie_word_embeddings=True,
+        rope_parameters=rope("linear", 500.0, factor=4.0), num_hidden_layers=3, intermediate_size=64,
+    )  # fmt: skip
+    c = Case("llama_grouped_3_linear", "LlamaForCausalLM", config, old_style=True)
+    lengths(c, 24, 7)
+    c.finish()
+
+
+@case
+def llama_grouped_8_llama3():
+    """One key-value head for eight query heads, 8 * 16 != 40, RoPE of Llama 3 with every band of wavelengths."""
+    config = llama_config(
+        vocab_size=131, hidden_size=40, num_attention_heads=8, num_key_value_heads=1, head_dim=16, intermediate_size=72,
+        rope_parameters=rope(
+            "llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=32
+        ),
+    )  # fmt: skip
+    c = Case("llama_grouped_8_llama3", "LlamaForCausalLM", config, old_style=True)
+    lengths(c, 40, 3)
+    c.finish()
+
+
+@case
+def llama_yarn():
+    config = llama_config(
+        head_dim=16, num_attention_heads=4, num_key_value_heads=1, tie_word_embeddings=True,
+        rope_parameters=rope(
+            "yarn", 1000.0, factor=4.0, original_max_position_embeddings=64, beta_fast=4.0, beta_slow=1.0
+        ),
+    )  # fmt: skip
+    c = Case("llama_yarn", "LlamaForCausalLM", config)
+    lengths(c, 40, 9)
+    c.finish()
+
+
+@case
+def llama_yarn_defaults():
+    """Only a factor is given; stored in bfloat16."""
+    config = llama_config(
+        head_dim=32, num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=256,
+        rope_parameters=rope("yarn", 300.0, factor=2.0, original_max_position_embeddings=128),
+    )  # fmt: skip
+    c = Case("llama_yarn_defaults", "LlamaForCausalLM", config, dtype=torch.bfloat16, old_style=True)
+    lengths(c, 33)
+    c.finish()
+
+
+@case
+def llama_sharded():
+    """Two safetensors files and their index; float16."""
+    c = Case("llama_sharded", "LlamaForCausalLM", llama_config(), dtype=torch.float16, shard_size="24KB")
+    assert len(list(c.folder.glob("model-*.safetensors"))) >= 2
+    lengths(c, 11)
+    c.finish()
+
+
+@case
+def mistral():
+    config = llama_config(MistralConfig, sliding_window=5, num_key_value_heads=1)
+    c = Case("mistral", "MistralForCausalLM", config)
+    c.peft("lora", lora(ALL_LINEAR, r=3))
+    lengths(c, 20, 5, 6)
+    c.request(20, ["lora"])
+    c.finish()
+
+
+# ---------------------------------------------------------------------------------------------------- Llama, each kind
+
+
+@case
+def llama_lora():
+    c = Case("llama_lora", "LlamaForCausalLM", llama_config())
+    c.peft("a", lora())
+    c.peft("b", lora(ALL_LINEAR, r=2, alpha=3))
+    c.peft("rslora", lora(ALL_LINEAR, r=6, alpha=5, use_rslora=True))
+    c.peft(
+        "patterns",
+        lora(
+            ALL_LINEAR, r=4, alpha=8,
+            rank_pattern={r"layers\.1\.self_attn\.q_proj": 2, "down_proj": 7, r".*layers\.[01]\.self_attn\.k_proj": 3},
+            alpha_pattern={"down_proj": 10, r"^model\.layers\.0\.mlp\.up_proj": 1, "proj": 6},
+        ),
+    )  # fmt: skip
+    c.peft("lora_bias", lora(["q_proj", "o_proj", "up_proj"], r=3, lora_bias=True))
+    c.peft("one_layer", lora(["k_proj", "gate_proj"], r=12, layers_to_transform=[1]))
+    c.peft("regex", lora(r".*\.layers\.0\..*(down|o)_proj", r=5))
+    c.peft("f16", lora(ALL_LINEAR, r=5), dtype=torch.float16)
+    c.peft("bf16", lora(["v_proj", "down_proj"], r=9, alpha=16), dtype=torch.bfloat16)
+    c.request(7)
+    for name in ("a", "b", "rslora", "patterns", "lora_bias", "one_layer", "regex", "f16", "bf16"):
+        c.request(6 + len(name), [name])
+    c.request(13, ["a", "b"])
+    c.request(1, ["rslora"])
+    c.request(8, ["f16", "lora_bias", "a"])
+    c.finish()
+
+
+@case
+def llama_lora_embedding():
+    """LoRA on the embedding and on the head of a model that ties them."""
+    c = Case("llama_lora_embedding", "LlamaForCausalLM", llama_config(tie_word_embeddings=True))
+    c.peft("embed", lora(["embed_tokens"], r=3), save_embedding_layers=False)
+    c.peft("head", lora(["lm_head", "q_proj"], r=5), save_embedding_layers=False)
+    c.peft("both", lora(["embed_tokens", "lm_head", "down_proj"], r=2), save_embedding_layers=False)
+    c.request(9)
+    c.request(9, ["embed"])
+    c.request(12, ["head"])
+    c.request(6, ["both"])
+    c.finish()
+
+
+@case
+def llama_lora_embedding_saved():
+    """As PEFT saves by itself: the untouched embedding lies beside the adapter as `embed_tokens.base_layer.weight`."""
+    c = Case("llama_lora_embedding_saved", "LlamaForCausalLM", llama_config())
+    c.peft("embed", lora(["embed_tokens", "v_proj"], r=3))
+    c.request(9, ["embed"])
+    c.request(4)
+    c.finish()
+
+
+ROAD = {
+    "one_2": road("road_1", 2),
+    "two_2": road("road_2", 2),
+    "four_2": road("road_4", 2),
+    "one_6": road("road_1", 6, ["q_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]),
+    "two_6": road("road_2", 6, ["q_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]),
+    "four_6": road("road_4", 6, ["q_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]),
+    "one_64": road("road_1", 64, ["q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"]),
+    "two_64": road("road_2", 64, ["q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"]),
+    "four_64": road("road_4", 64, ["q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"]),
+    "one_whole": road("road_1", 192, ["q_proj", "gate_proj", "up_proj"]),
+    "two_whole": road("road_2", 96, ["o_proj", "down_proj"]),
+    "four_whole": road("road_4", 192, ["q_proj", "gate_proj", "up_proj"]),
+    "four_32": road("road_4", 32),
+}
+
+
+@case
+def llama_road():
+    """Group sizes 2, 6, 32, 64 and the whole output (96 or 192) of every variant."""
+    config = llama_config(
+        hidden_size=96, intermediate_size=192, num_attention_heads=12, num_key_value_heads=4, head_dim=16,
+        num_hidden_layers=2,
+    )  # fmt: skip
+    c = Case("llama_road", "LlamaForCausalLM", config, dtype=torch.bfloat16)
+    for name, adapter in ROAD.items():
+        c.peft(name, adapter)
+    c.request(8)
+    for index, name in enumerate(ROAD):
+        c.request(5 + index, [name])
+    c.finish()
+
+
+@case
+def llama_ia3():
+    """Output side on k and v, input side on down_proj; and every layer but one."""
+    c = Case("llama_ia3", "LlamaForCausalLM", llama_config())
+    c.peft("usual", IA3Config(target_modules=["k_proj", "v_proj", "down_proj"], feedforward_modules=["down_proj"]))
+    c.peft(
+        "wide", IA3Config(target_modules=ALL_LINEAR[1:], feedforward_modules=["o_proj", "gate_proj"]), dtype=torch.bfloat16
+    )
+    c.request(10)
+    c.request(10, ["usual"])
+    c.request(15, ["wide"])
+    c.finish()
+
+
+@case
+def llama_biased():
+    """Biases everywhere: RoAd and IA3 act after them; lora_bias adds to them. Stored in bfloat16."""
+    config = llama_config(attention_bias=True, mlp_bias=True, head_dim=12)
+    c = Case("llama_biased", "LlamaForCausalLM", config, dtype=torch.bfloat16, old_style=True)
+    c.peft("lora", lora(ALL_LINEAR, r=4, lora_bias=True, use_rslora=True))
+    c.peft("road", road("road_4", 8))
+    c.peft("ia3", IA3Config(target_modules=ALL_LINEAR, feedforward_modules=["down_proj", "q_proj"]))
+    c.request(9)
+    c.request(9, ["lora"])
+    c.request(5, ["road"])
+    c.request(14, ["ia3"])
+    c.finish()
+
+
+@case
+def llama_mixed_batch():
+    """Equally long requests which PEFT too serves as one batch (`adapter_names`); the two ways agree."""
+    c = Case("llama_mixed_batch", "LlamaForCausalLM", llama_config(head_dim=12))
+    c.peft("lora_a", lora(ALL_LINEAR, r=3))
+    c.peft("lora_b", lora(r=8, use_rslora=True))
+    c.peft("road_a", road("road_1", 4))
+    c.peft("road_b", road("road_2", 8))
+    batch = ["lora_a", "road_a", None, "lora_b", "lora_a", "road_b", "road_a", None, "lora_b", "road_b"]
+    for name in batch:
+        c.request(12, [name] if name else [])
+    c.finish()
+    for kind in ("lora", "road"):
+        rows = [r for r, name in zip(c.requests, batch) if name is None or name.startswith(kind)]
+        for row, logits in zip(rows, peft_mixed_batch(c.folder, rows)):
+            assert relative(logits, peft_logits(c.folder, row)) < 1e-6, kind
+
+
+@case
+def llama_sums():
+    """What PEFT has no mode for: weighted sums within a kind, several kinds on one layer.
+
+    Within a kind I + sum w (M - I), respectively sum w s B A; between kinds R (l * (W x + b)) + B A x, with an
+    input-side l W (l * x), whatever the order of the names in the request.
+    """
+    config = llama_config(attention_bias=True, mlp_bias=True, head_dim=12)
+    c = Case("llama_sums", "LlamaForCausalLM", config)
+    c.peft("lora_a", lora(ALL_LINEAR, r=4, alpha=6))
+    c.peft("lora_b", lora(["q_proj", "k_proj", "down_proj"], r=7, use_rslora=True, lora_bias=True))
+    c.peft("road_a", road("road_1", 8))
+    c.peft("road_b", road("road_4", 8))
+    c.peft("ia3_a", IA3Config(target_modules=["k_proj", "v_proj", "down_proj"], feedforward_modules=["down_proj"]))
+    c.peft("ia3_b", IA3Config(target_modules=ALL_LINEAR, feedforward_modules=["down_proj"]))
+    c.request(8)
+    c.request(9, [("lora_a", 0.7), ("lora_b", -0.3)])
+    c.request(9, [("lora_a", 0.5)])
+    c.request(6, [("road_a", 0.5), ("road_b", 0.5)])
+    c.request(7, [("road_a", 1.5)])
+    c.request(7, [("road_b", -0.4), ("road_a", 0.8)])
+    c.request(5, [("ia3_a", 0.6), ("ia3_b", 0.9)])
+    c.request(11, ["road_a", "lora_a"])
+    c.request(11, ["lora_a", "road_a"])
+    c.request(4, ["ia3_b", "lora_b"])
+    c.request(10, ["lora_b", "ia3_b", "road_b"])
+    c.request(16, [("lora_a", 0.7), ("road_a", 0.5), ("ia3_a", 1.2), ("road_b", 0.3), ("lora_b", -0.3), ("ia3_b", 0.4)])
+    c.finish()
+    assert c.requests[7]["adapters"][::-1] == c.requests[8]["adapters"]
+
+
+if __name__ == "__main__":
+    MODELS.mkdir(parents=True, exist_ok=True)
+    for name in sys.argv[1:] or CASES:
+        CASES[name]()
