@@ -39,7 +39,7 @@ TEST_CASE("the serial executor runs every chunk once, in order") {
   CHECK(executor.concurrency() == 1);
 }
 
-TEST_CASE("a pool runs every chunk once, whatever the number of threads and chunks") {
+TEST_CASE("a pool runs every chunk once, whatever the number of threads and chunks", "[threads]") {
   for (index_t const threads : {1, 2, 3, 5}) {
     graft::ThreadPool pool(threads);
     REQUIRE(pool.concurrency() == threads);
@@ -50,7 +50,7 @@ TEST_CASE("a pool runs every chunk once, whatever the number of threads and chun
   }
 }
 
-TEST_CASE("many short runs in a row do not lose or repeat a chunk") {
+TEST_CASE("many short runs in a row do not lose or repeat a chunk", "[threads]") {
   graft::ThreadPool pool(3);
   std::vector<int> runs(8, 0);
   constexpr int rounds = 20'000;
@@ -58,7 +58,7 @@ TEST_CASE("many short runs in a row do not lose or repeat a chunk") {
   for (int const n : runs) REQUIRE(n == rounds);
 }
 
-TEST_CASE("a run sees what the caller and the runs before it wrote") {
+TEST_CASE("a run sees what the caller and the runs before it wrote", "[threads]") {
   graft::ThreadPool pool(3);
   constexpr index_t n = 64;
   std::vector<index_t> a(n), b(n);
@@ -70,7 +70,7 @@ TEST_CASE("a run sees what the caller and the runs before it wrote") {
   }
 }
 
-TEST_CASE("workers that have parked wake up again") {
+TEST_CASE("workers that have parked wake up again", "[threads]") {
   graft::ThreadPool pool(2);
   for (int round = 0; round < 5; ++round) {
     std::this_thread::sleep_for(std::chrono::milliseconds(20));  // far longer than a worker spins
@@ -78,7 +78,7 @@ TEST_CASE("workers that have parked wake up again") {
   }
 }
 
-TEST_CASE("a caller whose chunks are done parks until the slowest worker is") {
+TEST_CASE("a caller whose chunks are done parks until the slowest worker is", "[threads]") {
   graft::ThreadPool pool(2);
   std::vector<int> done(2, 0);
   pool.run(2, [&](index_t k) {
@@ -88,7 +88,7 @@ TEST_CASE("a caller whose chunks are done parks until the slowest worker is") {
   CHECK(done[0] + done[1] == 2);
 }
 
-TEST_CASE("chunks of a pool really run on several threads") {
+TEST_CASE("chunks of a pool really run on several threads", "[threads]") {
   graft::ThreadPool pool(2);
   std::vector<std::thread::id> ids(2);
   std::atomic<int> arrived{0};
@@ -100,7 +100,7 @@ TEST_CASE("chunks of a pool really run on several threads") {
   CHECK(ids[0] != ids[1]);
 }
 
-TEST_CASE("pools come and go without a run, and with one as their last act") {
+TEST_CASE("pools come and go without a run, and with one as their last act", "[threads]") {
   for (int round = 0; round < 50; ++round) {
     graft::ThreadPool const idle(3);
     graft::ThreadPool busy(3);
@@ -113,7 +113,7 @@ TEST_CASE("by default a pool has one thread per hardware thread") {
   CHECK(graft::ThreadPool().concurrency() == (hardware > 0 ? hardware : 1));
 }
 
-TEST_CASE("the slices of a foreign pool together run every chunk once") {
+TEST_CASE("the slices of a foreign pool together run every chunk once", "[threads]") {
   for (index_t const slices : {1, 2, 3, 7})
     for (index_t const count : {0, 1, 6, 7, 8, 100}) {
       INFO(slices << " slices, " << count << " chunks");
