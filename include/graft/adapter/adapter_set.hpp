@@ -73,6 +73,13 @@ struct AdapterSet {
   std::vector<std::unique_ptr<RowMapRow<R const>[]>> chains;
 
   bool generates() const { return !generating.empty(); }
+  /// The replacement a member brings for one of the model's own tensors (modules_to_save), or null.
+  SavedTensor const* saved(std::string const& tensor) const {
+    for (auto const& member : members)
+      if (auto const found = member.module->saved->find(tensor); found != member.module->saved->end())
+        return &found->second;
+    return nullptr;
+  }
   RowMapRow<R const> const* table(Stage stage) const {
     auto const& rows = maps[static_cast<std::size_t>(stage)];
     return rows.empty() ? nullptr : rows.data();

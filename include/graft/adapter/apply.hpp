@@ -90,4 +90,12 @@ void apply_block_output(B& be, Site site, Plan<B> const& plan, MatrixView<T, typ
     if (auto const maps = plan.positioned_maps(stage, site.index); maps.any()) apply_row_map(be, maps, h);
 }
 
+/// Applies maps on the query behind RoPE (PEDRO's q_scaling after_rope). q [n, q], in place.
+template <class B, class T>
+void apply_rotated(B& be, Site site, Plan<B> const& plan, MatrixView<T, typename B::Space> q) {
+  assert(q.rows == plan.rows() && q.cols == site.out);
+  for (Stage stage : {Stage::output_inner, Stage::output_outer})
+    if (auto const maps = plan.maps(stage, site.index); maps.any()) apply_row_map(be, maps, q);
+}
+
 }  // namespace graft

@@ -52,6 +52,20 @@ class SequenceState {
   bool ready() const { return ready_; }
   void set_ready(bool ready) { ready_ = ready; }
 
+  /// Takes over the vectors of another request with the same adapters (a fork).
+  void copy_vectors(SequenceState const& other) {
+    expects(set_ == other.set_, "graft: only requests with the same adapters can share vectors");
+    ready_ = other.ready_;
+    for (std::size_t l = 0; l < targets_.size(); ++l)
+      for (std::size_t k = 0; k < targets_[l].size(); ++k) {
+        auto const &from = other.targets_[l][k].map, &to = targets_[l][k].map;
+        std::copy(from.c1, from.c1 + from.size, to.c1);
+        if (from.d != nullptr) std::copy(from.d, from.d + from.size, to.d);
+        if (from.e != nullptr) std::copy(from.e, from.e + from.size, to.e);
+        if (ready_) table_[static_cast<std::size_t>(targets_[l][k].site)] = to;
+      }
+  }
+
   /// The request's maps of a stage, [sites], or null when it has none.
   RowMapRow<R const> const* table(Stage stage) const {
     if (set_ == nullptr) return nullptr;

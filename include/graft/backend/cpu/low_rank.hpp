@@ -90,4 +90,26 @@ void apply_low_rank(CpuBackend<Act>& be, LowRankBatch<typename CpuBackend<Act>::
   });
 }
 
+/// The same on an embedding, where x is a one-hot token: y[n] += sum_k w_k s_k B_k A_k[:, token[n]].
+template <class Act>
+void apply_low_rank_embedding(CpuBackend<Act>& be, LowRankBatch<Act> const& deltas, std::int32_t const* tokens,
+                              index_t vocabulary, MatrixView<Act> y) {
+  ArenaScope scope(be.arena());
+  auto const t = be.arena().template matrix<Act>(y.rows, deltas.max_rank);
+  be.executor().run(deltas.tile_count, [&](index_t k) {
+    auto const& tile = deltas.tiles[k];
+    for (index_t m = 0; m < tile.row_count; ++m) {
+      index_t const n = tile.rows[m];
+      index_t offset = 0;
+      for (index_t term = 0; term < tile.term_count; ++term) {
+        auto const& f = tile.terms[term].table[deltas.site];
+        Act const scale = tile.terms[term].weight * f.scale;
+        for (index_t r = 0; r < f.rank; ++r) t(n, offset + r) = scale * f.a[r * vocabulary + tokens[n]];
+        offset += f.rank;
+      }
+    }
+    cpu::expand<Act, Act>(tile, deltas.site, y.cols, t, 0, y.cols, y);
+  });
+}
+
 }  // namespace graft

@@ -1,0 +1,45 @@
+// SPDX-License-Identifier: Apache-2.0
+// A model's sizes and options, all known at run time; filled by io from config.json or GGUF metadata.
+#pragma once
+
+#include <graft/backend/activation.hpp>
+#include <graft/backend/attention.hpp>
+#include <graft/layer/rope.hpp>
+
+#include <string>
+#include <vector>
+
+namespace graft {
+
+struct ModelConfig {
+  std::string architecture;  ///< "llama", "mistral", "qwen2", "qwen3", "gpt2", "bert", "roberta"
+  std::string prefix;        ///< what paths of the backbone begin with: "model.", "transformer.", "bert.", ...
+  std::string name;          ///< where it came from, for messages
+
+  index_t vocabulary = 0;
+  index_t width = 0;  ///< d
+  index_t layers = 0;
+  index_t heads = 0, kv_heads = 0, head_dim = 0;
+  index_t ffn = 0;        ///< f
+  index_t positions = 0;  ///< longest context the model was made for; the number of rows of learned positions
+  double norm_eps = 1e-5;
+  RopeConfig rope;
+  index_t window = 0;          ///< sliding-window attention, 0: none
+  std::vector<bool> windowed;  ///< [layers] or empty: which layers the window holds for (all, when empty)
+  bool tied = true;            ///< the head is the embedding
+  Activation activation = Activation::silu;
+  index_t token_types = 0;          ///< BERT
+  index_t position_offset = 0;      ///< RoBERTa: position of the first token
+  std::vector<std::string> labels;  ///< of a classification head; empty: language model or bare encoder
+  bool classifier = false;
+  bool language_model = true;
+
+  index_t window_of(index_t layer) const {
+    return windowed.empty() || windowed[static_cast<std::size_t>(layer)] ? window : 0;
+  }
+  AttentionShape attention(index_t layer, bool causal) const {
+    return {heads, kv_heads, head_dim, 1 / std::sqrt(static_cast<double>(head_dim)), causal, window_of(layer)};
+  }
+};
+
+}  // namespace graft

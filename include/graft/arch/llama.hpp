@@ -1,0 +1,149 @@
+// SPDX-License-Identifier: Apache-2.0
+// Llama and its relatives: SmolLM2, Llama 2 and 3, Mistral (sliding window), Qwen2 (biases), Qwen3 (query/key norms).
+#pragma once
+
+#include <graft/arch/config.hpp>
+#include <graft/arch/decoder_ends.hpp>
+#include <graft/arch/weights.hpp>
+#include <graft/layer/transformer_layer.hpp>
+
+namespace graft {
+
+/// Pre-norm decoder with RMS norms, rotary positions, grouped-query attention and a gated feed-forward:
+///     h += o_proj(attention(rope(q_proj(x)), rope(k_proj(x)), v_proj(x)))       x = rms_norm(h)
+///     h += down_proj(silu(gate_proj(x)) * up_proj(x))                           x = rms_norm(h)
+/// Sites: q_proj k_proj v_proj o_proj gate_proj up_proj down_proj, and the block's output.
+struct Llama {
+  template <class B>
+  struct Block {
+    index_t layer = 0;
+    double eps = 0;
+    AttentionShape shape;
+    Activation activation = Activation::silu;
+    VectorView<Real<B> const, typename B::Space> input_norm, post_norm;  ///< [d]
+    VectorView<Real<B> const, typename B::Space> q_norm, k_norm;         ///< [head_dim] or empty
+    Linear<B> q, k, v, o, gate, up, down;
+    Site rotated_q, output;
+  };
+
+  template <class B>
+  using Ends = DecoderEnds<B>;
+
+  static constexpr bool causal = true;
+
+  static std::string layer_path(ModelConfig const& config, index_t layer) {
+    return text(config.prefix, "layers.", layer);
+  }
+
+  static void add_sites(ModelConfig const& c, SiteTable& sites) {
+    for (index_t l = 0; l < c.layers; ++l) {
+      std::string const path = layer_path(c, l), attention = path + ".self_attn.", mlp = path + ".mlp.";
+      index_t const q = c.heads * c.head_dim, kv = c.kv_heads * c.head_dim;
+      Site const query = sites.add_linear(l, "q_proj", attention + "q_proj", c.width, q);
+      sites.add_linear(l, "k_proj", attention + "k_proj", c.width, kv);
+      Site const value = sites.add_linear(l, "v_proj", attention + "v_proj", c.width, kv);
+      sites.add_linear(l, "o_proj", attention + "o_proj", q, c.width);
+      sites.add_linear(l, "gate_proj", mlp + "gate_proj", c.width, c.ffn);
+      Site const up = sites.add_linear(l, "up_proj", mlp + "up_proj", c.width, c.ffn);
+      sites.add_linear(l, "down_proj", mlp + "down_proj", c.ffn, c.width);
+      Site const rotated = sites.add({l, "rotated_q", path, q, q, SiteKind::rotated_q});
+      Site const block = sites.add({l, "block_out", path, c.width, c.width, SiteKind::hidden});
+      sites.add_layer(
+          {block.index, {query.index, 0, q}, {value.index, 0, kv}, {up.index, 0, c.ffn}, {rotated.index, 0, q}});
+    }
+  }
+
+  template <class B>
+  static Block<B> load(ModelConfig const& c, WeightMap const& w, SiteTable const& sites, DenseVectors<B>& dense,
+                       index_t l) {
+    std::string const path = layer_path(c, l), attention = path + ".self_attn.", mlp = path + ".mlp.";
+    Block<B> block;
+    block.layer = l;
+    block.eps = c.norm_eps;
+    block.shape = c.attention(l, causal);
+    block.activation = c.activation;
+    block.input_norm = dense.load(w, path + ".input_layernorm.weight", c.width);
+    block.post_norm = dense.load(w, path + ".post_attention_layernorm.weight", c.width);
+    block.q_norm = dense.load_if_present(w, attention + "q_norm.weight", c.head_dim);
+    block.k_norm = dense.load_if_present(w, attention + "k_norm.weight", c.head_dim);
+    block.q = dense.linear(w, sites, attention + "q_proj");
+    block.k = dense.linear(w, sites, attention + "k_proj");
+    block.v = dense.linear(w, sites, attention + "v_proj");
+    block.o = dense.linear(w, sites, attention + "o_proj");
+    block.gate = dense.linear(w, sites, mlp + "gate_proj");
+    block.up = dense.linear(w, sites, mlp + "up_proj");
+    block.down = dense.linear(w, sites, mlp + "down_proj");
+    auto const& layer = sites.layers()[static_cast<std::size_t>(l)];
+    block.rotated_q = {layer.rotated_query.site, layer.rotated_query.size, layer.rotated_query.size};
+    block.output = {layer.block, c.width, c.width};
+    return block;
+  }
+
+  template <class B>
+  static void forward(B& be, Block<B> const& block, Step<B> const& step,
+                      MatrixView<typename B::Act, typename B::Space> h) {
+    using Act = typename B::Act;
+    using ConstView = MatrixView<Act const, typename B::Space>;
+    ArenaScope scope(be.arena());
+    auto const normalized = be.arena().template matrix<Act>(h.rows, h.cols);  // [n,d]
+    rms_norm(be, ConstView(h), block.input_norm, block.eps, normalized);
+    observe_prompt(be, block.layer, *step.plan, ConstView(normalized), ConstView(h));
+    for (auto const& chunk : step.chunks) {
+      ArenaScope chunk_scope(be.arena());
+      auto const rows = h.row_range(chunk.first, chunk.rows);
+      auto const x = normalized.row_range(chunk.first, chunk.rows);
+      attend(be, block, step, chunk, x, rows);
+      feed_forward(be, block, chunk, x, rows);
+      apply_block_output(be, block.output, *chunk.plan, rows);
+    }
+  }
+
+ private:
+  // h += o_proj(attention(x)); x [n,d] is normalised
+  template <class B, class View>
+  static void attend(B& be, Block<B> const& block, Step<B> const& step, StepChunk<B> const& chunk, View x, View h) {
+    using Act = typename B::Act;
+    using ConstView = MatrixView<Act const, typename B::Space>;
+    auto const q = be.arena().template matrix<Act>(x.rows, block.q.site.out);
+    auto const k = be.arena().template matrix<Act>(x.rows, block.k.site.out);
+    auto const v = be.arena().template matrix<Act>(x.rows, block.v.site.out);
+    linear(be, block.q, *chunk.plan, ConstView(x), q);
+    linear(be, block.k, *chunk.plan, ConstView(x), k);
+    linear(be, block.v, *chunk.plan, ConstView(x), v);
+    if (!block.q_norm.empty()) rms_norm_heads(be, q, block.q_norm, block.eps);
+    if (!block.k_norm.empty()) rms_norm_heads(be, k, block.k_norm, block.eps);
+    auto const cosine = step.cosine.row_range(chunk.first, chunk.rows);
+    auto const sine = step.sine.row_range(chunk.first, chunk.rows);
+    rotate(be, cosine, sine, block.shape.head_dim, q);
+    rotate(be, cosine, sine, block.shape.head_dim, k);
+    apply_rotated(be, block.rotated_q, *chunk.plan, q);
+    auto const kv = step.kv_of(block.layer);
+    store_kv(be, kv, chunk.spans, ConstView(k), ConstView(v));
+    auto const attended = be.arena().template matrix<Act>(x.rows, q.cols);
+    attention(be, kv, block.shape, chunk.spans, ConstView(q), attended);
+    auto const o = be.arena().template matrix<Act>(x.rows, h.cols);
+    linear(be, block.o, *chunk.plan, ConstView(attended), o);
+    add(be, ConstView(o), h);
+  }
+
+  // h += down_proj(f(gate_proj(x)) * up_proj(x)), x = rms_norm(h), written over the scratch given
+  template <class B, class View>
+  static void feed_forward(B& be, Block<B> const& block, StepChunk<B> const& chunk, View x, View h) {
+    using Act = typename B::Act;
+    using ConstView = MatrixView<Act const, typename B::Space>;
+    rms_norm(be, ConstView(h), block.post_norm, block.eps, x);
+    auto const gate = be.arena().template matrix<Act>(x.rows, block.gate.site.out);
+    auto const up = be.arena().template matrix<Act>(x.rows, block.up.site.out);
+    linear(be, block.gate, *chunk.plan, ConstView(x), gate);
+    linear(be, block.up, *chunk.plan, ConstView(x), up);
+    activate_gated(be, block.activation, gate, ConstView(up));
+    linear(be, block.down, *chunk.plan, ConstView(gate), x);
+    add(be, ConstView(x), h);
+  }
+};
+
+struct Mistral : Llama {};
+struct Qwen2 : Llama {};
+struct Qwen3 : Llama {};
+
+}  // namespace graft

@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: Apache-2.0
+// A model's tensors by their Hugging Face names, whatever file they came from.
+#pragma once
+
+#include <graft/adapter/site.hpp>
+#include <graft/backend/weight.hpp>
+#include <graft/layer/linear.hpp>
+
+#include <memory>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+namespace graft {
+
+/// Tensors in Hugging Face's names and row order, [out, in]. One-dimensional tensors are one row.
+class WeightMap {
+ public:
+  std::string path;  ///< of the file, for messages
+  std::unordered_map<std::string, Weight> tensors;
+  std::vector<std::shared_ptr<void const>> keep;  ///< mappings and buffers the weights point into
+
+  bool contains(std::string const& name) const { return tensors.contains(name); }
+
+  /// The tensor, which must exist and be [rows, cols].
+  Weight matrix(std::string const& name, index_t rows, index_t cols) const {
+    auto const found = tensors.find(name);
+    if (found == tensors.end()) raise<FormatError>(text(path, ": tensor ", name, " is missing"));
+    Weight const& w = found->second;
+    if (w.rows != rows || w.cols != cols)
+      raise<FormatError>(
+          text(path, ": tensor ", name, " should be [", rows, ", ", cols, "] but is [", w.rows, ", ", w.cols, "]"));
+    return w;
+  }
+};
+
+/// Small dense tensors (norms, biases) decoded once, kept together.
+template <class B>
+class DenseVectors {
+ public:
+  using R = Real<B>;
+  VectorView<R const> load(WeightMap const& weights, std::string const& name, index_t size) {
+    Weight const w = weights.matrix(name, 1, size);
+    storage_.push_back(std::make_unique<R[]>(static_cast<std::size_t>(size)));
+    w.row(0, storage_.back().get());
+    return {storage_.back().get(), size};
+  }
+  VectorView<R const> load_if_present(WeightMap const& weights, std::string const& name, index_t size) {
+    return weights.contains(name) ? load(weights, name, size) : VectorView<R const>{};
+  }
+  /// W and, where the file has one, b of the module at `site`.
+  Linear<B> linear(WeightMap const& weights, SiteTable const& sites, std::string const& path) {
+    index_t const index = sites.find(path);
+    expects(index >= 0, "graft: no site is called ", path);
+    auto const& info = sites[index];
+    return {weights.matrix(path + ".weight", info.out, info.in), load_if_present(weights, path + ".bias", info.out),
+            sites.bind(path, info.in, info.out)};
+  }
+
+ private:
+  std::vector<std::unique_ptr<R[]>> storage_;
+};
+
+}  // namespace graft

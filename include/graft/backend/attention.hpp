@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: Apache-2.0
+// What attention reads: pages of keys and values, and which rows of a batch look at which of them.
+#pragma once
+
+#include <graft/core/types.hpp>
+
+#include <cstdint>
+
+namespace graft {
+
+/// The keys and values of one layer, scattered over pages. Token t of a sequence lies in page pages[t / page_tokens].
+template <class Act>
+struct KvView {
+  Act* const* page_data = nullptr;           ///< [pages in the cache]
+  index_t key_offset = 0, value_offset = 0;  ///< of this layer inside a page
+  index_t page_tokens = 0;
+  index_t width = 0;  ///< kv_heads * head_dim
+
+  Act* key(std::int32_t page, index_t slot) const { return page_data[page] + key_offset + slot * width; }
+  Act* value(std::int32_t page, index_t slot) const { return page_data[page] + value_offset + slot * width; }
+};
+
+/// Consecutive batch rows of one sequence.
+struct AttentionSpan {
+  std::int32_t const* pages = nullptr;
+  index_t first_row = 0, rows = 0;     ///< in the batch
+  index_t first_token = 0;             ///< the sequence's token that row first_row is
+  index_t tokens = 0;                  ///< keys of the sequence, those of this batch included
+  std::uint8_t const* mask = nullptr;  ///< [rows, tokens] or null: 0 hides, in addition to the shape's own rule
+};
+
+struct AttentionShape {
+  index_t heads = 0, kv_heads = 0, head_dim = 0;
+  double scale = 0;  ///< of q . k
+  bool causal = true;
+  index_t window = 0;  ///< visible iff 0 <= i - j < window; 0: no limit
+
+  /// Keys [first, last) that token i may look at.
+  index_t first_key(index_t i) const { return causal && window > 0 && i + 1 > window ? i + 1 - window : 0; }
+  index_t last_key(index_t i, index_t tokens) const { return causal ? i + 1 : tokens; }
+};
+
+}  // namespace graft

@@ -1,0 +1,11 @@
+// SPDX-License-Identifier: Apache-2.0
+// The CPU backend with all its operations.
+#pragma once
+
+#include <graft/backend/cpu/attention.hpp>
+#include <graft/backend/cpu/cpu_backend.hpp>
+#include <graft/backend/cpu/elementwise.hpp>
+#include <graft/backend/cpu/fused_product.hpp>
+#include <graft/backend/cpu/low_rank.hpp>
+#include <graft/backend/cpu/product.hpp>
+#include <graft/backend/cpu/row_map.hpp>

@@ -1,0 +1,246 @@
+// SPDX-License-Identifier: Apache-2.0
+// One forward for everything: prefill, decode and mixtures of both, every sequence with its own adapters.
+#pragma once
+
+#include <graft/model/model.hpp>
+#include <graft/model/sequence.hpp>
+
+#include <span>
+#include <vector>
+
+namespace graft {
+
+/// What one sequence brings to a step.
+template <class B>
+struct SequenceInput {
+  Sequence<B>* sequence = nullptr;
+  std::span<std::int32_t const> tokens;            ///< at least one
+  index_t prompt_tokens = -1;                      ///< of the whole sequence; -1: everything in its first step
+  std::span<index_t const> positions = {};         ///< [tokens] or empty: counting on from the sequence's length
+  std::span<std::uint8_t const> mask = {};         ///< [tokens, length + tokens] or empty; 0 hides a key
+  std::span<std::int32_t const> token_types = {};  ///< [tokens] or empty: all 0
+  bool regenerate = false;                         ///< make PEDRO's vectors anew from this step's tokens
+};
+
+struct ContextOptions {
+  index_t page_tokens = 32;
+  index_t chunk_rows = 512;  ///< rows that pass through a layer together; bounds scratch memory, not results
+};
+
+/// A KV cache and scratch memory for steps over one model; used by one thread at a time.
+template <class M>
+class Context {
+ public:
+  using B = typename M::B;
+  using Act = typename B::Act;
+  using View = MatrixView<Act, typename B::Space>;
+
+  Context(M& model, B& backend, ContextOptions options = {})
+      : model_(model),
+        be_(backend),
+        options_(options),
+        cache_(model.config().layers, model.config().kv_heads * model.config().head_dim, options.page_tokens) {
+    expects(options.chunk_rows > 0, "graft: chunk_rows must be positive");
+  }
+
+  M& model() { return model_; }
+  B& backend() { return be_; }
+  KvCache<B>& cache() { return cache_; }
+
+  /// A new sequence with these adapters; later loads and unloads do not touch it.
+  Sequence<B> start(std::span<AdapterUse const> adapters = {}) {
+    return Sequence<B>(cache_, model_.bank().resolve(adapters), model_.sites());
+  }
+  Sequence<B> start(std::initializer_list<AdapterUse> adapters) {
+    return start(std::span<AdapterUse const>(adapters.begin(), adapters.size()));
+  }
+
+  /// Runs all inputs as one batch, inputs in order, tokens in order: batch row n. `wanted` lists batch rows, ascending;
+  /// out [wanted, output width] receives their logits. Sequences grow by their tokens. ContractError before any work
+  /// when something does not fit; then nothing has changed.
+  void forward(std::span<SequenceInput<B> const> inputs, std::span<index_t const> wanted, View out) {
+    check(inputs, wanted, out);
+    prepare(inputs);
+    auto const rows = static_cast<index_t>(tokens_.size());
+    ArenaScope scope(be_.arena());
+    auto const h = be_.arena().template matrix<Act>(rows, model_.config().width);
+    auto const angles = static_cast<index_t>(model_.rope().size());
+    auto const cosine = be_.arena().template matrix<Act>(rows, angles);
+    auto const sine = be_.arena().template matrix<Act>(rows, angles);
+    rope_angles(std::span<double const>(model_.rope()), rope_magnitude(model_.config().rope),
+                std::span<index_t const>(positions_), cosine, sine);
+
+    Step<B> const step{
+        &plan_,
+        steps_,
+        cosine,
+        sine,
+        [](void const* cache, index_t layer) { return static_cast<KvCache<B> const*>(cache)->view(layer); },
+        &cache_};
+    model_.ends().embed(be_, {tokens_, token_types_, positions_, head_rows_, &plan_}, h);
+    for (auto const& layer : model_.layers()) layer.forward(be_, step, h);
+    for (auto const& input : inputs) {
+      input.sequence->kv().length += static_cast<index_t>(input.tokens.size());
+      input.sequence->state().set_ready(true);
+    }
+    if (!wanted.empty()) write_logits(inputs, wanted, h, out);
+  }
+
+  /// Logits of every sequence's last token, [inputs, output width].
+  void forward_last(std::span<SequenceInput<B> const> inputs, View out) {
+    wanted_.clear();
+    index_t row = 0;
+    for (auto const& input : inputs) wanted_.push_back((row += static_cast<index_t>(input.tokens.size())) - 1);
+    forward(inputs, wanted_, out);
+  }
+
+ private:
+  void check(std::span<SequenceInput<B> const> inputs, std::span<index_t const> wanted, View out) const {
+    index_t rows = 0;
+    for (std::size_t k = 0; k < inputs.size(); ++k) {
+      auto const& in = inputs[k];
+      auto const count = static_cast<index_t>(in.tokens.size());
+      expects(in.sequence != nullptr && count > 0, "graft: input ", k, " has no sequence or no tokens");
+      for (std::size_t j = 0; j < k; ++j)
+        expects(inputs[j].sequence != in.sequence, "graft: inputs ", j, " and ", k, " are the same sequence");
+      for (auto token : in.tokens)
+        expects(token >= 0 && token < model_.config().vocabulary, "graft: token ", token, " of input ", k,
+                " is outside the vocabulary of ", model_.config().vocabulary);
+      index_t const length = in.sequence->length();
+      expects(in.positions.empty() || static_cast<index_t>(in.positions.size()) == count, "graft: input ", k, " has ",
+              count, " tokens but ", in.positions.size(), " positions");
+      expects(in.token_types.empty() || static_cast<index_t>(in.token_types.size()) == count, "graft: input ", k,
+              " has ", count, " tokens but ", in.token_types.size(), " token types");
+      expects(in.mask.empty() || static_cast<index_t>(in.mask.size()) == count * (length + count),
+              "graft: the mask of input ", k, " should have ", count * (length + count), " entries, it has ",
+              in.mask.size());
+      if constexpr (requires { M::Arch::learned_positions; }) {
+        index_t const last =
+            in.positions.empty() ? length + count - 1 : *std::max_element(in.positions.begin(), in.positions.end());
+        expects(last + model_.config().position_offset < model_.config().positions, "graft: input ", k,
+                " reaches position ", last, ", the model has ",
+                model_.config().positions - model_.config().position_offset);
+      }
+      if (!M::Arch::causal)
+        expects(length == 0, "graft: input ", k, " continues a sequence; an encoder sees the whole input at once");
+      auto const& state = in.sequence->state();
+      if (state.generates() && (!state.ready() || in.regenerate)) {
+        index_t const prompt = prompt_end(in);
+        expects(in.regenerate || length == 0, "graft: input ", k, " continues a prompt its vectors were not made from");
+        expects(prompt > length && prompt <= length + count, "graft: the prompt of input ", k, " has ", prompt,
+                " tokens but this step holds ", length, " to ", length + count,
+                "; a prompt PEDRO reads cannot be split over calls");
+      }
+      rows += count;
+    }
+    index_t before = -1;
+    for (index_t row : wanted) {
+      expects(row > before && row < rows, "graft: wanted row ", row, " is out of order or outside the batch of ", rows);
+      before = row;
+    }
+    expects(
+        out.rows == static_cast<index_t>(wanted.size()) && (wanted.empty() || out.cols == model_.ends().output_width()),
+        "graft: logits should be [", wanted.size(), ", ", model_.ends().output_width(), "], they are [", out.rows, ", ",
+        out.cols, "]");
+  }
+
+  // one past the last prompt token, counted from the sequence's start
+  static index_t prompt_end(SequenceInput<B> const& in) {
+    index_t const all = in.sequence->length() + static_cast<index_t>(in.tokens.size());
+    return !M::Arch::causal || in.regenerate || in.prompt_tokens < 0 ? all : in.prompt_tokens;
+  }
+
+  void prepare(std::span<SequenceInput<B> const> inputs) {
+    tokens_.clear(), token_types_.clear(), positions_.clear();
+    requests_.clear(), head_rows_.clear(), whole_.clear();
+    for (auto const& in : inputs) {
+      auto const count = static_cast<index_t>(in.tokens.size());
+      index_t const length = in.sequence->length();
+      auto& state = in.sequence->state();
+      cache_.extend(in.sequence->kv(), count);
+      head_rows_.push_back({static_cast<index_t>(tokens_.size()), count, state.adapters().get()});
+      bool const observes = state.generates() && (!state.ready() || in.regenerate);
+      index_t const prompt = prompt_end(in), last = prompt - 1 - length;
+      bool const first_step = length == 0 || in.regenerate;
+      requests_.push_back({&state, count, observes ? prompt - length : 0,
+                           (first_step || in.prompt_tokens >= 0) && last >= 0 && last < count ? last : -1});
+      whole_.push_back({in.sequence->kv().pages.data(), static_cast<index_t>(tokens_.size()), count, length,
+                        length + count, in.mask.empty() ? nullptr : in.mask.data()});
+      for (index_t k = 0; k < count; ++k) {
+        auto const at = static_cast<std::size_t>(k);
+        tokens_.push_back(in.tokens[at]);
+        token_types_.push_back(in.token_types.empty() ? 0 : in.token_types[at]);
+        positions_.push_back(in.positions.empty() ? length + k : in.positions[at]);
+      }
+    }
+    plan_.build(requests_);
+    cut_chunks(static_cast<index_t>(tokens_.size()));
+  }
+
+  // Slices of at most chunk_rows rows, each with the spans and the plan of its rows.
+  void cut_chunks(index_t rows) {
+    auto const count = static_cast<std::size_t>(ceil_div(rows, options_.chunk_rows));
+    if (chunks_.size() < count) chunks_.resize(count);
+    steps_.clear();
+    for (std::size_t c = 0; c < count; ++c) {
+      auto& chunk = chunks_[c];
+      index_t const first = static_cast<index_t>(c) * options_.chunk_rows,
+                    last = std::min(rows, first + options_.chunk_rows);
+      chunk.requests.clear(), chunk.spans.clear();
+      for (std::size_t q = 0; q < requests_.size(); ++q) {
+        auto const& span = whole_[q];
+        index_t const begin = std::max(first, span.first_row), end = std::min(last, span.first_row + span.rows);
+        if (begin >= end) continue;
+        index_t const skipped = begin - span.first_row;
+        index_t const last_prompt = requests_[q].last_prompt - skipped;
+        chunk.requests.push_back(
+            {requests_[q].state, end - begin, 0, last_prompt >= 0 && last_prompt < end - begin ? last_prompt : -1});
+        chunk.spans.push_back({span.pages, begin - first, end - begin, span.first_token + skipped, span.tokens,
+                               span.mask == nullptr ? nullptr : span.mask + skipped * span.tokens});
+      }
+      if (count > 1) chunk.plan.build(chunk.requests);
+      steps_.push_back({first, last - first, count > 1 ? &chunk.plan : &plan_, chunk.spans});
+    }
+  }
+
+  void write_logits(std::span<SequenceInput<B> const> inputs, std::span<index_t const> wanted, View h, View out) {
+    auto const rows = be_.arena().template matrix<Act>(static_cast<index_t>(wanted.size()), h.cols);
+    requests_.clear(), head_rows_.clear();
+    std::size_t next = 0;
+    index_t end = 0;
+    for (auto const& in : inputs) {
+      end += static_cast<index_t>(in.tokens.size());
+      auto const first = static_cast<index_t>(next);
+      for (; next < wanted.size() && wanted[next] < end; ++next)
+        copy(be_, MatrixView<Act const, typename B::Space>(h.row_range(wanted[next], 1)),
+             rows.row_range(static_cast<index_t>(next), 1));
+      index_t const count = static_cast<index_t>(next) - first;
+      if (count == 0) continue;
+      requests_.push_back({&in.sequence->state(), count, 0, -1});
+      head_rows_.push_back({first, count, in.sequence->state().adapters().get()});
+    }
+    head_plan_.build(requests_);
+    model_.ends().logits(be_, {{}, {}, {}, head_rows_, &head_plan_}, rows, out);
+  }
+
+  struct Chunk {
+    std::vector<RequestRows<B>> requests;
+    std::vector<AttentionSpan> spans;
+    Plan<B> plan;
+  };
+
+  M& model_;
+  B& be_;
+  ContextOptions options_;
+  KvCache<B> cache_;
+  Plan<B> plan_, head_plan_;
+  std::vector<RequestRows<B>> requests_;
+  std::vector<HeadRows<B>> head_rows_;
+  std::vector<AttentionSpan> whole_;
+  std::vector<Chunk> chunks_;
+  std::vector<StepChunk<B>> steps_;
+  std::vector<std::int32_t> tokens_, token_types_;
+  std::vector<index_t> positions_, wanted_;
+};
+
+}  // namespace graft

@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: Apache-2.0
+// Keys and values of all sequences, in pages that are shared, counted and reused.
+#pragma once
+
+#include <graft/backend/attention.hpp>
+#include <graft/core/error.hpp>
+#include <graft/core/types.hpp>
+
+#include <algorithm>
+#include <memory>
+#include <vector>
+
+namespace graft {
+
+/// The pages of one sequence and how many tokens they hold.
+struct KvSequence {
+  std::vector<std::int32_t> pages;
+  index_t length = 0;
+};
+
+/// Pages of `page_tokens` tokens, each with keys and values of every layer. A fork shares pages until one side writes.
+template <class B>
+class KvCache {
+ public:
+  using Act = typename B::Act;
+
+  KvCache(index_t layers, index_t width, index_t page_tokens = 32)
+      : layers_(layers), width_(width), page_tokens_(page_tokens) {
+    expects(page_tokens > 0 && page_tokens <= 64, "graft: a KV page holds 1 to 64 tokens, not ", page_tokens);
+  }
+
+  index_t page_tokens() const { return page_tokens_; }
+  index_t page_elements() const { return layers_ * 2 * page_tokens_ * width_; }
+  /// Bytes held, used or free.
+  std::size_t bytes() const { return pages_.size() * static_cast<std::size_t>(page_elements()) * sizeof(Act); }
+
+  /// Makes memory for `tokens` tokens in `sequences` sequences, so that reaching them allocates nothing.
+  void reserve(index_t tokens, index_t sequences = 1) {
+    auto const wanted = static_cast<std::size_t>((ceil_div(tokens, page_tokens_) + 1) * sequences);
+    while (free_.size() < wanted) add_page();
+  }
+
+  /// Room for `count` more tokens; pages the sequence shares with a fork and will write to are copied first.
+  void extend(KvSequence& sequence, index_t count) {
+    if (count == 0) return;
+    if (index_t const used = sequence.length % page_tokens_; used != 0) {
+      auto& last = sequence.pages[static_cast<std::size_t>(sequence.length / page_tokens_)];
+      if (users_[static_cast<std::size_t>(last)] > 1) {
+        std::int32_t const own = take();
+        std::copy(data(last), data(last) + page_elements(), data(own));
+        give_back(last);
+        last = own;
+      }
+    }
+    auto const wanted = static_cast<std::size_t>(ceil_div(sequence.length + count, page_tokens_));
+    while (sequence.pages.size() < wanted) sequence.pages.push_back(take());
+  }
+
+  /// Forgets all tokens from `length` on.
+  void truncate(KvSequence& sequence, index_t length) {
+    expects(length >= 0 && length <= sequence.length, "graft: cannot truncate a sequence of ", sequence.length,
+            " tokens to ", length);
+    auto const kept = static_cast<std::size_t>(ceil_div(length, page_tokens_));
+    for (std::size_t k = kept; k < sequence.pages.size(); ++k) give_back(sequence.pages[k]);
+    sequence.pages.resize(kept);
+    sequence.length = length;
+  }
+
+  KvSequence fork(KvSequence const& sequence) {
+    for (std::int32_t page : sequence.pages) ++users_[static_cast<std::size_t>(page)];
+    return sequence;
+  }
+
+  KvView<Act> view(index_t layer) const {
+    index_t const block = page_tokens_ * width_;
+    return {pointers_.data(), 2 * layer * block, (2 * layer + 1) * block, page_tokens_, width_};
+  }
+
+ private:
+  Act* data(std::int32_t page) { return pointers_[static_cast<std::size_t>(page)]; }
+  void add_page() {
+    // room in every list first, so that a failed allocation leaves them consistent and giving back never allocates
+    free_.reserve(pages_.size() + 1);
+    users_.push_back(0);
+    pages_.push_back(std::make_unique<Act[]>(static_cast<std::size_t>(page_elements())));
+    pointers_.push_back(pages_.back().get());
+    free_.push_back(static_cast<std::int32_t>(pages_.size() - 1));
+  }
+  std::int32_t take() {
+    if (free_.empty()) add_page();
+    std::int32_t const page = free_.back();
+    free_.pop_back();
+    users_[static_cast<std::size_t>(page)] = 1;
+    return page;
+  }
+  void give_back(std::int32_t page) {
+    if (--users_[static_cast<std::size_t>(page)] == 0) free_.push_back(page);
+  }
+
+  index_t layers_, width_, page_tokens_;
+  std::vector<std::unique_ptr<Act[]>> pages_;
+  std::vector<Act*> pointers_;
+  std::vector<std::int32_t> users_, free_;
+};
+
+}  // namespace graft
