@@ -4,7 +4,9 @@
 
 #include <graft/adapter/policy.hpp>
 
+#include <algorithm>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace graft {
@@ -18,6 +20,7 @@ struct IA3Scaling {
 
   /// Modules whose input is scaled; the stored shape decides when a file is read, this list when a module is made.
   std::vector<std::string> feedforward_modules = {"down_proj"};
+  bool fan_in_fan_out = false;  ///< the base stores W as [in, out]; l does not care, files say it
 
   template <class B>
   struct State {
@@ -25,15 +28,40 @@ struct IA3Scaling {
     void for_each(auto&& f) { f("ia3_l", l); }
   };
 
-  void options(auto&& v) { v.option("feedforward_modules", feedforward_modules); }
+  void options(auto&& v) {
+    v.option("feedforward_modules", feedforward_modules);
+    v.option("fan_in_fan_out", fan_in_fan_out);
+  }
 
   bool accepts(SiteInfo const& site) const { return site.kind == SiteKind::linear; }
+  bool scales_input(SiteInfo const& site) const {
+    return std::any_of(feedforward_modules.begin(), feedforward_modules.end(),
+                       [&](auto const& name) { return site.path.ends_with(name); });
+  }
+
+  /// The side that the stored shape tells, where the list says the other one.
+  IA3Scaling as_stored(SiteInfo const& site, auto&& shape_of) const {
+    bool const input = scales_input(site);
+    std::vector<index_t> const sides[] = {{site.out, 1}, {1, site.in}}, stored = shape_of("ia3_l");
+    IA3Scaling here = *this;
+    if (stored != sides[input] && stored == sides[!input])
+      here.feedforward_modules = input ? std::vector<std::string>{} : std::vector{site.path};
+    return here;
+  }
+  /// Lists modules one by one where the list does not say what holds at every site.
+  void describe(auto const& policies_at_sites, auto&&) {
+    std::vector<std::string> input;
+    bool said = true;
+    for (auto const& [site, here] : policies_at_sites) {
+      said = said && scales_input(*site) == here.scales_input(*site);
+      if (here.scales_input(*site)) input.push_back(site->path);
+    }
+    if (!said) feedforward_modules = std::move(input);
+  }
 
   template <class B>
   void shape(SiteInfo const& site, LayerSites const*, State<B>& state) const {
-    bool input = false;
-    for (auto const& name : feedforward_modules) input = input || site.path.ends_with(name);
-    if (input)
+    if (scales_input(site))
       state.l = {nullptr, 1, site.in, site.in};
     else
       state.l = {nullptr, site.out, 1, 1};

@@ -22,7 +22,8 @@ struct LoRADelta {
   index_t rank = 8;
   double alpha = 8;
   bool rank_stabilized = false;
-  bool bias = false;  ///< PEFT's lora_bias: B has a bias of its own, scaled too
+  bool bias = false;            ///< PEFT's lora_bias: B has a bias of its own, scaled too
+  bool fan_in_fan_out = false;  ///< the base stores W as [in, out]; A and B do not care, files say it
   /// Module-path patterns with their own rank or alpha, first match wins (PEFT's rank_pattern, alpha_pattern).
   std::vector<std::pair<std::string, double>> rank_pattern, alpha_pattern;
 
@@ -45,8 +46,10 @@ struct LoRADelta {
     v.option("lora_alpha", alpha);
     v.option("use_rslora", rank_stabilized);
     v.option("lora_bias", bias);
+    v.option("fan_in_fan_out", fan_in_fan_out);
     v.option("rank_pattern", rank_pattern);
     v.option("alpha_pattern", alpha_pattern);
+    v.refuse("bias", "trained biases of the base model", {"all", "lora_only"});
     v.refuse("use_dora", "DoRA");
     v.refuse("use_qalora", "QA-LoRA");
     v.refuse("alora_invocation_tokens", "activated LoRA");
@@ -81,8 +84,19 @@ struct LoRADelta {
     return here;
   }
 
+  /// Adds patterns until this one configuration says what holds at every site.
+  void describe(auto const& policies_at_sites, auto&& matches) {
+    for (auto const& [site, here] : policies_at_sites) {
+      LoRADelta const said = at([&, path = site->path](auto const& pattern) { return matches(pattern, path); });
+      if (said.rank != here.rank)
+        rank_pattern.insert(rank_pattern.begin(), {site->path, static_cast<double>(here.rank)});
+      if (said.alpha != here.alpha) alpha_pattern.insert(alpha_pattern.begin(), {site->path, here.alpha});
+    }
+  }
+
   template <class B>
   void shape(SiteInfo const& site, LayerSites const*, State<B>& state) const {
+    expects(rank > 0, "graft: LoRA's rank r must be positive, it is ", rank, " at ", site.path);
     state.embedding = site.kind == SiteKind::embedding;
     state.a = {nullptr, rank, site.in, site.in};
     state.b = {nullptr, site.out, rank, rank};

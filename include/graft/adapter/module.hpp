@@ -66,8 +66,10 @@ struct Module {
   P policy;
   std::vector<Entry> entries;                ///< ascending by site
   std::map<std::string, SavedTensor> saved;  ///< by tensor path, "score.weight"
-  std::vector<std::string> target_modules;   ///< as the configuration states them; for writing it again
-  std::string base_model;                    ///< base_model_name_or_path
+  // what its configuration states beside the policy; for writing it again
+  std::vector<std::string> target_modules, modules_to_save;
+  std::string base_model;  ///< base_model_name_or_path
+  std::string task_type;   ///< "CAUSAL_LM", "SEQ_CLS", ..., or empty
 
   /// Adds the policy at a site; its tensors have shapes but no memory until `allocate`.
   Entry& add(SiteTable const& sites, index_t site, P const& here) {

@@ -81,10 +81,23 @@ struct PedroGenerator {
   bool rotated_query() const { return q_scaling == QueryScaling::after_rope; }
   bool accepts(SiteInfo const& site) const { return site.kind == SiteKind::hidden; }
 
+  /// A bias that is in the file is used, whatever the configuration forgot to say.
+  PedroGenerator as_stored(SiteInfo const&, auto&& shape_of) const {
+    PedroGenerator here = *this;
+    here.up_bias = up_bias || (offset == Offset::one && !shape_of("pedro_up.bias").empty());
+    return here;
+  }
+  void describe(auto const& policies_at_sites, auto&&) {
+    for (auto const& [site, here] : policies_at_sites) up_bias = up_bias || here.up_bias;
+  }
+
   template <class B>
   void shape(SiteInfo const& site, LayerSites const* layer, State<B>& state) const {
     expects(layer != nullptr && layer->query.site >= 0, "graft: ", site.path,
             " has no query, value and up projections for PEDRO to scale");
+    expects(rank > 0 && numerator_degree >= 0 && denominator_degree >= 0,
+            "graft: PEDRO's rank r must be positive and its degrees not negative, they are ", rank, ", ",
+            numerator_degree, " and ", denominator_degree);
     index_t const d = site.out, l = layer->query.size + layer->value.size + layer->up.size;
     state.down = {nullptr, rank, d, d};
     state.up = {nullptr, l, rank, rank};

@@ -52,6 +52,11 @@ struct Visitor {
 ///   bool accepts(SiteInfo const&) const;                    whether it can sit there
 ///   void shape(SiteInfo const&, LayerSites const*, State&) const;   sets the sizes of the state's tensors
 ///   void options(v);                                        v.option("key", member) for every config key
+/// Some also have
+///   P at(matches) const;                   the policy at a site, where matches(pattern) is true of its path
+///   P as_stored(site, shape_of) const;     what only stored tensors tell: shape_of("suffix"), empty when not there
+///   void describe(policies_at_sites, matches);    (SiteInfo const*, P) pairs: what one configuration must say for all
+///   static constexpr own_keys;             config keys HF PEFT lacks: written only where they are not the default
 template <class P, class B>
 concept Policy = std::copyable<P> && requires(P& p, P const& c, typename P::template State<B>& state, SiteInfo const& s,
                                               LayerSites const* l, archetype::Visitor const& v) {

@@ -42,6 +42,8 @@ struct RoAdRotation {
     }
   };
 
+  static constexpr std::array<std::string_view, 1> own_keys = {"positions"};
+
   void options(auto&& v) {
     v.option("variant", variant);
     v.option("group_size", group_size);
