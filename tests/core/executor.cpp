@@ -53,7 +53,7 @@ TEST_CASE("a pool runs every chunk once, whatever the number of threads and chun
 TEST_CASE("many short runs in a row do not lose or repeat a chunk", "[threads]") {
   graft::ThreadPool pool(3);
   std::vector<int> runs(8, 0);
-  constexpr int rounds = 20'000;
+  constexpr int rounds = 5'000;
   for (int round = 0; round < rounds; ++round) pool.run(8, [&](index_t k) { ++runs[static_cast<std::size_t>(k)]; });
   for (int const n : runs) REQUIRE(n == rounds);
 }
