@@ -160,7 +160,7 @@ inline GgufEntry read_gguf_entry(GgufCursor& cursor) {
     entry.count = cursor.number<std::uint64_t>(part, entry.key);
   }
   if (std::size_t const size = gguf_type_bytes(entry.element); size != 0) {
-    if (entry.count > cursor.left() / size) {
+    if (entry.array && entry.count > cursor.left() / size) {
       cursor.fail("metadata key ", in_quotes(entry.key), " claims ", entry.count, " elements of ", size, " bytes, ",
                   cursor.left(), " bytes are left in the file");
     }
