@@ -3,12 +3,16 @@
 #pragma once
 
 #include <graft/core/error.hpp>
+#include <graft/io/checked.hpp>
+#include <graft/text/tokenizer_spec.hpp>
+#include <graft/text/vocabulary.hpp>
 
 #include <algorithm>
 #include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <string>
 #include <vector>
 
 namespace graft {
@@ -23,7 +27,7 @@ struct Merge {
 class MergeTable {
  public:
   explicit MergeTable(std::size_t count = 0)
-      : shift_(64 - std::bit_width(2 * count + 2)), slots_(std::size_t{1} << (64 - shift_)) {}
+      : shift_(64 - static_cast<int>(std::bit_width(2 * count + 2))), slots_(std::size_t{1} << (64 - shift_)) {}
 
   /// A later entry for the same pair replaces the earlier. No more pairs than the constructor's `count`.
   void insert(std::int32_t left, std::int32_t right, Merge merge) {
@@ -48,6 +52,24 @@ class MergeTable {
   int shift_;
   std::vector<Slot> slots_;
 };
+
+/// The table of `spec.merges`, the first of rank 0. FormatError where a pair or what it makes is no token.
+inline MergeTable merge_table(TokenizerSpec const& spec, Vocabulary const& ids) {
+  MergeTable table(spec.merges.size());
+  std::int32_t rank = 0;
+  auto const id_of = [&](std::string const& token) {
+    std::int32_t const id = ids.find(token);
+    if (id < 0)
+      raise<FormatError>(
+          text(spec.source, ": merge ", rank, " needs token ", in_quotes(token), ", which is not in the vocabulary"));
+    return id;
+  };
+  for (auto const& [left, right] : spec.merges) {
+    table.insert(id_of(left), id_of(right), {rank, id_of(left + right)});
+    ++rank;
+  }
+  return table;
+}
 
 /// Merges the symbols of one word; keeps its memory between words. One per thread.
 class Merger {

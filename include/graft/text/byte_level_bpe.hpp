@@ -2,11 +2,12 @@
 // Byte-level BPE (GPT-2, Llama 3, Qwen, SmolLM): every byte is a symbol, so every text has tokens.
 #pragma once
 
-#include <graft/core/error.hpp>
 #include <graft/text/bpe_merge.hpp>
 #include <graft/text/pre_tokenizer.hpp>
 #include <graft/text/tokenizer_spec.hpp>
+#include <graft/text/unicode.hpp>
 #include <graft/text/utf8.hpp>
+#include <graft/text/vocabulary.hpp>
 
 #include <array>
 #include <cstddef>
@@ -54,35 +55,23 @@ class ByteAlphabet {
 
 class ByteLevelBpe {
  public:
-  using Vocabulary = std::unordered_map<std::string_view, std::int32_t>;
-
-  /// `ids` finds tokens by the file's spelling.
   ByteLevelBpe(TokenizerSpec const& spec, Vocabulary const& ids)
-      : pre_tokenizer_(spec.pre_tokenizer), add_prefix_space_(spec.add_prefix_space), merges_(spec.merges.size()) {
-    auto const id_of = [&](std::string const& token) {
-      auto const found = ids.find(token);
-      return found == ids.end() ? -1 : found->second;
-    };
+      : pre_tokenizer_(spec.pre_tokenizer),
+        add_prefix_space_(spec.add_prefix_space),
+        nfc_(spec.nfc),
+        merges_(merge_table(spec, ids)) {
     for (unsigned byte = 0; byte < 256; ++byte)
-      byte_ids_[byte] = id_of(alphabet().spell(static_cast<unsigned char>(byte)));
-    std::int32_t rank = 0;
-    for (auto const& [left, right] : spec.merges) {
-      std::int32_t const a = id_of(left), b = id_of(right), merged = id_of(left + right);
-      if (a < 0 || b < 0 || merged < 0)
-        raise<FormatError>(text("merge ", rank, ", \"", left, "\" with \"", right, "\", needs a token \"",
-                                a < 0   ? left
-                                : b < 0 ? right
-                                        : left + right,
-                                "\" that the vocabulary lacks"));
-      merges_.insert(a, b, {rank++, merged});
-    }
-    if (spec.ignore_merges)
-      for (auto const& [token, id] : ids) words_.emplace(alphabet().bytes(std::string(token)), id);
+      byte_ids_[byte] = ids.find(alphabet().spell(static_cast<unsigned char>(byte)));
+    if (!spec.ignore_merges) return;
+    for (std::string const& token : spec.tokens)
+      if (!token.empty()) words_.emplace(alphabet().bytes(token), ids.find(token));
   }
 
-  /// Appends the tokens of `text`, valid UTF-8 without added tokens. A byte that has no token leaves none, as in
+  std::string normalized(std::string_view text) const { return nfc_ ? unicode::nfc(text) : std::string(text); }
+
+  /// Appends the tokens of `text`, normalised and without added tokens. A byte that has no token leaves none, as in
   /// Hugging Face's tokenizers.
-  void encode(std::string_view text, std::vector<std::int32_t>& out) const {
+  void encode(std::string_view text, bool /*at_start*/, std::vector<std::int32_t>& out) const {
     std::string spaced;
     if (add_prefix_space_ && !text.empty() && text[0] != ' ') text = spaced.append(" ").append(text);
     Merger merger;
@@ -99,9 +88,9 @@ class ByteLevelBpe {
     });
   }
 
-  /// Appends the bytes that a token spells; `first`: no token came before it.
-  void decode(std::string const& token, std::int32_t /*id*/, bool /*first*/, std::string& bytes) const {
-    bytes += alphabet().bytes(token);
+  /// Appends the bytes of a token; added tokens stand for themselves.
+  void decode(std::string const& token, bool added, bool /*first*/, std::string& bytes) const {
+    bytes += added ? token : alphabet().bytes(token);
   }
 
  private:
@@ -111,7 +100,7 @@ class ByteLevelBpe {
   }
 
   PreTokenizer pre_tokenizer_;
-  bool add_prefix_space_;
+  bool add_prefix_space_, nfc_;
   std::array<std::int32_t, 256> byte_ids_;
   MergeTable merges_;
   std::unordered_map<std::string, std::int32_t> words_;  // by their bytes; only where merges may be skipped

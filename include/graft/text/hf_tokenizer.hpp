@@ -3,19 +3,17 @@
 #pragma once
 
 #include <graft/core/error.hpp>
+#include <graft/core/types.hpp>
+#include <graft/io/json_object.hpp>
+#include <graft/io/mapped_file.hpp>
 #include <graft/text/pre_tokenizer.hpp>
 #include <graft/text/tokenizer_spec.hpp>
-
-#include <nlohmann/json.hpp>
 
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
-#include <fstream>
-#include <iterator>
 #include <string>
-#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -23,23 +21,17 @@ namespace graft {
 
 namespace detail {
 
-using nlohmann::json;
-
-inline std::string read_whole_file(std::filesystem::path const& path) {
-  std::ifstream file(path, std::ios::binary);
-  if (!file) raise<FormatError>(text(path.string(), ": cannot be opened"));
-  return {std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
-}
-
 /// Turns the sections of one tokenizer.json into a TokenizerSpec; what it does not know it refuses by name.
 class HfTokenizerReader {
  public:
-  HfTokenizerReader(std::filesystem::path const& path, std::string const& content)
-      : path_(path.string()), size_(content.size()), root_(json::parse(content)) {}
-
-  TokenizerSpec read() {
-    json const& model = at(root_, "model");
-    std::string const type = model.value("type", model.contains("merges") ? "BPE" : "(no type)");
+  /// `most_tokens` bounds the ids, so that a wrong one does not make us allocate.
+  HfTokenizerReader(std::string path, nlohmann::json root, index_t most_tokens)
+      : path_(std::move(path)), most_tokens_(most_tokens) {
+    if (!root.is_object()) raise<FormatError>(text(path_, ": is not a JSON object"));
+    spec_.source = path_;
+    JsonObject const model(path_, std::move(root["model"]));
+    root_ = std::move(root);
+    std::string const type = model.get_or<std::string>("type", model.has("merges") ? "BPE" : "without a type");
     if (type == "BPE")
       read_bpe(model);
     else if (type == "WordPiece")
@@ -49,141 +41,118 @@ class HfTokenizerReader {
     read_added_tokens();
     read_normalizers();
     read_decoders();
-    for (json const& processor : flattened("post_processor", "processors")) read_post_processor(processor);
-    return std::move(spec_);
+    for (JsonObject const& processor : section("post_processor", "processors")) read_post_processor(processor);
   }
 
-  /// tokenizer_config.json, which names the special tokens and may overrule where BOS and EOS are put.
-  void apply_config(json const& config, TokenizerSpec& spec) const {
-    auto const id_of = [&](char const* key) -> std::int32_t {
-      if (!config.contains(key) || config[key].is_null()) return -1;
-      std::string const name =
-          config[key].is_object() ? config[key].value("content", "") : config[key].get<std::string>();
-      auto const found = std::find(spec.tokens.begin(), spec.tokens.end(), name);
-      return found == spec.tokens.end() ? -1 : static_cast<std::int32_t>(found - spec.tokens.begin());
-    };
-    spec.bos = id_of("bos_token");
-    spec.eos = id_of("eos_token");
-    spec.padding = id_of("pad_token");
-    if (std::int32_t const unknown = id_of("unk_token"); unknown >= 0) spec.unknown = unknown;
-
-    auto const flag = [&](char const* key) { return config.contains(key) && config[key] == true; };
-    if (config.contains("add_bos_token") || config.contains("add_eos_token")) {
-      bool const bos = flag("add_bos_token") && spec.bos >= 0, eos = flag("add_eos_token") && spec.eos >= 0;
-      spec.single.clear(), spec.pair.clear();
-      for (std::int32_t k = 0; k < 2; ++k) {
-        if (bos) spec.pair.push_back({spec.bos, k});
-        spec.pair.push_back({k == 0 ? TemplatePiece::first_text : TemplatePiece::second_text, k});
-        if (eos) spec.pair.push_back({spec.eos, k});
-        if (k == 0) spec.single = spec.pair;
-      }
-    }
-    if (!config.contains("chat_template") || config["chat_template"].is_null()) return;
-    json const& chat = config["chat_template"];
-    if (chat.is_string()) spec.chat_template = chat.get<std::string>();
-    if (chat.is_array())  // several named templates
-      for (json const& entry : chat)
-        if (entry.value("name", "") == "default") spec.chat_template = entry.value("template", "");
-  }
+  TokenizerSpec take() { return std::move(spec_); }
 
  private:
   [[noreturn]] void refuse(std::string const& section, std::string const& what) const {
-    raise<FormatError>(text(path_, ": ", section, " \"", what, "\" is not supported"));
+    raise<FormatError>(text(path_, ": ", section, " ", in_quotes(what), " is not supported"));
   }
   void require(bool ok, std::string const& section, std::string const& what) const {
     if (!ok) refuse(section, what);
   }
-  json const& at(json const& object, char const* key) const {
-    if (!object.is_object() || !object.contains(key)) raise<FormatError>(text(path_, ": \"", key, "\" is missing"));
-    return object[key];
-  }
+  static std::string type_of(JsonObject const& element) { return element.get<std::string>("type"); }
+  static std::string source_of(JsonObject const& element) { return element.json().dump(); }
 
-  /// A section that may be absent, one element, or a Sequence of them.
-  std::vector<json> flattened(char const* section, char const* members) const {
-    if (!root_.contains(section) || root_[section].is_null()) return {};
-    std::vector<json> out;
-    auto const add = [&](auto const& self, json const& element) -> void {
-      if (element.at("type") != "Sequence") return out.push_back(element);
-      for (json const& member : element.at(members)) self(self, member);
+  /// A section that may be absent, one element, or a Sequence of `members`.
+  std::vector<JsonObject> section(char const* name, char const* members) const {
+    std::vector<JsonObject> out;
+    auto const add = [&](auto const& self, nlohmann::json const& value) -> void {
+      JsonObject element(path_, value);
+      if (type_of(element) != "Sequence") return out.push_back(std::move(element));
+      for (auto const& member : element.get<nlohmann::json::array_t>(members)) self(self, member);
     };
-    add(add, root_[section]);
+    if (root_.contains(name) && !root_[name].is_null()) add(add, root_[name]);
     return out;
   }
 
-  void place(std::string const& token, std::int64_t id) {
-    // Every id takes more than a byte of the file; a larger one would only make us allocate.
-    if (id < 0 || static_cast<std::size_t>(id) >= size_)
-      raise<FormatError>(text(path_, ": token \"", token, "\" has id ", id, ", expected 0 to ", size_));
+  void place(std::string const& token, index_t id) {
+    if (id < 0 || id >= most_tokens_)
+      raise<FormatError>(
+          text(path_, ": token ", in_quotes(token), " has id ", id, ", expected less than ", most_tokens_));
     auto const k = static_cast<std::size_t>(id);
     if (spec_.tokens.size() <= k) spec_.tokens.resize(k + 1);
     if (!spec_.tokens[k].empty() && spec_.tokens[k] != token)
-      raise<FormatError>(text(path_, ": id ", id, " belongs to both \"", spec_.tokens[k], "\" and \"", token, "\""));
+      raise<FormatError>(
+          text(path_, ": id ", id, " belongs to both ", in_quotes(spec_.tokens[k]), " and ", in_quotes(token)));
     spec_.tokens[k] = token;
   }
-  void read_vocabulary(json const& model) {
-    json const& vocabulary = at(model, "vocab");
-    require(vocabulary.is_object(), "vocabulary", "not an object");
-    for (auto const& [token, id] : vocabulary.items()) place(token, id.get<std::int64_t>());
-    if (!model.contains("unk_token") || model["unk_token"].is_null()) return;
-    spec_.unknown = vocabulary.value(model["unk_token"].get<std::string>(), -1);
-    if (spec_.unknown < 0)
-      raise<FormatError>(text(path_, ": unk_token ", model["unk_token"].dump(), " is not in the vocabulary"));
+
+  void read_vocabulary(JsonObject const& model) {
+    if (!model.has("vocab") || !model.json()["vocab"].is_object())
+      raise<FormatError>(text(path_, ": key 'vocab' of the model should be an object"));
+    for (auto const& [token, id] : model.json()["vocab"].items()) {
+      if (!id.is_number_integer()) raise<FormatError>(text(path_, ": token ", in_quotes(token), " has no integer id"));
+      place(token, id.get<index_t>());
+    }
+    if (!model.has("unk_token")) return;
+    auto const unknown = model.get<std::string>("unk_token");
+    auto const found = std::find(spec_.tokens.begin(), spec_.tokens.end(), unknown);
+    if (found == spec_.tokens.end())
+      raise<FormatError>(text(path_, ": unk_token ", in_quotes(unknown), " is not in the vocabulary"));
+    spec_.unknown = static_cast<std::int32_t>(found - spec_.tokens.begin());
   }
 
-  void read_bpe(json const& model) {
+  void read_bpe(JsonObject const& model) {
     read_vocabulary(model);
     for (char const* key : {"continuing_subword_prefix", "end_of_word_suffix"})
-      require(!model.contains(key) || model[key].is_null() || model[key] == "", "BPE option", key);
-    require(!model.contains("dropout") || model["dropout"].is_null() || model["dropout"] == 0.0, "BPE option",
-            "dropout");
-    for (json const& merge : at(model, "merges")) {
-      if (merge.is_array()) {
-        spec_.merges.emplace_back(merge.at(0).get<std::string>(), merge.at(1).get<std::string>());
-      } else {
-        auto const pair = merge.get<std::string>();
-        auto const space = pair.find(' ');
-        if (space == std::string::npos) raise<FormatError>(text(path_, ": merge \"", pair, "\" is not a pair"));
-        spec_.merges.emplace_back(pair.substr(0, space), pair.substr(space + 1));
-      }
-    }
-    spec_.ignore_merges = model.value("ignore_merges", false);
-    std::vector<json> const stages = flattened("pre_tokenizer", "pretokenizers");
-    if (!stages.empty() && stages.back().at("type") == "ByteLevel") {
+      require(model.get_or<std::string>(key, "").empty(), "BPE option", key);
+    require(model.get_or("dropout", 0.0) == 0, "BPE option", "dropout");
+    if (!model.has("merges") || !model.json()["merges"].is_array())
+      raise<FormatError>(text(path_, ": key 'merges' of the model should be an array"));
+    for (auto const& merge : model.json()["merges"]) read_merge(merge);
+    spec_.ignore_merges = model.get_or("ignore_merges", false);
+    bool const byte_fallback = model.get_or("byte_fallback", false);
+    std::vector<JsonObject> const stages = section("pre_tokenizer", "pretokenizers");
+    if (!stages.empty() && type_of(stages.back()) == "ByteLevel") {
       spec_.kind = TokenizerKind::byte_level_bpe;
-      require(!model.value("byte_fallback", false), "BPE option", "byte_fallback with ByteLevel");
+      require(!byte_fallback, "BPE option", "byte_fallback with ByteLevel");
       read_byte_level(stages);
     } else {
       spec_.kind = TokenizerKind::sentencepiece_bpe;
-      spec_.byte_fallback = model.value("byte_fallback", false);
+      spec_.byte_fallback = byte_fallback;
       spec_.prefix_space = PrefixSpace::never;
-      require(spec_.unknown < 0 || model.value("fuse_unk", false), "BPE option", "fuse_unk = false");
+      require(spec_.unknown < 0 || model.get_or("fuse_unk", false), "BPE option", "fuse_unk = false");
       require(!spec_.ignore_merges, "BPE option", "ignore_merges without ByteLevel");
-      for (json const& stage : stages) read_metaspace(stage);
+      for (JsonObject const& stage : stages) read_metaspace(stage);
     }
   }
 
+  /// "a b", or ["a", "b"] in newer files.
+  void read_merge(nlohmann::json const& merge) {
+    if (merge.is_array() && merge.size() == 2 && merge[0].is_string() && merge[1].is_string()) {
+      spec_.merges.emplace_back(merge[0].get<std::string>(), merge[1].get<std::string>());
+      return;
+    }
+    std::string const pair = merge.is_string() ? merge.get<std::string>() : "";
+    auto const space = pair.find(' ');
+    if (space == std::string::npos)
+      raise<FormatError>(text(path_, ": merge ", in_quotes(merge.dump()), " is not a pair of tokens"));
+    spec_.merges.emplace_back(pair.substr(0, space), pair.substr(space + 1));
+  }
+
   /// Recognises the pre-tokenizers that PreTokenizer knows by name.
-  void read_byte_level(std::vector<json> const& stages) {
-    json const& last = stages.back();
-    spec_.add_prefix_space = last.value("add_prefix_space", true);
-    bool const own_pattern = last.value("use_regex", true);
+  void read_byte_level(std::vector<JsonObject> const& stages) {
+    spec_.add_prefix_space = stages.back().get_or("add_prefix_space", true);
+    bool const own_pattern = stages.back().get_or("use_regex", true);
     if (stages.size() == 1 && own_pattern) {
       spec_.pre_tokenizer = "gpt-2";
       return;
     }
-    require(stages.size() == 2, "pre_tokenizer", text("sequence of ", stages.size()));
-    json const& split = stages.front();
-    std::string const type = split.at("type").get<std::string>();
-    if (type == "Digits" && split.value("individual_digits", false) && own_pattern) {
+    require(stages.size() == 2, "pre_tokenizer", text("Sequence of ", stages.size()));
+    JsonObject const& split = stages.front();
+    if (type_of(split) == "Digits" && split.get_or("individual_digits", false) && own_pattern) {
       spec_.pre_tokenizer = "smollm";
       return;
     }
-    require(type == "Split" && !own_pattern, "pre_tokenizer", type);
-    json const& pattern = at(split, "pattern");
-    require(pattern.contains("Regex"), "pre_tokenizer pattern", pattern.dump());
-    require(at(split, "behavior") == "Isolated" && !split.value("invert", false), "pre_tokenizer behavior",
-            split.dump());
-    auto const regex = pattern["Regex"].get<std::string>();
+    require(type_of(split) == "Split" && !own_pattern, "pre_tokenizer", source_of(split));
+    JsonObject const pattern = split.object("pattern");
+    require(pattern.has("Regex"), "pre_tokenizer", source_of(split));
+    require(split.get_or<std::string>("behavior", "") == "Isolated" && !split.get_or("invert", false), "pre_tokenizer",
+            source_of(split));
+    auto const regex = pattern.get<std::string>("Regex");
     if (regex == pre_tokenizers::llama3)
       spec_.pre_tokenizer = "llama-bpe";
     else if (regex == pre_tokenizers::qwen2)
@@ -194,13 +163,12 @@ class HfTokenizerReader {
       refuse("pre_tokenizer pattern", regex);
   }
 
-  void read_metaspace(json const& stage) {
-    std::string const type = stage.at("type").get<std::string>();
-    require(type == "Metaspace", "pre_tokenizer", type);
-    require(stage.value("replacement", "") == "▁", "Metaspace replacement", stage.value("replacement", ""));
-    require(!stage.value("split", true), "Metaspace option", "split = true");
-    std::string const scheme =
-        stage.value("prepend_scheme", stage.value("add_prefix_space", true) ? "always" : "never");
+  void read_metaspace(JsonObject const& stage) {
+    require(type_of(stage) == "Metaspace", "pre_tokenizer", type_of(stage));
+    require(stage.get<std::string>("replacement") == "▁", "Metaspace", source_of(stage));
+    require(!stage.get_or("split", true), "Metaspace option", "split = true");
+    auto const scheme =
+        stage.get_or<std::string>("prepend_scheme", stage.get_or("add_prefix_space", true) ? "always" : "never");
     if (scheme == "always")
       spec_.prefix_space = PrefixSpace::every;
     else if (scheme == "first")
@@ -209,29 +177,31 @@ class HfTokenizerReader {
       require(scheme == "never", "Metaspace prepend_scheme", scheme);
   }
 
-  void read_wordpiece(json const& model) {
+  void read_wordpiece(JsonObject const& model) {
     spec_.kind = TokenizerKind::wordpiece;
     read_vocabulary(model);
-    spec_.wordpiece.continuation = model.value("continuing_subword_prefix", "##");
-    spec_.wordpiece.max_word_length = model.value("max_input_chars_per_word", std::int32_t{100});
-    spec_.wordpiece.clean_text = spec_.wordpiece.split_chinese = false;  // unless a BertNormalizer says so
-    spec_.wordpiece.lower_case = spec_.wordpiece.strip_accents = false;
-    std::vector<json> const stages = flattened("pre_tokenizer", "pretokenizers");
-    require(stages.size() == 1 && stages[0].at("type") == "BertPreTokenizer", "pre_tokenizer of WordPiece",
-            stages.empty() ? "null" : stages[0].at("type").get<std::string>());
+    WordPieceOptions& options = spec_.wordpiece;
+    options.continuation = model.get_or<std::string>("continuing_subword_prefix", "##");
+    options.max_word_length = model.get_or<index_t>("max_input_chars_per_word", 100);
+    options.clean_text = options.split_chinese = false;  // unless a BertNormalizer says so
+    options.lower_case = options.strip_accents = false;
+    std::vector<JsonObject> const stages = section("pre_tokenizer", "pretokenizers");
+    require(stages.size() == 1 && type_of(stages[0]) == "BertPreTokenizer", "pre_tokenizer of WordPiece",
+            stages.empty() ? "null" : type_of(stages[0]));
   }
 
   void read_added_tokens() {
-    if (!root_.contains("added_tokens")) return;
-    for (json const& token : root_["added_tokens"]) {
+    if (!root_.contains("added_tokens") || !root_["added_tokens"].is_array()) return;
+    for (auto const& value : root_["added_tokens"]) {
+      JsonObject const token(path_, value);
       AddedToken added;
-      auto const id = at(token, "id").get<std::int64_t>();
-      added.content = at(token, "content").get<std::string>();
-      added.special = token.value("special", false);
-      added.left_strip = token.value("lstrip", false);
-      added.right_strip = token.value("rstrip", false);
-      added.single_word = token.value("single_word", false);
-      added.normalized = token.value("normalized", false);
+      added.content = token.get<std::string>("content");
+      added.special = token.get_or("special", false);
+      added.left_strip = token.get_or("lstrip", false);
+      added.right_strip = token.get_or("rstrip", false);
+      added.single_word = token.get_or("single_word", false);
+      added.normalized = token.get_or("normalized", false);
+      auto const id = token.get<index_t>("id");
       place(added.content, id);
       added.id = static_cast<std::int32_t>(id);
       spec_.added.push_back(std::move(added));
@@ -239,47 +209,51 @@ class HfTokenizerReader {
   }
 
   void read_normalizers() {
-    bool marks_spaces = false, prepends = false;
-    for (json const& step : flattened("normalizer", "normalizers")) {
-      std::string const type = step.at("type").get<std::string>();
-      bool const sentencepiece = spec_.kind == TokenizerKind::sentencepiece_bpe;
+    bool marks_spaces = false;
+    bool const sentencepiece = spec_.kind == TokenizerKind::sentencepiece_bpe;
+    for (JsonObject const& step : section("normalizer", "normalizers")) {
+      std::string const type = type_of(step);
       if (type == "NFC" && spec_.kind == TokenizerKind::byte_level_bpe) {
         spec_.nfc = true;
-      } else if (type == "Prepend" && sentencepiece && step.at("prepend") == "▁") {
-        prepends = true;
-      } else if (type == "Replace" && sentencepiece && step.at("content") == "▁" &&
-                 step.at("pattern") == json{{"String", " "}}) {
+      } else if (type == "Prepend" && sentencepiece && !marks_spaces) {
+        require(step.get<std::string>("prepend") == "▁", "normalizer", source_of(step));
+        spec_.prefix_space = PrefixSpace::every_even_doubled;
+      } else if (type == "Replace" && sentencepiece) {
+        require(
+            step.object("pattern").json() == nlohmann::json{{"String", " "}} && step.get<std::string>("content") == "▁",
+            "normalizer", source_of(step));
         marks_spaces = true;
       } else if (type == "BertNormalizer" && spec_.kind == TokenizerKind::wordpiece) {
-        spec_.wordpiece.clean_text = step.value("clean_text", true);
-        spec_.wordpiece.split_chinese = step.value("handle_chinese_chars", true);
-        spec_.wordpiece.lower_case = step.value("lowercase", true);
-        bool const given = step.contains("strip_accents") && !step["strip_accents"].is_null();
-        spec_.wordpiece.strip_accents = given ? step["strip_accents"].get<bool>() : spec_.wordpiece.lower_case;
+        spec_.wordpiece.clean_text = step.get_or("clean_text", true);
+        spec_.wordpiece.split_chinese = step.get_or("handle_chinese_chars", true);
+        spec_.wordpiece.lower_case = step.get_or("lowercase", true);
+        spec_.wordpiece.strip_accents = step.get_or("strip_accents", spec_.wordpiece.lower_case);
       } else {
         refuse("normalizer", type);
       }
     }
-    if (spec_.kind != TokenizerKind::sentencepiece_bpe) return;
-    bool const metaspace = root_.contains("pre_tokenizer") && !root_["pre_tokenizer"].is_null();
-    require(marks_spaces != metaspace, "normalizer",
-            metaspace ? "Replace together with Metaspace" : "none that turns blanks into ▁");
-    if (prepends) spec_.prefix_space = PrefixSpace::every_even_doubled;
+    bool const metaspace = !section("pre_tokenizer", "pretokenizers").empty();
+    if (sentencepiece && marks_spaces == metaspace)
+      refuse("BPE", metaspace ? "with both Replace and Metaspace" : "without ByteLevel, Replace or Metaspace");
   }
 
   void read_decoders() {
     spec_.strip_first_space = false;
     spec_.wordpiece.clean_decoding = false;
-    for (json const& step : flattened("decoder", "decoders")) {
-      std::string const type = step.at("type").get<std::string>();
-      bool const sentencepiece = spec_.kind == TokenizerKind::sentencepiece_bpe;
+    bool const sentencepiece = spec_.kind == TokenizerKind::sentencepiece_bpe;
+    for (JsonObject const& step : section("decoder", "decoders")) {
+      std::string const type = type_of(step);
       if (type == "ByteLevel" && spec_.kind == TokenizerKind::byte_level_bpe) continue;
       if (type == "WordPiece" && spec_.kind == TokenizerKind::wordpiece) {
-        spec_.wordpiece.clean_decoding = step.value("cleanup", true);
+        spec_.wordpiece.clean_decoding = step.get_or("cleanup", true);
       } else if (type == "Replace" && sentencepiece) {
-        require(step.at("pattern") == json{{"String", "▁"}} && step.at("content") == " ", "decoder", step.dump());
+        require(
+            step.object("pattern").json() == nlohmann::json{{"String", "▁"}} && step.get<std::string>("content") == " ",
+            "decoder", source_of(step));
       } else if (type == "Strip" && sentencepiece) {
-        require(step.at("content") == " " && step.at("start") == 1 && step.at("stop") == 0, "decoder", step.dump());
+        require(step.get<std::string>("content") == " " && step.get<index_t>("start") == 1 &&
+                    step.get<index_t>("stop") == 0,
+                "decoder", source_of(step));
         spec_.strip_first_space = true;
       } else if (!((type == "ByteFallback" || type == "Fuse") && sentencepiece)) {
         refuse("decoder", type);
@@ -287,18 +261,18 @@ class HfTokenizerReader {
     }
   }
 
-  void read_post_processor(json const& processor) {
-    std::string const type = processor.at("type").get<std::string>();
+  void read_post_processor(JsonObject const& processor) {
+    std::string const type = type_of(processor);
     if (type == "ByteLevel") return;  // changes offsets only
     if (type == "BertProcessing" || type == "RobertaProcessing") {
-      auto const cls = processor.at("cls").at(1).get<std::int32_t>(),
-                 sep = processor.at("sep").at(1).get<std::int32_t>();
       bool const roberta = type == "RobertaProcessing";
-      spec_.single = {{cls, 0}, {TemplatePiece::first_text, 0}, {sep, 0}};
+      TemplatePiece const cls{id_of_pair(processor, "cls")}, sep{id_of_pair(processor, "sep")};
+      std::int32_t const second_type = roberta ? 0 : 1;
+      spec_.single = {cls, {TemplatePiece::first_text}, sep};
       spec_.pair = spec_.single;
-      if (roberta) spec_.pair.push_back({sep, 0});
-      spec_.pair.push_back({TemplatePiece::second_text, roberta ? 0 : 1});
-      spec_.pair.push_back({sep, roberta ? 0 : 1});
+      if (roberta) spec_.pair.push_back(sep);
+      spec_.pair.push_back({TemplatePiece::second_text, second_type});
+      spec_.pair.push_back({sep.id, second_type});
     } else if (type == "TemplateProcessing") {
       spec_.single = pieces(processor, "single");
       spec_.pair = pieces(processor, "pair");
@@ -307,27 +281,69 @@ class HfTokenizerReader {
     }
   }
 
-  std::vector<TemplatePiece> pieces(json const& processor, char const* which) const {
+  /// Of ["[CLS]", 101] the 101.
+  std::int32_t id_of_pair(JsonObject const& processor, char const* key) const {
+    auto const pair = processor.get<nlohmann::json::array_t>(key);
+    if (pair.size() != 2 || !pair[1].is_number_integer())
+      raise<FormatError>(text(path_, ": key '", key, "' should be a token and its id"));
+    return checked_id(pair[1].get<index_t>());
+  }
+  std::int32_t checked_id(index_t id) const {
+    if (id < 0 || id >= most_tokens_)
+      raise<FormatError>(text(path_, ": the post_processor uses id ", id, ", which is not in the vocabulary"));
+    return static_cast<std::int32_t>(id);
+  }
+
+  std::vector<TemplatePiece> pieces(JsonObject const& processor, char const* which) const {
     std::vector<TemplatePiece> out;
-    for (json const& piece : processor.at(which)) {
-      if (piece.contains("Sequence")) {
-        json const& sequence = piece["Sequence"];
-        out.push_back({sequence.at("id") == "A" ? TemplatePiece::first_text : TemplatePiece::second_text,
-                       sequence.value("type_id", std::int32_t{0})});
-      } else {
-        json const& token = at(piece, "SpecialToken");
-        for (json const& id : processor.at("special_tokens").at(token.at("id").get<std::string>()).at("ids"))
-          out.push_back({id.get<std::int32_t>(), token.value("type_id", std::int32_t{0})});
+    for (auto const& value : processor.get<nlohmann::json::array_t>(which)) {
+      JsonObject const piece(path_, value);
+      bool const is_text = piece.has("Sequence");
+      JsonObject const inner = piece.object(is_text ? "Sequence" : "SpecialToken");
+      auto const id = inner.get<std::string>("id");
+      auto const type_id = static_cast<std::int32_t>(inner.get_or<index_t>("type_id", 0));
+      if (is_text) {
+        out.push_back({id == "A" ? TemplatePiece::first_text : TemplatePiece::second_text, type_id});
+        continue;
       }
+      auto const ids = processor.object("special_tokens").object(id).get<nlohmann::json::array_t>("ids");
+      for (auto const& each : ids)
+        if (each.is_number_integer()) out.push_back({checked_id(each.get<index_t>()), type_id});
     }
     return out;
   }
 
   std::string path_;
-  std::size_t size_;
-  json root_;
+  index_t most_tokens_;
+  nlohmann::json root_;
   TokenizerSpec spec_;
 };
+
+/// tokenizer_config.json names the special tokens and may overrule where BOS and EOS are put.
+inline void apply_hf_tokenizer_config(JsonObject const& config, TokenizerSpec& spec) {
+  auto const id_of = [&](char const* key) -> std::int32_t {
+    if (!config.has(key)) return -1;
+    std::string const name =
+        config.json()[key].is_object() ? config.object(key).get<std::string>("content") : config.get<std::string>(key);
+    auto const found = std::find(spec.tokens.begin(), spec.tokens.end(), name);
+    return found == spec.tokens.end() ? -1 : static_cast<std::int32_t>(found - spec.tokens.begin());
+  };
+  spec.bos = id_of("bos_token");
+  spec.eos = id_of("eos_token");
+  spec.padding = id_of("pad_token");
+  if (std::int32_t const unknown = id_of("unk_token"); unknown >= 0) spec.unknown = unknown;
+  if (config.has("add_bos_token") || config.has("add_eos_token"))
+    surround(spec, config.get_or("add_bos_token", false), config.get_or("add_eos_token", false));
+  if (!config.has("chat_template")) return;
+  if (!config.json()["chat_template"].is_array()) {
+    spec.chat_template = config.get<std::string>("chat_template");
+    return;
+  }
+  for (auto const& value : config.json()["chat_template"]) {  // several, by name
+    JsonObject const entry(config.path(), value);
+    if (entry.get<std::string>("name") == "default") spec.chat_template = entry.get<std::string>("template");
+  }
+}
 
 }  // namespace detail
 
@@ -336,18 +352,16 @@ class HfTokenizerReader {
 inline TokenizerSpec read_hf_tokenizer(std::filesystem::path const& path) {
   namespace fs = std::filesystem;
   fs::path const main = fs::is_directory(path) ? path / "tokenizer.json" : path;
-  fs::path current = main;
-  try {
-    detail::HfTokenizerReader reader(main, detail::read_whole_file(main));
-    TokenizerSpec spec = reader.read();
-    current = main.parent_path() / "tokenizer_config.json";
-    if (fs::exists(current)) reader.apply_config(nlohmann::json::parse(detail::read_whole_file(current)), spec);
-    current = main.parent_path() / "chat_template.jinja";
-    if (fs::exists(current)) spec.chat_template = detail::read_whole_file(current);
-    return spec;
-  } catch (nlohmann::json::exception const& error) {
-    raise<FormatError>(text(current.string(), ": ", error.what()));
-  }
+  constexpr std::size_t most_bytes = std::size_t{64} << 20;  // the largest in use, of 260,000 tokens, has 33 MB
+  auto root = read_json(main, most_bytes);
+  auto const file_bytes = static_cast<index_t>(fs::file_size(main));  // an id takes more than a byte
+  TokenizerSpec spec = detail::HfTokenizerReader(main.string(), std::move(root), file_bytes).take();
+  fs::path const config = main.parent_path() / "tokenizer_config.json",
+                 chat = main.parent_path() / "chat_template.jinja";
+  if (fs::exists(config)) detail::apply_hf_tokenizer_config(JsonObject(config.string(), read_json(config)), spec);
+  if (fs::exists(chat)) spec.chat_template = MappedFile::open(chat)->characters();
+  name_end_of_turn(spec);
+  return spec;
 }
 
 }  // namespace graft

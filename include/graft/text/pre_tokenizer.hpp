@@ -14,11 +14,7 @@ namespace graft {
 
 namespace pre_tokenizers {
 
-// White space as the files' authors meant it (Unicode's White_Space). PCRE2's \s also takes U+180E, so the patterns
-// below are kept in the authors' spelling and \s, \S are spelled out when compiled.
-inline constexpr std::string_view white_space =
-    R"(\x{9}-\x{D}\x{20}\x{85}\x{A0}\x{1680}\x{2000}-\x{200A}\x{2028}\x{2029}\x{202F}\x{205F}\x{3000})";
-
+// In the authors' spelling; \s and \S are spelled out when compiled.
 inline constexpr std::string_view gpt2 =
     R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)";
 inline constexpr std::string_view llama3 =
@@ -46,14 +42,20 @@ inline std::vector<Known> const& known() {
   return list;
 }
 
-/// `pattern` with \s and \S, inside classes and outside, replaced by Unicode's White_Space.
+inline Known const* find(std::string_view name) {
+  for (auto const& entry : known())
+    if (entry.name == name) return &entry;
+  return nullptr;
+}
+
+/// `pattern` with \s and \S, inside classes and outside, replaced by Unicode's White_Space as the authors meant it.
 inline std::string with_explicit_white_space(std::string_view pattern) {
   std::string out;
   bool in_class = false;
   for (std::size_t k = 0; k < pattern.size(); ++k) {
     char const c = pattern[k], following = k + 1 < pattern.size() ? pattern[k + 1] : '\0';
     if (c == '\\' && (following == 's' || (following == 'S' && !in_class))) {
-      out += in_class ? std::string(white_space) : text(following == 's' ? "[" : "[^", white_space, "]");
+      out += in_class ? std::string(white_space_class) : text(following == 's' ? "[" : "[^", white_space_class, "]");
       ++k;
     } else if (c == '\\') {
       out += c, out += following, ++k;
@@ -72,20 +74,19 @@ class PreTokenizer {
  public:
   /// `name` as in GGUF's tokenizer.ggml.pre; a ContractError lists the known ones.
   explicit PreTokenizer(std::string_view name) {
-    std::string names;
-    for (auto const& entry : pre_tokenizers::known()) {
-      names += text(names.empty() ? "" : ", ", entry.name);
-      if (entry.name != name) continue;
-      for (auto const stage : entry.stages) stages_.emplace_back(pre_tokenizers::with_explicit_white_space(stage));
-      return;
+    pre_tokenizers::Known const* const entry = pre_tokenizers::find(name);
+    if (entry == nullptr) {
+      std::string names;
+      for (auto const& one : pre_tokenizers::known()) names += text(names.empty() ? "" : ", ", one.name);
+      raise<ContractError>(text("pre-tokenizer \"", name, "\" is not known; known are ", names));
     }
-    raise<ContractError>(text("pre-tokenizer \"", name, "\" is not known; known are ", names));
+    for (auto const stage : entry->stages) stages_.emplace_back(pre_tokenizers::with_explicit_white_space(stage));
   }
 
-  static bool knows(std::string_view name) {
-    for (auto const& entry : pre_tokenizers::known())
-      if (entry.name == name) return true;
-    return false;
+  static bool knows(std::string_view name) { return pre_tokenizers::find(name) != nullptr; }
+  /// Whether two known names mean the same.
+  static bool same(std::string_view a, std::string_view b) {
+    return knows(a) && knows(b) && pre_tokenizers::find(a)->stages == pre_tokenizers::find(b)->stages;
   }
 
   /// Calls word(part) for each word of `subject` (valid UTF-8), in order.

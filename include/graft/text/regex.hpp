@@ -17,6 +17,10 @@
 
 namespace graft {
 
+/// Unicode's White_Space, to stand inside a character class. PCRE2's \s means something else: it takes U+180E too.
+inline constexpr std::string_view white_space_class =
+    R"(\x{9}-\x{D}\x{20}\x{85}\x{A0}\x{1680}\x{2000}-\x{200A}\x{2028}\x{2029}\x{202F}\x{205F}\x{3000})";
+
 /// Immutable after construction; any number of threads may use it at once.
 class Regex {
  public:

@@ -3,10 +3,14 @@
 #pragma once
 
 #include <graft/core/error.hpp>
+#include <graft/io/checked.hpp>
 #include <graft/text/added_tokens.hpp>
 #include <graft/text/byte_level_bpe.hpp>
+#include <graft/text/sentencepiece_bpe.hpp>
 #include <graft/text/tokenizer_spec.hpp>
 #include <graft/text/utf8.hpp>
+#include <graft/text/vocabulary.hpp>
+#include <graft/text/wordpiece.hpp>
 
 #include <cstddef>
 #include <cstdint>
@@ -14,7 +18,6 @@
 #include <span>
 #include <string>
 #include <string_view>
-#include <unordered_map>
 #include <utility>
 #include <variant>
 #include <vector>
@@ -24,7 +27,7 @@ namespace graft {
 /// Immutable and cheap to copy; any number of threads may use one at once.
 class Tokenizer {
  public:
-  /// ContractError or FormatError where the parts of `spec` do not fit together.
+  /// FormatError, naming `spec.source`, where the parts of `spec` do not fit together.
   explicit Tokenizer(TokenizerSpec spec) : state_(std::make_shared<State const>(std::move(spec))) {}
 
   /// The tokens of `text`; bytes that are not UTF-8 count as U+FFFD. `add_special` surrounds them by what the
@@ -62,10 +65,7 @@ class Tokenizer {
 
   std::size_t vocabulary_size() const { return state_->spec.tokens.size(); }
   /// The id of a token in the file's spelling ("<|im_end|>", "Ġthe"), or -1.
-  std::int32_t token_id(std::string_view token) const {
-    auto const found = state_->ids.find(token);
-    return found == state_->ids.end() ? -1 : found->second;
-  }
+  std::int32_t token_id(std::string_view token) const { return state_->ids.find(token); }
   /// What `id` says, in the file's spelling.
   std::string const& token(std::int32_t id) const { return state_->spec.tokens[index_of(id)]; }
   bool is_special(std::int32_t id) const { return state_->roles[index_of(id)] == Role::special; }
@@ -81,46 +81,65 @@ class Tokenizer {
 
  private:
   friend class StreamDecoder;
-  using Model = std::variant<ByteLevelBpe>;
+  using Model = std::variant<ByteLevelBpe, SentencePieceBpe, WordPiece>;
   enum class Role : char { ordinary, added, special };
 
   struct State {
-    explicit State(TokenizerSpec given) : spec(std::move(given)), ids(index(spec)), model(make_model(spec, ids)) {
+    explicit State(TokenizerSpec given) : spec(checked(std::move(given))), ids(spec.tokens), model(make_model()) {
       roles.resize(spec.tokens.size(), Role::ordinary);
-      for (AddedToken const& token : spec.added) {
-        expects(token.id >= 0 && static_cast<std::size_t>(token.id) < spec.tokens.size(), "added token \"",
-                token.content, "\" has id ", token.id, " outside the vocabulary of ", spec.tokens.size());
+      std::vector<AddedToken> raw, normalized;
+      for (AddedToken token : spec.added) {
         roles[static_cast<std::size_t>(token.id)] = token.special ? Role::special : Role::added;
+        if (token.normalized) token.content = normal_form(token.content);
+        (token.normalized ? normalized : raw).push_back(std::move(token));
       }
-      added = AddedTokens(spec.added);
+      in_raw = AddedTokens(std::move(raw));
+      in_normalized = AddedTokens(std::move(normalized));
     }
 
-    TokenizerSpec spec;
-    ByteLevelBpe::Vocabulary ids;  // views into spec.tokens
-    Model model;
-    AddedTokens added;
-    std::vector<Role> roles;  // by id
-  };
+    static TokenizerSpec checked(TokenizerSpec spec) {
+      check(spec);
+      return spec;
+    }
+    Model make_model() const {
+      switch (spec.kind) {
+        case TokenizerKind::byte_level_bpe:
+          return Model(std::in_place_type<ByteLevelBpe>, spec, ids);
+        case TokenizerKind::sentencepiece_bpe:
+          return Model(std::in_place_type<SentencePieceBpe>, spec, ids);
+        case TokenizerKind::wordpiece:
+          break;
+      }
+      return Model(std::in_place_type<WordPiece>, spec, ids);
+    }
+    std::string normal_form(std::string_view text) const {
+      return std::visit([&](auto const& one) { return one.normalized(text); }, model);
+    }
 
-  static ByteLevelBpe::Vocabulary index(TokenizerSpec const& spec) {
-    ByteLevelBpe::Vocabulary ids;
-    ids.reserve(spec.tokens.size());
-    for (std::size_t k = 0; k < spec.tokens.size(); ++k)
-      if (!spec.tokens[k].empty()) ids.emplace(spec.tokens[k], static_cast<std::int32_t>(k));
-    return ids;
-  }
-  static Model make_model(TokenizerSpec const& spec, ByteLevelBpe::Vocabulary const& ids) {
-    return ByteLevelBpe(spec, ids);
-  }
+    State(State const&) = delete;  // the parts below refer to those above
+
+    TokenizerSpec spec;
+    Vocabulary ids;
+    Model model;
+    AddedTokens in_raw, in_normalized;  // found in the text as it comes; found after normalisation
+    std::vector<Role> roles;            // by id
+  };
 
   void append(std::string_view text, bool parse_special, std::vector<std::int32_t>& out) const {
     std::string repaired;
-    if (!utf8::is_valid(text)) text = repaired = utf8::repaired(std::string(text));
-    state_->added.split(text, parse_special, [&](std::string_view part, std::int32_t id) {
-      if (id >= 0)
-        out.push_back(id);
-      else
-        std::visit([&](auto const& model) { model.encode(part, out); }, state_->model);
+    if (!valid_utf8(text)) text = repaired = utf8::repaired(std::string(text));
+    bool at_start = true;
+    auto const put = [&](std::int32_t id) {
+      at_start = false;
+      out.push_back(id);
+    };
+    state_->in_raw.split(text, parse_special, [&](std::string_view raw, std::int32_t raw_id) {
+      if (raw_id >= 0) return put(raw_id);
+      state_->in_normalized.split(state_->normal_form(raw), parse_special, [&](std::string_view part, std::int32_t id) {
+        if (id >= 0) return put(id);
+        std::visit([&](auto const& model) { model.encode(part, at_start, out); }, state_->model);
+        at_start = false;
+      });
     });
   }
 
@@ -131,11 +150,8 @@ class Tokenizer {
   }
 
   void append_bytes(std::int32_t id, bool first, std::string& bytes) const {
-    std::string const& spelled = token(id);
-    if (state_->roles[index_of(id)] != Role::ordinary)
-      bytes += spelled;
-    else
-      std::visit([&](auto const& model) { model.decode(spelled, id, first, bytes); }, state_->model);
+    bool const added = state_->roles[index_of(id)] != Role::ordinary;
+    std::visit([&](auto const& model) { model.decode(token(id), added, first, bytes); }, state_->model);
   }
 
   std::shared_ptr<State const> state_;

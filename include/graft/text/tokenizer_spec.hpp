@@ -2,8 +2,14 @@
 // Everything that defines a tokenizer, as plain data: what files are read into and tokenizers are built from.
 #pragma once
 
+#include <graft/core/error.hpp>
+#include <graft/core/types.hpp>
+#include <graft/io/checked.hpp>
+
+#include <cstddef>
 #include <cstdint>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -45,12 +51,13 @@ struct WordPieceOptions {
   bool split_chinese = true;  ///< every CJK ideograph is a word
   bool lower_case = true;
   bool strip_accents = true;
-  bool clean_decoding = true;          ///< no blank before . , ? ! and English contractions when decoding
-  std::string continuation = "##";     ///< starts every token that is not the first of its word
-  std::int32_t max_word_length = 100;  ///< code points; a longer word is unknown
+  bool clean_decoding = true;       ///< no blank before . , ? ! and English contractions when decoding
+  std::string continuation = "##";  ///< starts every token that is not the first of its word
+  index_t max_word_length = 100;    ///< code points; a longer word is unknown
 };
 
 struct TokenizerSpec {
+  std::string source;  ///< named in messages: the file this was read from
   TokenizerKind kind = TokenizerKind::byte_level_bpe;
   std::vector<std::string> tokens;  ///< by id, in the file's spelling ("Ġthe", "▁the", "##ing"); "" where an id is free
   std::vector<TokenType> types;     ///< by id; empty: all normal
@@ -72,5 +79,54 @@ struct TokenizerSpec {
   std::vector<TemplatePiece> pair = {{TemplatePiece::first_text, 0}, {TemplatePiece::second_text, 1}};
   std::string chat_template;  ///< Jinja source; empty: there is none
 };
+
+/// Puts BOS and EOS, where they exist, around each text.
+inline void surround(TokenizerSpec& spec, bool with_bos, bool with_eos) {
+  spec.pair.clear();
+  for (std::int32_t k = 0; k < 2; ++k) {
+    if (with_bos && spec.bos >= 0) spec.pair.push_back({spec.bos, k});
+    spec.pair.push_back({k == 0 ? TemplatePiece::first_text : TemplatePiece::second_text, k});
+    if (with_eos && spec.eos >= 0) spec.pair.push_back({spec.eos, k});
+    if (k == 0) spec.single = spec.pair;
+  }
+}
+
+/// Where a file does not say which token ends a turn of a chat, its name does.
+inline void name_end_of_turn(TokenizerSpec& spec) {
+  for (std::string_view const name : {"<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>"})
+    for (AddedToken const& token : spec.added)
+      if (spec.end_of_turn < 0 && token.content == name) spec.end_of_turn = token.id;
+}
+
+/// FormatError, naming `spec.source`, where an id lies outside the vocabulary or a token is not UTF-8.
+inline void check(TokenizerSpec const& spec) {
+  auto const fail = [&](auto const&... parts) {
+    raise<FormatError>(text(spec.source, spec.source.empty() ? "" : ": ", parts...));
+  };
+  auto const size = static_cast<index_t>(spec.tokens.size());
+  auto const check_id = [&](char const* what, index_t id, index_t lowest) {
+    if (id < lowest || id >= size) fail(what, " has id ", id, ", the vocabulary has ", size, " tokens");
+  };
+  if (!spec.types.empty() && spec.types.size() != spec.tokens.size())
+    fail("there are ", spec.types.size(), " token types for ", size, " tokens");
+  if (spec.kind == TokenizerKind::sentencepiece_bpe && spec.merges.empty() && spec.scores.size() != spec.tokens.size())
+    fail("there are ", spec.scores.size(), " scores for ", size, " tokens");
+  for (std::string const& token : spec.tokens)
+    if (!valid_utf8(token)) fail("token ", in_quotes(token), " is not UTF-8");
+  for (AddedToken const& token : spec.added) {
+    check_id("an added token", token.id, 0);
+    if (token.content != spec.tokens[static_cast<std::size_t>(token.id)])
+      fail("added token ", in_quotes(token.content), " has the id of ",
+           in_quotes(spec.tokens[static_cast<std::size_t>(token.id)]));
+  }
+  check_id("BOS", spec.bos, -1);
+  check_id("EOS", spec.eos, -1);
+  check_id("the unknown token", spec.unknown, spec.kind == TokenizerKind::wordpiece ? 0 : -1);
+  check_id("the padding token", spec.padding, -1);
+  check_id("the end of turn", spec.end_of_turn, -1);
+  for (auto const* pieces : {&spec.single, &spec.pair})
+    for (TemplatePiece const& piece : *pieces)
+      check_id("a token around the text", piece.id, TemplatePiece::second_text);
+}
 
 }  // namespace graft

@@ -63,13 +63,19 @@ inline void append(std::string& out, char32_t code) {
   }
 }
 
-inline bool is_valid(std::string_view text) {
-  for (std::size_t k = 0; k < text.size();) {
-    Step const s = step(text.substr(k));
-    if (s.kind != Step::Kind::valid) return false;
-    k += s.length;
-  }
-  return true;
+/// The code points of valid UTF-8.
+inline std::u32string to_utf32(std::string_view text) {
+  std::u32string out;
+  out.reserve(text.size());
+  for (std::size_t k = 0; k < text.size();) out += next(text, k);
+  return out;
+}
+
+inline std::string from_utf32(std::u32string_view characters) {
+  std::string out;
+  out.reserve(characters.size());
+  for (char32_t const c : characters) append(out, c);
+  return out;
 }
 
 /// Unicode's White_Space.

@@ -25,7 +25,7 @@ R sum_of(R const* x, index_t count, F f) {
   Lanes<R> acc{};
   index_t k = 0;
   for (; k + lane_count<R> <= count; k += lane_count<R>) acc += f(load(x + k));
-  R total = sum<R>(acc);
+  R total = sum(acc);
   for (; k < count; ++k) total += f(x[k]);
   return total;
 }
@@ -35,7 +35,7 @@ R dot(R const* x, R const* y, index_t count) {
   Lanes<R> acc{};
   index_t k = 0;
   for (; k + lane_count<R> <= count; k += lane_count<R>) acc += load(x + k) * load(y + k);
-  R total = sum<R>(acc);
+  R total = sum(acc);
   for (; k < count; ++k) total += x[k] * y[k];
   return total;
 }

@@ -41,14 +41,33 @@ template <class R>
   return v;
 }
 
-/// The sum of all lanes, halves first: one order, everywhere.
-template <class R>
-[[gnu::always_inline]] inline R sum(Lanes<R> v) {
-  R part[lane_count<R>];
-  std::memcpy(part, &v, sizeof v);
-  for (index_t half = lane_count<R> / 2; half > 0; half /= 2)
-    for (index_t k = 0; k < half; ++k) part[k] += part[k + half];
-  return part[0];
+/// Keeps a loaded value in its register; GCC otherwise folds the load into each product and reads memory M times.
+template <class V>
+[[gnu::always_inline]] inline void keep(V& v) {
+#if defined(__AVX512F__)
+  asm("" : "+v"(v));
+#elif defined(__x86_64__)
+  asm("" : "+x"(v));
+#elif defined(__aarch64__)
+  asm("" : "+w"(v));
+#endif
+}
+
+/// The sum of all lanes, halves first: one order, everywhere. Shuffles, because a trip through memory would cost more
+/// than the products of a short row.
+template <class V>
+[[gnu::always_inline]] inline auto sum(V v) {
+  constexpr int lanes = sizeof(v) / sizeof(v[0]);
+  if constexpr (lanes == 16) {
+    return sum(__builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7) +
+               __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15));
+  } else if constexpr (lanes == 8) {
+    return sum(__builtin_shufflevector(v, v, 0, 1, 2, 3) + __builtin_shufflevector(v, v, 4, 5, 6, 7));
+  } else if constexpr (lanes == 4) {
+    return sum(__builtin_shufflevector(v, v, 0, 1) + __builtin_shufflevector(v, v, 2, 3));
+  } else {
+    return v[0] + v[1];
+  }
 }
 
 /// out[m * N + n] = sum_k x[m][k] w[n][k], k a multiple of the lane count.
@@ -63,7 +82,8 @@ template <int M, int N, class R>
     for (int n = 0; n < N; ++n) wv[n] = load(w[n] + k);
 #pragma GCC unroll 8
     for (int m = 0; m < M; ++m) {
-      Lanes<R> const xv = load(x[m] + k);
+      Lanes<R> xv = load(x[m] + k);
+      keep(xv);
 #pragma GCC unroll 8
       for (int n = 0; n < N; ++n) acc[m][n] += xv * wv[n];
     }
@@ -71,7 +91,7 @@ template <int M, int N, class R>
 #pragma GCC unroll 8
   for (int m = 0; m < M; ++m)
 #pragma GCC unroll 8
-    for (int n = 0; n < N; ++n) out[m * N + n] = sum<R>(acc[m][n]);
+    for (int n = 0; n < N; ++n) out[m * N + n] = sum(acc[m][n]);
 }
 
 }  // namespace graft::cpu

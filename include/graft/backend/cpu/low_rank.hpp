@@ -12,15 +12,15 @@ namespace cpu {
 template <class R>
 void shrink(LowRankTile<R> const& tile, index_t site, index_t inputs, MatrixView<R const> x, MatrixView<R> t) {
   index_t offset = 0;
-  alignas(64) R buffer[panel_rows][panel_depth];
+  alignas(64) R buffer[tile_outputs][panel_depth];
   for (index_t k = 0; k < tile.term_count; ++k) {
     auto const& f = tile.terms[k].table[site];
-    for (index_t r = 0; r < f.rank; r += panel_rows) {
-      index_t const used = std::min(panel_rows, f.rank - r);
+    for (index_t r = 0; r < f.rank; r += tile_outputs) {
+      index_t const used = std::min<index_t>(tile_outputs, f.rank - r);
       for (index_t first = 0; first < inputs; first += panel_depth) {
         index_t const count = std::min(panel_depth, inputs - first), depth = padded<R>(count);
-        R const* panel[panel_rows];
-        for (index_t p = 0; p < panel_rows; ++p) {
+        R const* panel[tile_outputs];
+        for (index_t p = 0; p < tile_outputs; ++p) {
           R const* const row = f.a + (r + std::min(p, used - 1)) * inputs + first;
           panel[p] = row;
           if (count != depth) {  // the row's end: pad with zeros
@@ -32,8 +32,8 @@ void shrink(LowRankTile<R> const& tile, index_t site, index_t inputs, MatrixView
         for (index_t m = 0; m < tile.row_count; ++m) {
           index_t const n = tile.rows[m];
           R const* const xs[1] = {x.row(n) + first};
-          R out[panel_rows];
-          dot_tile<1, panel_rows, R>(xs, panel, depth, out);
+          R out[tile_outputs];
+          dot_tile<1, tile_outputs, R>(xs, panel, depth, out);
           for (index_t p = 0; p < used; ++p) {
             R& sum = t(n, offset + r + p);
             sum = (first == 0 ? R{0} : sum) + out[p];

@@ -8,26 +8,24 @@
 #include <graft/backend/weight.hpp>
 
 #include <algorithm>
+#include <cstdint>
 
 namespace graft {
 namespace cpu {
-
-/// X [n, i] as rows of Real with zeros up to a multiple of the lane count.
-template <class R>
-struct PaddedRows {
-  MatrixView<R const> rows;  // [n, padded i]
-};
 
 template <class R>
 inline constexpr index_t padded(index_t count) {
   return round_up(count, lane_count<R>);
 }
 
-/// X itself where it already has the right type and width, else a padded copy in the arena.
+/// X itself where it already has the right type, width and alignment, else a padded copy in the arena. (Register loads
+/// that straddle cache lines would halve the speed of the product.)
 template <class T, class R>
 MatrixView<R const> pad_rows(Arena& arena, MatrixView<T const> x) {
   if constexpr (std::same_as<T, R>)
-    if (x.cols == padded<R>(x.cols)) return x;
+    if (x.cols == padded<R>(x.cols) && (x.rows == 1 || x.stride % lane_count<R> == 0) &&
+        reinterpret_cast<std::uintptr_t>(x.data) % register_bytes == 0)
+      return x;
   auto const copy = arena.matrix<R>(x.rows, padded<R>(x.cols));
   for (index_t n = 0; n < x.rows; ++n) {
     for (index_t k = 0; k < x.cols; ++k) copy(n, k) = static_cast<R>(x(n, k));
@@ -36,24 +34,29 @@ MatrixView<R const> pad_rows(Arena& arena, MatrixView<T const> x) {
   return copy;
 }
 
-inline constexpr index_t panel_rows = 4;      // rows of W decoded together: with 4 rows of X, 16 accumulators
-inline constexpr index_t panel_depth = 1024;  // values decoded of each: 16 KiB of f32, half a first-level cache
-inline constexpr index_t tile_rows = register_count >= 32 ? 4 : 2;  // rows of X per tile: accumulators fit registers
+// A tile is 4 outputs by 4 (2) rows of X: 16 (8) accumulators, in registers. Two tiles side by side use each row of X
+// they read from the second-level cache twice, without which that cache would be the limit.
+inline constexpr int tile_outputs = 4;
+inline constexpr int tile_rows = register_count >= 32 ? 4 : 2;
+inline constexpr index_t panel_rows = 8;      // rows of W decoded together
+inline constexpr index_t panel_depth = 1024;  // values decoded of each: 32 KiB of f32, most of a first-level cache
 
-/// Adds x[n, 0:depth] . panel[r, 0:depth] to y[n, r] for r < used rows of the panel.
-template <class T, class R>
-void multiply_panel(MatrixView<R const> x, index_t first, index_t depth, R const* const* panel, index_t used,
-                    bool start, R const* bias, MatrixView<T> y) {
+/// Adds x[n, first:first+depth] . panel[r, 0:depth] to y[n, r] for r < used rows of the panel, or starts from the bias.
+template <class R>
+void multiply_panel(MatrixView<R const> x, index_t first, index_t depth, R const* const* panel, index_t used, bool start,
+                    R const* bias, MatrixView<R> y) {
   auto const tile = [&]<int M>(index_t n) {
     R const* xs[M];
     for (int m = 0; m < M; ++m) xs[m] = x.row(n + m) + first;
-    R out[M * panel_rows];
-    dot_tile<M, panel_rows, R>(xs, panel, depth, out);
-    for (int m = 0; m < M; ++m)
-      for (index_t r = 0; r < used; ++r) {
-        R const before = start ? (bias != nullptr ? bias[r] : R{0}) : static_cast<R>(y(n + m, r));
-        y(n + m, r) = static_cast<T>(before + out[m * panel_rows + r]);
-      }
+    for (index_t r0 = 0; r0 < used; r0 += tile_outputs) {
+      R out[M * tile_outputs];
+      dot_tile<M, tile_outputs, R>(xs, panel + r0, depth, out);
+      for (int m = 0; m < M; ++m)
+        for (index_t r = r0; r < std::min(used, r0 + tile_outputs); ++r) {
+          R const before = !start ? y(n + m, r) : bias != nullptr ? bias[r] : R{0};
+          y(n + m, r) = before + out[m * tile_outputs + r - r0];
+        }
+    }
   };
   index_t n = 0;
   for (; n + tile_rows <= x.rows; n += tile_rows) tile.template operator()<tile_rows>(n);
@@ -83,7 +86,7 @@ void product_chunk(MatrixView<R const> x, Weight const& w, VectorView<R const> b
           panel[r] = buffer[std::min(r, used - 1)];
         }
       }
-      multiply_panel<R, R>(x, first, depth, panel, used, first == 0, bias.empty() ? nullptr : bias.data + o,
+      multiply_panel<R>(x, first, depth, panel, used, first == 0, bias.empty() ? nullptr : bias.data + o,
                            y.col_range(o, used));
     }
   }

@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: Apache-2.0
+// A JSON object whose values are asked for by key and type; a wrong one is a sentence with file and key.
+#pragma once
+
+#include <graft/io/json.hpp>
+
+#include <concepts>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace graft {
+
+class JsonObject {
+ public:
+  JsonObject(std::string path, nlohmann::json value) : path_(std::move(path)), value_(std::move(value)) {
+    if (!value_.is_object()) raise<FormatError>(text(path_, ": is not a JSON object"));
+  }
+
+  std::string const& path() const { return path_; }
+  nlohmann::json const& json() const { return value_; }
+  /// Present and not null.
+  bool has(std::string const& key) const { return value_.contains(key) && !value_.at(key).is_null(); }
+
+  /// FormatError when the key is missing or its value is of another type.
+  template <class T>
+  T get(std::string const& key) const {
+    if (!has(key)) fail("key ", in_quotes(key), " is missing");
+    auto const& value = value_.at(key);
+    bool fits = false;
+    if constexpr (std::same_as<T, bool>)
+      fits = value.is_boolean();
+    else if constexpr (std::integral<T>)
+      fits = value.is_number_integer() && (value.is_number_unsigned() ? value.template get<std::uint64_t>() < (1ull << 62) : true);
+    else if constexpr (std::floating_point<T>)
+      fits = value.is_number();
+    else if constexpr (std::same_as<T, std::string>)
+      fits = value.is_string();
+    else
+      fits = value.is_array();
+    if (!fits) fail("key ", in_quotes(key), " has the unexpected value ", value.dump(-1, ' ', true).substr(0, 100));
+    return value.template get<T>();
+  }
+  /// `fallback` when the key is missing or null.
+  template <class T>
+  T get_or(std::string const& key, T fallback) const {
+    return has(key) ? get<T>(key) : fallback;
+  }
+  /// A positive size.
+  index_t size(std::string const& key) const {
+    auto const value = get<index_t>(key);
+    if (value <= 0 || value > index_t{1} << 40) fail("key ", in_quotes(key), " is ", value, ", expected a positive size");
+    return value;
+  }
+  index_t size_or(std::string const& key, index_t fallback) const { return has(key) ? size(key) : fallback; }
+
+  JsonObject object(std::string const& key) const {
+    if (!has(key) || !value_.at(key).is_object()) fail("key ", in_quotes(key), " should be an object");
+    return JsonObject(path_, value_.at(key));
+  }
+
+  template <class... Parts>
+  [[noreturn]] void fail(Parts const&... parts) const {
+    raise<FormatError>(text(path_, ": ", parts...));
+  }
+
+ private:
+  std::string path_;
+  nlohmann::json value_;
+};
+
+}  // namespace graft

@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: Apache-2.0
+// Adapter folders of HF PEFT, read into a module, written from one, or loaded into a bank, for any policy.
+//
+// A policy's peft_type, options, shape and tensor names say all there is to know: a new one is read and written with no
+// change here. Methods that PEFT lacks use the same two files; PEFT cannot read those.
+#pragma once
+
+#include <graft/adapter/bank.hpp>
+#include <graft/adapter/module.hpp>
+#include <graft/adapter/policy.hpp>
+#include <graft/adapter/site.hpp>
+#include <graft/core/error.hpp>
+#include <graft/io/checked.hpp>
+#include <graft/io/peft_config.hpp>
+#include <graft/io/peft_reader.hpp>
+#include <graft/io/peft_writer.hpp>
+
+#include <cstdint>
+#include <filesystem>
+#include <string>
+#include <string_view>
+#include <type_traits>
+#include <utility>
+#include <variant>
+#include <vector>
+
+namespace graft {
+
+/// A module of one of the policies in a list.
+template <class List, class B>
+struct AnyModule;
+template <class... Ps, class B>
+struct AnyModule<Adapters<Ps...>, B> {
+  std::variant<Module<Ps, B>...> module;
+  std::vector<std::string> warnings;
+};
+
+/// Reads an adapter folder of whichever policy of the list has its peft_type.
+template <class List, class B>
+AnyModule<List, B> read_any_peft(std::filesystem::path const& folder, SiteTable const& sites, std::string name) {
+  auto const config = read_peft_config(folder);
+  return [&]<class... Ps>(Adapters<Ps...>) {
+    AnyModule<List, B> result;
+    bool known = false;
+    auto const read = [&]<class P>(std::type_identity<P>) {
+      if (known || config.peft_type != P::peft_type) return;
+      known = true;
+      auto found = detail::PeftReader<P, B>(config, sites).read(std::move(name));
+      result.module = std::move(found.module);
+      result.warnings = std::move(found.warnings);
+    };
+    (read(std::type_identity<Ps>{}), ...);
+    if (!known) {
+      std::string all;
+      ((all += text(all.empty() ? "" : ", ", Ps::peft_type)), ...);
+      config.fail("peft_type ", in_quotes(config.peft_type), " is not supported; known are ", all);
+    }
+    return result;
+  }(List{});
+}
+
+/// What `load_adapter` published.
+struct LoadedAdapter {
+  std::uint64_t version = 0;
+  std::string_view peft_type;
+  std::vector<std::string> warnings;
+};
+
+/// Reads an adapter folder and publishes it in the bank under `name`.
+template <class List, class B>
+LoadedAdapter load_adapter(B& be, Bank<List, B>& bank, std::string name, std::filesystem::path const& folder) {
+  auto read = read_any_peft<List, B>(folder, bank.sites(), std::move(name));
+  return std::visit(
+      [&]<class P>(Module<P, B>& module) {
+        return LoadedAdapter{bank.load(be, std::move(module)), P::peft_type, std::move(read.warnings)};
+      },
+      read.module);
+}
+
+}  // namespace graft

@@ -1,0 +1,230 @@
+// SPDX-License-Identifier: Apache-2.0
+// Adapter folders of HF PEFT (adapter_config.json and adapter_model.safetensors) read into a module.
+#pragma once
+
+#include <graft/adapter/module.hpp>
+#include <graft/adapter/policy.hpp>
+#include <graft/adapter/site.hpp>
+#include <graft/core/error.hpp>
+#include <graft/core/format.hpp>
+#include <graft/io/checked.hpp>
+#include <graft/io/peft_config.hpp>
+#include <graft/io/peft_names.hpp>
+#include <graft/io/safetensors.hpp>
+#include <graft/io/tensor_file.hpp>
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <filesystem>
+#include <map>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+namespace graft {
+
+/// A module as read, with one line for everything in the files that was ignored.
+template <class P, class B>
+struct PeftModule {
+  Module<P, B> module;
+  std::vector<std::string> warnings;
+};
+
+namespace detail {
+
+/// All values of a stored tensor of real numbers, decoded to `to`.
+template <class R>
+void decode_finite(std::string const& file, TensorInfo const& tensor, R* to) {
+  index_t const count = tensor.elements();
+  decode_row(tensor.format, tensor.data, 0, count, to);
+  for (index_t k = 0; k < count; ++k)
+    if (!std::isfinite(to[k]))
+      raise<FormatError>(text(file, ": tensor ", in_quotes(tensor.name), " holds ", to[k], " at place ", k));
+}
+
+inline TensorFile read_peft_tensors(PeftConfig const& config) {
+  namespace fs = std::filesystem;
+  std::error_code ignored;
+  fs::path const path = config.folder / "adapter_model.safetensors";
+  if (!fs::exists(path, ignored) && fs::exists(config.folder / "adapter_model.bin", ignored))
+    raise<FormatError>(text((config.folder / "adapter_model.bin").string(),
+                            ": is a Python pickle, which can run any code and is not read; load it with PEFT and save "
+                            "it again, which writes adapter_model.safetensors"));
+  TensorFile file = read_safetensors(path);
+  for (auto const& tensor : file.tensors())
+    if (!format_info(tensor.format).weight)
+      raise<FormatError>(text(file.path(), ": tensor ", in_quotes(tensor.name), " is ", format_info(tensor.format).name,
+                              "; adapters hold F32, F16, BF16 or F64"));
+  return file;
+}
+
+/// One adapter folder on its way to a Module<P, B>: first everything is named and checked, then memory is taken.
+template <class P, class B>
+class PeftReader {
+ public:
+  PeftReader(PeftConfig const& config, SiteTable const& sites)
+      : config_(config), sites_(sites), options_(config), file_(read_peft_tensors(config)), patterns_(config.path) {
+    module_.policy.options(options_);
+  }
+
+  PeftModule<P, B> read(std::string name) {
+    module_.name = std::move(name);
+    module_.target_modules = config_.target_modules;
+    module_.modules_to_save = config_.modules_to_save;
+    module_.base_model = config_.base_model;
+    module_.task_type = config_.task_type;
+    for (auto const& tensor : file_.tensors()) sort_in(tensor);
+    if (found_.empty()) fail("has no tensor of a ", P::peft_type, " adapter");
+    for (auto const& [site, at] : found_) add(site, at);
+    module_.allocate();
+    for (auto& entry : module_.entries)
+      each_tensor(entry.state, [&](std::string_view suffix, auto& view) {
+        decode_finite(file_.path(), *found_.at(entry.site).tensors.at(suffix), view.data);
+      });
+    for (auto const& [path, tensor] : saved_) {
+      SavedTensor& saved = module_.saved[path];
+      saved.shape = tensor->shape;
+      saved.values.resize(static_cast<std::size_t>(tensor->elements()));
+      decode_finite(file_.path(), *tensor, saved.values.data());
+    }
+    return {std::move(module_), warnings()};
+  }
+
+ private:
+  struct AtSite {
+    std::string_view path;  // as the file spells it, which is what patterns are meant for
+    std::map<std::string_view, TensorInfo const*> tensors;
+  };
+
+  template <class... Parts>
+  [[noreturn]] void fail(Parts const&... parts) const {
+    raise<FormatError>(text(file_.path(), ": ", parts...));
+  }
+  static void each_tensor(auto& state, auto&& f) {
+    state.for_each([&](char const* suffix, auto& view) {
+      if (is_present(view)) f(std::string_view(suffix), view);
+    });
+  }
+
+  void sort_in(TensorInfo const& tensor) {
+    std::string_view const name = without_peft_prefix(tensor.name);
+    if (auto const path = saved_path(name, tensor); !path.empty()) {
+      if (!saved_.emplace(path, &tensor).second) fail("tensor ", in_quotes(tensor.name), " occurs under two names");
+      return;
+    }
+    auto const place = place_of_tensor(sites_, module_.policy, name);
+    if (place.site < 0)
+      fail("tensor ", in_quotes(tensor.name), " belongs to no module of the model that ", P::peft_type,
+           " can adapt, nor to one of modules_to_save");
+    AtSite& at = found_[place.site];
+    at.path = place.path;
+    if (!at.tensors.emplace(place.suffix, &tensor).second)
+      fail("tensor ", in_quotes(tensor.name), " occurs under two names");
+  }
+
+  // The path of a tensor that replaces one of the model's own, or nothing when it is another.
+  std::string saved_path(std::string_view name, TensorInfo const& tensor) const {
+    auto const dot = name.rfind('.');
+    if (dot == name.npos) return {};
+    std::string_view module = name.substr(0, dot), parameter = name.substr(dot);
+    bool listed = false;
+    for (auto const& saved : config_.modules_to_save) listed = listed || is_inside_module(module, saved);
+    // PEFT also saves the embedding and the head where the vocabulary was resized or where they are adapted
+    constexpr std::string_view base = ".base_layer";
+    if (!listed && module.ends_with(base)) module.remove_suffix(base.size());
+    index_t const site = find_site(sites_, module);
+    if (site < 0) return listed ? std::string(name) : "";
+    SiteInfo const& info = sites_[site];
+    if (!listed && (info.layer >= 0 || parameter != ".weight")) return {};
+    if (parameter == ".weight") {
+      bool const embedding = info.kind == SiteKind::embedding;
+      std::vector<index_t> const expected{embedding ? info.in : info.out, embedding ? info.out : info.in};
+      if (tensor.shape != expected && info.layer < 0)
+        fail("tensor ", in_quotes(tensor.name), " has shape ", shape_text(tensor.shape), ", expected ",
+             shape_text(expected), "; a vocabulary of another size than the model's is not supported");
+    }
+    return text(info.path, parameter);
+  }
+
+  void add(index_t site, AtSite const& at) {
+    auto const& info = sites_[site];
+    std::string const path(at.path);
+    P here = policy_at(module_.policy, [&](std::string const& pattern) { return patterns_(pattern, path); });
+    auto const shape_of = [&](std::string_view suffix) {
+      auto const found = at.tensors.find(suffix);
+      return found == at.tensors.end() ? std::vector<index_t>{} : found->second->shape;
+    };
+    if constexpr (requires { here.as_stored(info, shape_of); }) here = here.as_stored(info, shape_of);
+    try {
+      module_.add(sites_, site, here);
+    } catch (ContractError const& error) {  // what is a wrong call elsewhere is a wrong file here
+      std::string_view reason = error.what();
+      if (reason.starts_with("graft: ")) reason.remove_prefix(7);
+      config_.fail(reason);
+    }
+    std::size_t taken = 0;
+    each_tensor(module_.entries.back().state, [&](std::string_view suffix, auto const& view) {
+      auto const found = at.tensors.find(suffix);
+      if (found == at.tensors.end()) fail("tensor ", in_quotes(text(at.path, '.', suffix)), " is missing");
+      ++taken;
+      auto const expected = tensor_shape(view);
+      if (found->second->shape == expected) return;
+      auto const settings = PeftOptionWriter<P>(here).scalars();
+      fail("tensor ", in_quotes(found->second->name), " has shape ", shape_text(found->second->shape), ", expected ",
+           shape_text(expected), " at a site of ", info.in, " inputs and ", info.out, " outputs",
+           settings.empty() ? "" : " with ", settings);
+    });
+    if (taken == at.tensors.size()) return;
+    for (auto const& [suffix, tensor] : at.tensors) {
+      bool known = false;
+      each_tensor(module_.entries.back().state,
+                  [&, found = suffix](std::string_view one, auto const&) { known = known || one == found; });
+      if (!known)
+        fail("tensor ", in_quotes(tensor->name), " is not one that a ", P::peft_type,
+             " adapter with this configuration", " has at ", info.path);
+    }
+  }
+
+  std::vector<std::string> warnings() const {
+    auto result = options_.warnings();
+    if (config_.find("layers_to_transform") != nullptr || config_.find("exclude_modules") != nullptr) return result;
+    index_t missing = 0;
+    std::string example;
+    for (index_t s = 0; s < sites_.size(); ++s) {
+      auto const& info = sites_[s];
+      auto const is_this = [&](auto const& name) { return is_module(info.path, name); };
+      auto const lists = [&](auto const& names) { return std::any_of(names.begin(), names.end(), is_this); };
+      if (info.kind == SiteKind::rotated_q || found_.contains(s) || !lists(config_.target_modules)) continue;
+      if (++missing == 1) example = info.path;
+    }
+    if (missing > 0)
+      result.push_back(text(file_.path(), ": ", missing, " of the model's modules are in target_modules but have no ",
+                            "tensors, ", example, missing > 1 ? " for example" : ""));
+    return result;
+  }
+
+  PeftConfig const& config_;
+  SiteTable const& sites_;
+  PeftOptionReader<P> options_;
+  TensorFile file_;
+  PeftPatterns patterns_;
+  Module<P, B> module_;
+  std::map<index_t, AtSite> found_;
+  std::map<std::string, TensorInfo const*> saved_;
+};
+
+}  // namespace detail
+
+/// Reads an adapter folder of P's peft_type for the model with these sites. FormatError names the file and the tensor
+/// or key that is wrong, missing, unknown or not supported; unknown keys that may not matter become warnings.
+template <class P, class B>
+PeftModule<P, B> read_peft(std::filesystem::path const& folder, SiteTable const& sites, std::string name) {
+  auto const config = read_peft_config(folder);
+  if (config.peft_type != P::peft_type)
+    config.fail("is of peft_type ", in_quotes(config.peft_type), ", expected ", in_quotes(P::peft_type));
+  return detail::PeftReader<P, B>(config, sites).read(std::move(name));
+}
+
+}  // namespace graft

@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: Apache-2.0
+// Reads the tokenizer in a GGUF file's metadata (the keys tokenizer.*).
+#pragma once
+
+#include <graft/core/error.hpp>
+#include <graft/io/checked.hpp>
+#include <graft/io/gguf_metadata.hpp>
+#include <graft/text/pre_tokenizer.hpp>
+#include <graft/text/tokenizer_spec.hpp>
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+namespace graft {
+
+/// `path` is for messages. FormatError names it and the key that is missing, wrong or not supported.
+inline TokenizerSpec read_gguf_tokenizer(GgufMetadata const& metadata, std::string path) {
+  auto const fail = [&](auto const&... parts) { raise<FormatError>(text(path, ": ", parts...)); };
+  TokenizerSpec spec;
+  spec.source = path;
+  auto const model = metadata.get<std::string_view>("tokenizer.ggml.model");
+  spec.tokens = metadata.get_array<std::string>("tokenizer.ggml.tokens");
+  if (metadata.contains("tokenizer.ggml.token_type"))
+    for (auto const type : metadata.get_array<std::int32_t>("tokenizer.ggml.token_type")) {
+      if (type < 1 || type > 6) fail("metadata key 'tokenizer.ggml.token_type' has the unknown type ", type);
+      spec.types.push_back(static_cast<TokenType>(type));
+    }
+  if (!spec.types.empty() && spec.types.size() != spec.tokens.size())
+    fail("there are ", spec.types.size(), " token types for ", spec.tokens.size(), " tokens");
+
+  auto const id = [&](char const* key, std::int32_t fallback) { return metadata.get_or<std::int32_t>(key, fallback); };
+  bool add_bos = false;
+  if (model == "gpt2") {
+    spec.kind = TokenizerKind::byte_level_bpe;
+    spec.pre_tokenizer = metadata.get<std::string>("tokenizer.ggml.pre");
+    if (!PreTokenizer::knows(spec.pre_tokenizer))
+      fail("pre-tokenizer ", in_quotes(spec.pre_tokenizer), " is not supported");
+    bool const llama3 = PreTokenizer::same(spec.pre_tokenizer, "llama-bpe");
+    spec.ignore_merges = add_bos = llama3;
+    spec.nfc = PreTokenizer::same(spec.pre_tokenizer, "qwen2");  // the format does not say it, Qwen's tokenizers do it
+    spec.add_prefix_space = metadata.get_or("tokenizer.ggml.add_space_prefix", false);
+    for (auto const merge : metadata.get_array<std::string_view>("tokenizer.ggml.merges")) {
+      auto const space = merge.find(' ', 1);
+      if (space == std::string_view::npos) fail("merge ", in_quotes(merge), " is not a pair of tokens");
+      spec.merges.emplace_back(merge.substr(0, space), merge.substr(space + 1));
+    }
+  } else if (model == "llama") {
+    spec.kind = TokenizerKind::sentencepiece_bpe;
+    spec.scores = metadata.get_array<float>("tokenizer.ggml.scores");
+    bool const spaced = metadata.get_or("tokenizer.ggml.add_space_prefix", true);
+    spec.prefix_space = spaced ? PrefixSpace::every_even_doubled : PrefixSpace::never;
+    spec.strip_first_space = spaced;
+    spec.bos = 1, spec.eos = 2, spec.unknown = 0;
+    add_bos = true;
+  } else {
+    fail("tokenizer model ", in_quotes(model), " is not supported; supported are gpt2 and llama");
+  }
+
+  spec.bos = id("tokenizer.ggml.bos_token_id", spec.bos);
+  spec.eos = id("tokenizer.ggml.eos_token_id", spec.eos);
+  spec.unknown = id("tokenizer.ggml.unknown_token_id", spec.unknown);
+  spec.padding = id("tokenizer.ggml.padding_token_id", -1);
+  spec.end_of_turn = id("tokenizer.ggml.eot_token_id", -1);
+  for (std::size_t k = 0; k < spec.types.size(); ++k) {
+    TokenType const type = spec.types[k];
+    bool const special = type == TokenType::control || type == TokenType::unknown;
+    if ((!special && type != TokenType::user_defined) || spec.tokens[k].empty()) continue;
+    AddedToken token;
+    token.id = static_cast<std::int32_t>(k);
+    token.content = spec.tokens[k];
+    token.special = special;
+    spec.added.push_back(std::move(token));
+  }
+  surround(spec, metadata.get_or("tokenizer.ggml.add_bos_token", add_bos),
+           metadata.get_or("tokenizer.ggml.add_eos_token", false));
+  spec.chat_template = metadata.get_or<std::string>("tokenizer.chat_template", "");
+  name_end_of_turn(spec);
+  return spec;
+}
+
+}  // namespace graft
