@@ -27,13 +27,16 @@ void map_once(RowMapRow<R const> const& map, T* y, index_t first, index_t last) 
       }
     return;
   }
-  if (c1 != nullptr)
-    for (index_t j = first; j < last; ++j) {
-      R const u = static_cast<R>(y[j]);
-      y[j] = static_cast<T>(u + c1[j] * u);
-    }
-  if (e != nullptr)
-    for (index_t j = first; j < last; ++j) y[j] = static_cast<T>(static_cast<R>(y[j]) + e[j]);
+  // one pass, so that a 16-bit buffer is rounded once
+  auto const each = [&](auto&& mapped) {
+    for (index_t j = first; j < last; ++j) y[j] = static_cast<T>(mapped(static_cast<R>(y[j]), j));
+  };
+  if (c1 != nullptr && e != nullptr)
+    each([&](R u, index_t j) { return u + c1[j] * u + e[j]; });
+  else if (c1 != nullptr)
+    each([&](R u, index_t j) { return u + c1[j] * u; });
+  else if (e != nullptr)
+    each([&](R u, index_t j) { return u + e[j]; });
 }
 
 template <class T, class R>
