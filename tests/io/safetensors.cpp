@@ -102,6 +102,15 @@ TEST_CASE("the tensors of an unpadded file are moved to where their numbers may 
   CHECK(std::memcmp(storage_and_data.second, values, 8) == 0);  // alive through the storage alone
 }
 
+TEST_CASE("an empty tensor has no elements, whatever its other sizes") {
+  graft_test::TemporaryFolder const folder;
+  std::string const most = "9223372036854775807";
+  write_bytes(
+      folder / "empty",
+      file_of("{\"t\":{\"dtype\":\"F32\",\"shape\":[" + most + "," + most + ",0],\"data_offsets\":[0,0]}}", ""));
+  CHECK(graft::read_safetensors(folder / "empty").at("t").elements() == 0);
+}
+
 TEST_CASE("what a safetensors file cannot hold is refused before anything is written") {
   graft_test::TemporaryFolder const folder;
   auto const path = folder / "x";

@@ -27,6 +27,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <system_error>
 #include <utility>
 #include <vector>
 
@@ -215,7 +216,8 @@ inline GgufTensor read_gguf_tensor(GgufCursor& cursor) {
 
 /// Whether the file exists and begins as a GGUF file does.
 inline bool is_gguf(const std::filesystem::path& path) {
-  return std::filesystem::is_regular_file(path) && MappedFile::open(path)->characters().substr(0, 4) == "GGUF";
+  std::error_code ignored;  // no: whoever then reads the file learns why
+  return std::filesystem::is_regular_file(path, ignored) && MappedFile::open(path)->characters().substr(0, 4) == "GGUF";
 }
 
 /// Metadata and tensors of a GGUF file, tensors in file order and their sizes outermost first. The layout must be the

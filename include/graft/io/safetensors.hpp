@@ -22,6 +22,7 @@
 #include <memory>
 #include <set>
 #include <string>
+#include <system_error>
 #include <utility>
 #include <vector>
 
@@ -69,10 +70,12 @@ inline TensorFile read_safetensors(const std::filesystem::path& path) {
 inline TensorFile read_sharded_safetensors(const std::filesystem::path& path) {
   namespace fs = std::filesystem;
   fs::path index = path;
-  if (fs::is_directory(path)) {
-    if (fs::path const single = path / "model.safetensors"; fs::exists(single)) return read_safetensors(single);
+  std::error_code ignored;  // what cannot be examined cannot be opened either, and is refused there
+  if (fs::is_directory(path, ignored)) {
+    if (fs::path const single = path / "model.safetensors"; fs::exists(single, ignored))
+      return read_safetensors(single);
     index = path / "model.safetensors.index.json";
-    if (!fs::exists(index)) {
+    if (!fs::exists(index, ignored)) {
       raise<FormatError>(text(path.string(), ": has neither model.safetensors nor model.safetensors.index.json"));
     }
   }

@@ -4,6 +4,7 @@
 
 #include <graft/core/error.hpp>
 #include <graft/core/format.hpp>
+#include <graft/core/scalar.hpp>
 #include <graft/core/types.hpp>
 #include <graft/io/checked.hpp>
 
@@ -16,6 +17,7 @@
 #include <numeric>
 #include <string>
 #include <string_view>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -29,8 +31,14 @@ struct TensorInfo {
   const std::byte* data = nullptr;
   std::size_t bytes = 0;
 
+  /// Values in it; 0 where any size is 0, however large the others.
   index_t elements() const {
-    return std::accumulate(shape.begin(), shape.end(), index_t{1}, [](index_t a, index_t b) { return a * b; });
+    index_t product = 1;
+    for (index_t const size : shape) {
+      if (size == 0) return 0;
+    }
+    for (index_t const size : shape) product *= size;
+    return product;
   }
 };
 
