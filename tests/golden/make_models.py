@@ -11,6 +11,7 @@ import sys
 
 import torch
 from peft import IA3Config, LoraConfig, RoadConfig
+from safetensors.torch import load_file, save_file
 from transformers import BertConfig, GPT2Config, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config, RobertaConfig
 
 from golden import MODELS, Case, peft_mixed_batch, peft_logits, relative
@@ -31,7 +32,7 @@ def llama_config(kind=LlamaConfig, **options):
         bos_token_id=0, eos_token_id=1, pad_token_id=None,
         rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
     )  # fmt: skip
-    return kind(**{**defaults, **options})
+    return kind(**{key: value for key, value in {**defaults, **options}.items() if key != "head_dim" or value})
 
 
 def rope(kind, theta=10000.0, **options):
@@ -146,7 +147,7 @@ def llama_lora():
         lora(
             ALL_LINEAR, r=4, alpha=8,
             rank_pattern={r"layers\.1\.self_attn\.q_proj": 2, "down_proj": 7, r".*layers\.[01]\.self_attn\.k_proj": 3},
-            alpha_pattern={"down_proj": 10, r"^model\.layers\.0\.mlp\.up_proj": 1, "proj": 6},
+            alpha_pattern={"down_proj": 10, "q_proj": 3, r"^model\.layers\.0\.self_attn\.q_proj": 20, "proj": 6},
         ),
     )  # fmt: skip
     c.peft("lora_bias", lora(["q_proj", "o_proj", "up_proj"], r=3, lora_bias=True))
@@ -209,7 +210,7 @@ def llama_road():
     """Group sizes 2, 6, 32, 64 and the whole output (96 or 192) of every variant."""
     config = llama_config(
         hidden_size=96, intermediate_size=192, num_attention_heads=12, num_key_value_heads=4, head_dim=16,
-        num_hidden_layers=2,
+        num_hidden_layers=1,
     )  # fmt: skip
     c = Case("llama_road", "LlamaForCausalLM", config, dtype=torch.bfloat16)
     for name, adapter in ROAD.items():
@@ -296,6 +297,156 @@ def llama_sums():
     c.request(16, [("lora_a", 0.7), ("road_a", 0.5), ("ia3_a", 1.2), ("road_b", 0.3), ("lora_b", -0.3), ("ia3_b", 0.4)])
     c.finish()
     assert c.requests[7]["adapters"][::-1] == c.requests[8]["adapters"]
+
+
+# ------------------------------------------------------------------------------------------- the other architectures
+
+
+@case
+def qwen2():
+    c = Case("qwen2", "Qwen2ForCausalLM", llama_config(Qwen2Config, head_dim=None, tie_word_embeddings=True), old_style=True)
+    c.peft("lora", lora(ALL_LINEAR, r=3))
+    c.peft("road", road("road_2", 8))
+    c.request(9)
+    c.request(12, ["lora"])
+    c.request(7, ["road"])
+    c.request(5, ["lora", "road"])
+    c.finish()
+
+
+@case
+def qwen3():
+    """RoAd and IA3 on q_proj and k_proj act before their norms."""
+    c = Case("qwen3", "Qwen3ForCausalLM", llama_config(Qwen3Config, head_dim=12, num_key_value_heads=1))
+    c.peft("lora", lora(ALL_LINEAR, r=3))
+    c.peft("road", road("road_1", 4))
+    c.peft("ia3", IA3Config(target_modules=["q_proj", "k_proj", "v_proj", "down_proj"], feedforward_modules=["down_proj"]))
+    c.request(9)
+    c.request(12, ["lora"])
+    c.request(7, ["road"])
+    c.request(8, ["ia3"])
+    c.finish()
+
+
+def gpt2_config(**options):
+    defaults = dict(
+        vocab_size=83, n_positions=48, n_embd=30, n_layer=2, n_head=3, n_inner=None, resid_pdrop=0.0, embd_pdrop=0.0,
+        attn_pdrop=0.0, bos_token_id=0, eos_token_id=1,
+    )  # fmt: skip
+    return GPT2Config(**{**defaults, **options})
+
+
+@case
+def gpt2():
+    """Adapters on the fused c_attn and on both layers called c_proj; an adapter name matches by suffix."""
+    c = Case("gpt2", "GPT2LMHeadModel", gpt2_config())
+    conv = dict(fan_in_fan_out=True)
+    c.peft("lora", lora(["c_attn", "c_proj", "c_fc"], r=4, lora_bias=True, **conv))
+    c.peft("attention_only", lora(["c_attn", "attn.c_proj"], r=2, **conv))
+    c.peft("mlp_only", lora(r".*mlp\.c_proj", r=3, use_rslora=True, **conv))
+    c.peft("ia3", IA3Config(target_modules=["c_attn", "mlp.c_proj"], feedforward_modules=["mlp.c_proj"], **conv))
+    d, inner = 30, 120
+    road_shapes = {"attn.c_attn": 3 * d, "attn.c_proj": d, "mlp.c_fc": inner, "mlp.c_proj": d}
+    c.plain(
+        "road",
+        dict(
+            peft_type="ROAD", variant="road_2", group_size=10, target_modules=["c_attn", "c_fc", "c_proj"], task_type=None
+        ),
+        {
+            f"base_model.model.transformer.h.{layer}.{path}.road_{part}": (size,)
+            for layer in range(2)
+            for path, size in road_shapes.items()
+            for part in ("theta", "alpha")
+        },
+        peft_reads_it=False,  # PEFT's RoAd takes nn.Linear alone
+    )
+    c.request(9)
+    for name in ("lora", "attention_only", "mlp_only", "ia3", "road"):
+        c.request(7 + len(name), [name])
+    c.request(48)
+    c.request(6, ["road", ("lora", 0.5), "ia3"])
+    c.finish()
+
+
+@case
+def gpt2_hub():
+    """As the file of `gpt2` on the hub: no `transformer.` in the names, the causal masks stored beside the weights."""
+    config = gpt2_config(vocab_size=97, n_embd=32, n_head=4, n_inner=50)
+    c = Case("gpt2_hub", "GPT2LMHeadModel", config, rename=lambda key: key.removeprefix("transformer."))
+    path = c.folder / "model.safetensors"
+    mask = torch.tril(torch.ones(48, 48, dtype=torch.uint8))[None, None]
+    save_file({**load_file(path), **{f"h.{i}.attn.bias": mask.clone() for i in range(2)}}, path, metadata={"format": "pt"})
+    lengths(c, 21, 3)
+    c.finish()
+
+
+def bert_config(kind=BertConfig, **options):
+    defaults = dict(
+        vocab_size=79, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=52,
+        max_position_embeddings=40, type_vocab_size=2, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+        pad_token_id=0, bos_token_id=None, eos_token_id=None,
+    )  # fmt: skip
+    return kind(**{**defaults, **options})
+
+
+@case
+def bert():
+    """No head: the last hidden states. `output.dense` means two layers of every block."""
+    c = Case("bert", "BertModel", bert_config())
+    c.peft("lora", lora(["query", "value", "output.dense"], r=3))
+    c.peft("ia3", IA3Config(target_modules=["key", "value", "output.dense"], feedforward_modules=["output.dense"]))
+    c.peft("road", road("road_4", 4, ["query", "key", "value", "dense"]))
+    c.request(9)
+    c.request(8, token_type_ids=[0, 0, 0, 1, 1, 1, 1, 1])
+    c.request(12, ["lora"])
+    c.request(7, ["ia3"], token_type_ids=[0, 0, 0, 0, 1, 1, 1])
+    c.request(10, ["road"])
+    c.request(6, ["road", "lora"])
+    c.finish()
+
+
+@case
+def bert_classifier():
+    """Each adapter brings its own classifier (modules_to_save)."""
+    c = Case("bert_classifier", "BertForSequenceClassification", bert_config(num_labels=3))
+    c.peft("lora", lora(["query", "value"], r=4, task_type="SEQ_CLS", modules_to_save=["classifier"]))
+    c.peft("all", lora("all-linear", r=2, task_type="SEQ_CLS"))
+    c.peft("ia3", IA3Config(
+        target_modules=["key", "value", "output.dense"], feedforward_modules=["output.dense"], task_type="SEQ_CLS",
+    ))  # fmt: skip
+    c.request(9)
+    c.request(11, token_type_ids=[0] * 6 + [1] * 5)
+    c.request(9, ["lora"])
+    c.request(5, ["ia3"])
+    c.request(14, ["all"])
+    c.finish()
+
+
+@case
+def roberta_classifier():
+    """The RoAd paper's GLUE setting: positions start after the padding index, one token type, a head of two layers."""
+    config = bert_config(
+        RobertaConfig, type_vocab_size=1, pad_token_id=1, bos_token_id=0, eos_token_id=2, num_labels=2, layer_norm_eps=1e-5
+    )
+    c = Case("roberta_classifier", "RobertaForSequenceClassification", config)
+    dense = ["query", "key", "value", "attention.output.dense", "intermediate.dense", "output.dense"]
+    c.peft("road_1", road("road_1", 4, dense, task_type="SEQ_CLS", modules_to_save=["classifier"]))
+    c.peft("road_2", road("road_2", 4, dense, task_type="SEQ_CLS", modules_to_save=["classifier"]))
+    c.peft("fc1", road("road_1", 2, ["intermediate.dense"], task_type="SEQ_CLS"))
+    c.peft("lora", lora(["query", "value"], r=4, task_type="SEQ_CLS"))
+    c.request(9)
+    for name in ("road_1", "road_2", "fc1", "lora"):
+        c.request(5 + 2 * len(name), [name])
+    c.finish()
+
+
+@case
+def roberta():
+    c = Case("roberta", "RobertaModel", bert_config(RobertaConfig, type_vocab_size=1, pad_token_id=1, layer_norm_eps=1e-5))
+    c.peft("lora", lora(["key", "intermediate.dense"], r=3))
+    c.request(13)
+    c.request(6, ["lora"])
+    c.finish()
 
 
 if __name__ == "__main__":
