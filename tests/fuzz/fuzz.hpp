@@ -57,6 +57,7 @@ inline void use(const graft::TensorFile& file) {
   double sum = 0;
   for (auto const& tensor : file.tensors()) {
     if (file.find(tensor.name) != &tensor) std::abort();
+    sum += static_cast<double>(tensor.elements());
     for (std::size_t k = 0; k < tensor.bytes; ++k) sum += static_cast<double>(tensor.data[k]);
     if (!graft::format_info(tensor.format).weight || tensor.bytes == 0) continue;
     graft::index_t const cols = tensor.shape.empty() ? 1 : tensor.shape.back();
