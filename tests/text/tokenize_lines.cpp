@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Tokenises lines for comparison with other implementations (tests/text/compare_hf.py):
 //   tokenize_lines TOKENIZER [--plain] < texts.jsonl > results.jsonl
-// A text is one JSON string per line, a result {"ids": [...], "decoded": "..."}; the speed goes to stderr.
-#include <graft/text/hf_tokenizer.hpp>
+// TOKENIZER is a GGUF file, a tokenizer.json or the folder of one. A text is one JSON string per line, a result {"ids":
+// [...], "decoded": "..."}; the speed goes to stderr.
+#include <graft/text/model_tokenizer.hpp>
 #include <graft/text/tokenizer.hpp>
 
 #include <nlohmann/json.hpp>
@@ -18,7 +19,7 @@
 int main(int argc, char** argv) try {
   if (argc < 2) return std::fputs("usage: tokenize_lines TOKENIZER [--plain]\n", stderr), 2;
   bool const plain = argc > 2 && std::string_view(argv[2]) == "--plain";
-  graft::Tokenizer const tokenizer{graft::read_hf_tokenizer(argv[1])};
+  graft::Tokenizer const tokenizer{graft::read_tokenizer(argv[1])};
   double seconds = 0, bytes = 0;
   for (std::string line; std::getline(std::cin, line);) {
     auto const input = nlohmann::json::parse(line).get<std::string>();

@@ -65,7 +65,8 @@ inline MergeTable merge_table(TokenizerSpec const& spec, Vocabulary const& ids) 
     return id;
   };
   for (auto const& [left, right] : spec.merges) {
-    table.insert(id_of(left), id_of(right), {rank, id_of(left + right)});
+    std::int32_t const a = id_of(left), b = id_of(right);
+    table.insert(a, b, {rank, id_of(left + right)});
     ++rank;
   }
   return table;

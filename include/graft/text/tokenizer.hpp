@@ -98,7 +98,7 @@ class Tokenizer {
     }
 
     static TokenizerSpec checked(TokenizerSpec spec) {
-      check(spec);
+      check_spec(spec);
       return spec;
     }
     Model make_model() const {

@@ -99,7 +99,7 @@ inline void name_end_of_turn(TokenizerSpec& spec) {
 }
 
 /// FormatError, naming `spec.source`, where an id lies outside the vocabulary or a token is not UTF-8.
-inline void check(TokenizerSpec const& spec) {
+inline void check_spec(TokenizerSpec const& spec) {
   auto const fail = [&](auto const&... parts) {
     raise<FormatError>(text(spec.source, spec.source.empty() ? "" : ": ", parts...));
   };
