@@ -9,6 +9,10 @@ set(CMAKE_CXX_EXTENSIONS OFF)
 # graft_development: what tests, examples and benchmarks are compiled with.
 add_library(graft_development INTERFACE)
 target_compile_options(graft_development INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra -Wshadow>)
+if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND CMAKE_CXX_COMPILER_VERSION VERSION_LESS 13)
+  # a false alarm inside std::string's own operator+ (GCC bug 105651)
+  target_compile_options(graft_development INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-Wno-restrict>)
+endif()
 if(GRAFT_NATIVE)
   target_compile_options(graft_development INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-march=native>
                                                      $<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-march=native>)
