@@ -4,6 +4,7 @@
 
 #include <graft/adapter/policy.hpp>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <map>
@@ -71,7 +72,7 @@ struct Module {
   std::string base_model;  ///< base_model_name_or_path
   std::string task_type;   ///< "CAUSAL_LM", "SEQ_CLS", ..., or empty
 
-  /// Adds the policy at a site; its tensors have shapes but no memory until `allocate`.
+  /// Adds the policy at a site, in any order; its tensors have shapes but no memory until `allocate`.
   Entry& add(SiteTable const& sites, index_t site, P const& here) {
     auto const& info = sites[site];
     expects(here.accepts(info), "graft: a ", P::peft_type, " module cannot sit on ", info.path);
@@ -80,8 +81,10 @@ struct Module {
                                   ? &sites.layers()[static_cast<std::size_t>(info.layer)]
                                   : nullptr;
     here.template shape<B>(info, layer, entry.state);
-    entries.push_back(std::move(entry));
-    return entries.back();
+    auto const place =
+        std::lower_bound(entries.begin(), entries.end(), site, [](Entry const& e, index_t s) { return e.site < s; });
+    expects(place == entries.end() || place->site != site, "graft: the module already has ", info.path);
+    return *entries.insert(place, std::move(entry));
   }
 
   /// Gives every tensor its place in one zeroed buffer; `add` may not be called afterwards.
@@ -99,8 +102,10 @@ struct Module {
 
   /// Fills the tensors with the method's start, the identity.
   void init(std::uint64_t seed) {
+    std::fill_n(parameters_.get(), count_, Real<B>{0});  // policies set what does not start at zero
+    std::uint64_t const start = Random(seed).next();     // so that neighbouring seeds share no numbers
     for (auto& entry : entries) {
-      Random random(seed * 0x9e3779b97f4a7c15u + static_cast<std::uint64_t>(entry.site));
+      Random random(start + static_cast<std::uint64_t>(entry.site));
       entry.policy.template init<B>(entry.state, random);
     }
   }
