@@ -47,10 +47,10 @@ struct f16 {
   GRAFT_HOST_DEVICE explicit operator float() const {
     std::uint32_t const sign = static_cast<std::uint32_t>(bits & 0x8000u) << 16;
     std::uint32_t const rest = static_cast<std::uint32_t>(bits & 0x7fffu) << 13;
-    if ((bits & 0x7c00u) == 0x7c00u) return std::bit_cast<float>(sign | 0x7f800000u | rest);
-    // 2^112 moves the exponent's bias from 15 to 127, subnormals included
-    float const scaled = std::bit_cast<float>(rest) * std::bit_cast<float>(0x77800000u);
-    return std::bit_cast<float>(sign | std::bit_cast<std::uint32_t>(scaled));
+    // 2^112 moves the exponent's bias from 15 to 127, subnormals included; no branch, so that loops vectorise
+    auto const scaled = std::bit_cast<std::uint32_t>(std::bit_cast<float>(rest) * std::bit_cast<float>(0x77800000u));
+    std::uint32_t const special = (bits & 0x7c00u) == 0x7c00u ? 0x7f800000u : 0u;
+    return std::bit_cast<float>(sign | scaled | special);
   }
 };
 

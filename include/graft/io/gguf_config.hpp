@@ -41,11 +41,13 @@ inline ModelConfig read_gguf_config(Gguf const& file) {
   if (m.width % m.heads != 0 && !meta.contains(architecture + ".attention.key_length"))
     fail("embedding length ", m.width, " is no multiple of ", m.heads, " heads");
   m.head_dim = size_or("attention.key_length", m.width / m.heads);
-  if (size_or("attention.value_length", m.head_dim) != m.head_dim) fail("keys and values of different length are not supported");
+  if (size_or("attention.value_length", m.head_dim) != m.head_dim)
+    fail("keys and values of different length are not supported");
   m.positions = size("context_length");
   m.window = size_or("attention.sliding_window", 0);
   m.vocabulary = 0;
-  if (auto const* embedding = file.tensors.find("token_embd.weight"); embedding != nullptr && embedding->shape.size() == 2)
+  if (auto const* embedding = file.tensors.find("token_embd.weight");
+      embedding != nullptr && embedding->shape.size() == 2)
     m.vocabulary = embedding->shape[0];
   if (m.vocabulary == 0) fail("tensor 'token_embd.weight' is missing or not a matrix");
   m.tied = file.tensors.find("output.weight") == nullptr;
@@ -56,7 +58,8 @@ inline ModelConfig read_gguf_config(Gguf const& file) {
   }
   m.norm_eps = number_or("attention.layer_norm_rms_epsilon", 1e-5);
   m.rope.dimensions = size_or("rope.dimension_count", m.head_dim);
-  if (m.rope.dimensions % 2 != 0 || m.rope.dimensions > m.head_dim) fail("RoPE over ", m.rope.dimensions, " columns is not possible");
+  if (m.rope.dimensions % 2 != 0 || m.rope.dimensions > m.head_dim)
+    fail("RoPE over ", m.rope.dimensions, " columns is not possible");
   m.rope.theta = number_or("rope.freq_base", 10000);
   auto const scaling = meta.contains(architecture + ".rope.scaling.type")
                            ? std::string(meta.template get<std::string_view>(architecture + ".rope.scaling.type"))

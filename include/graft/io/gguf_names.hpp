@@ -16,20 +16,22 @@ namespace graft {
 /// {GGUF, Hugging Face} names of a layer's modules, without "blk.N." and "<prefix>layers.N.".
 inline std::vector<std::pair<std::string_view, std::string_view>> gguf_layer_names(std::string_view architecture) {
   if (architecture == "gpt2")
-    return {{"attn_norm", "ln_1"},       {"attn_qkv", "attn.c_attn"}, {"attn_output", "attn.c_proj"},
-            {"ffn_norm", "ln_2"},        {"ffn_up", "mlp.c_fc"},      {"ffn_down", "mlp.c_proj"}};
-  return {{"attn_norm", "input_layernorm"},   {"attn_q", "self_attn.q_proj"},
-          {"attn_k", "self_attn.k_proj"},     {"attn_v", "self_attn.v_proj"},
+    return {{"attn_norm", "ln_1"}, {"attn_qkv", "attn.c_attn"}, {"attn_output", "attn.c_proj"},
+            {"ffn_norm", "ln_2"},  {"ffn_up", "mlp.c_fc"},      {"ffn_down", "mlp.c_proj"}};
+  return {{"attn_norm", "input_layernorm"},    {"attn_q", "self_attn.q_proj"},
+          {"attn_k", "self_attn.k_proj"},      {"attn_v", "self_attn.v_proj"},
           {"attn_output", "self_attn.o_proj"}, {"attn_q_norm", "self_attn.q_norm"},
           {"attn_k_norm", "self_attn.k_norm"}, {"ffn_norm", "post_attention_layernorm"},
-          {"ffn_gate", "mlp.gate_proj"},      {"ffn_up", "mlp.up_proj"},
+          {"ffn_gate", "mlp.gate_proj"},       {"ffn_up", "mlp.up_proj"},
           {"ffn_down", "mlp.down_proj"}};
 }
 /// The same for modules outside the layers; Hugging Face's side is complete.
 inline std::vector<std::pair<std::string, std::string>> gguf_outer_names(std::string_view architecture) {
   if (architecture == "gpt2")
-    return {{"token_embd", "transformer.wte"}, {"position_embd", "transformer.wpe"},
-            {"output_norm", "transformer.ln_f"}, {"output", "lm_head"}};
+    return {{"token_embd", "transformer.wte"},
+            {"position_embd", "transformer.wpe"},
+            {"output_norm", "transformer.ln_f"},
+            {"output", "lm_head"}};
   return {{"token_embd", "model.embed_tokens"}, {"output_norm", "model.norm"}, {"output", "lm_head"}};
 }
 
@@ -52,7 +54,8 @@ inline std::optional<std::string> hf_name(std::string_view architecture, std::st
   for (char c : number)
     if (c < '0' || c > '9') return std::nullopt;
   for (auto const& [from, to] : gguf_layer_names(architecture))
-    if (local == from) return hf_layers_prefix(architecture) + std::string(number) + "." + std::string(to) + std::string(suffix);
+    if (local == from)
+      return hf_layers_prefix(architecture) + std::string(number) + "." + std::string(to) + std::string(suffix);
   return std::nullopt;
 }
 
@@ -69,7 +72,8 @@ inline std::optional<std::string> gguf_name(std::string_view architecture, std::
   if (end == std::string_view::npos) return std::nullopt;
   for (auto const& [to, from] : gguf_layer_names(architecture))
     if (module.substr(end + 1) == from)
-      return "blk." + std::string(module.substr(prefix.size(), end - prefix.size())) + "." + std::string(to) + std::string(suffix);
+      return "blk." + std::string(module.substr(prefix.size(), end - prefix.size())) + "." + std::string(to) +
+             std::string(suffix);
   return std::nullopt;
 }
 

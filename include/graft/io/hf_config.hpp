@@ -46,8 +46,8 @@ inline RopeConfig hf_rope(JsonObject const& config, ModelConfig const& model) {
       rope.original_positions = r.get_or<double>("original_max_position_embeddings", original);
     } else if (type == "yarn") {
       rope.scaling = RopeConfig::Scaling::yarn;
-      rope.original_positions = r.get_or<double>(
-          "original_max_position_embeddings", config.get_or<double>("original_max_position_embeddings", original));
+      rope.original_positions = r.get_or<double>("original_max_position_embeddings",
+                                                 config.get_or<double>("original_max_position_embeddings", original));
       rope.factor = r.get<double>("factor");
       rope.beta_fast = r.get_or<double>("beta_fast", 32);
       rope.beta_slow = r.get_or<double>("beta_slow", 1);
@@ -152,7 +152,8 @@ inline ModelConfig read_hf_config(std::filesystem::path const& path) {
   m.architecture = config.get<std::string>("model_type");
   auto const classes = config.get_or<std::vector<std::string>>("architectures", {});
   std::string const model_class = classes.empty() ? "" : classes[0];
-  if (m.architecture == "llama" || m.architecture == "mistral" || m.architecture == "qwen2" || m.architecture == "qwen3")
+  if (m.architecture == "llama" || m.architecture == "mistral" || m.architecture == "qwen2" ||
+      m.architecture == "qwen3")
     detail::hf_decoder(config, m);
   else if (m.architecture == "gpt2")
     detail::hf_gpt2(config, m);
@@ -169,10 +170,11 @@ inline ModelConfig read_hf_config(std::filesystem::path const& path) {
     if (config.has("id2label")) labels = static_cast<index_t>(config.json().at("id2label").size());
     m.labels.resize(static_cast<std::size_t>(labels));
     for (index_t k = 0; k < labels; ++k) m.labels[static_cast<std::size_t>(k)] = text("LABEL_", k);
-    if (config.has("id2label"))
-      for (auto const& [id, label] : config.object("id2label").json().items())
-        for (index_t k = 0; k < labels; ++k)
-          if (id == std::to_string(k) && label.is_string()) m.labels[static_cast<std::size_t>(k)] = label.get<std::string>();
+    if (config.has("id2label")) {
+      auto const names = config.object("id2label");
+      for (index_t k = 0; k < labels; ++k)
+        m.labels[static_cast<std::size_t>(k)] = names.get_or<std::string>(std::to_string(k), text("LABEL_", k));
+    }
   }
   if (m.heads % m.kv_heads != 0) config.fail(m.heads, " heads cannot share ", m.kv_heads, " key/value heads");
   if (!config.has("head_dim") && m.width % m.heads != 0)

@@ -31,7 +31,8 @@ class JsonObject {
     if constexpr (std::same_as<T, bool>)
       fits = value.is_boolean();
     else if constexpr (std::integral<T>)
-      fits = value.is_number_integer() && (value.is_number_unsigned() ? value.template get<std::uint64_t>() < (1ull << 62) : true);
+      fits = value.is_number_integer() &&
+             (value.is_number_unsigned() ? value.template get<std::uint64_t>() < (1ull << 62) : true);
     else if constexpr (std::floating_point<T>)
       fits = value.is_number();
     else if constexpr (std::same_as<T, std::string>)
@@ -49,7 +50,8 @@ class JsonObject {
   /// A positive size.
   index_t size(std::string const& key) const {
     auto const value = get<index_t>(key);
-    if (value <= 0 || value > index_t{1} << 40) fail("key ", in_quotes(key), " is ", value, ", expected a positive size");
+    if (value <= 0 || value > index_t{1} << 40)
+      fail("key ", in_quotes(key), " is ", value, ", expected a positive size");
     return value;
   }
   index_t size_or(std::string const& key, index_t fallback) const { return has(key) ? size(key) : fallback; }

@@ -19,8 +19,8 @@ namespace graft {
 struct ModelFiles {
   ModelConfig config;
   WeightMap weights;
-  std::optional<Gguf> gguf;          ///< when it came from one: the metadata hold the tokenizer
-  std::filesystem::path folder;      ///< when it came from a folder
+  std::optional<Gguf> gguf;      ///< when it came from one: the metadata hold the tokenizer
+  std::filesystem::path folder;  ///< when it came from a folder
 };
 
 namespace detail {
@@ -30,7 +30,8 @@ inline Weight as_weight(std::string const& path, TensorInfo const& tensor) {
     raise<FormatError>(text(path, ": tensor ", in_quotes(tensor.name), " of type ", format_info(tensor.format).name,
                             " cannot be a weight"));
   if (tensor.shape.empty() || tensor.shape.size() > 2)
-    raise<FormatError>(text(path, ": tensor ", in_quotes(tensor.name), " has ", tensor.shape.size(), " dimensions, expected 1 or 2"));
+    raise<FormatError>(
+        text(path, ": tensor ", in_quotes(tensor.name), " has ", tensor.shape.size(), " dimensions, expected 1 or 2"));
   bool const vector = tensor.shape.size() == 1;
   return {tensor.data, tensor.format, vector ? 1 : tensor.shape[0], tensor.shape.back(), nullptr};
 }
@@ -62,16 +63,18 @@ inline WeightMap hf_weights(ModelConfig& config, TensorFile const& file) {
   map.keep.push_back(file.storage());
   // a bare backbone is saved without the prefix of the model around it, and the other way round
   bool prefixed = false;
-  for (auto const& tensor : file.tensors()) prefixed = prefixed || (!config.prefix.empty() && tensor.name.starts_with(config.prefix));
+  for (auto const& tensor : file.tensors())
+    prefixed = prefixed || (!config.prefix.empty() && tensor.name.starts_with(config.prefix));
   for (auto const& tensor : file.tensors()) {
-    if (!format_info(tensor.format).weight) continue;  // buffers such as position_ids
+    if (!format_info(tensor.format).weight) continue;               // buffers such as position_ids
     if (tensor.shape.empty() || tensor.shape.size() > 2) continue;  // GPT-2's saved causal masks
     std::string name = tensor.name;
     if (!prefixed && !name.starts_with("lm_head.") && !name.starts_with("classifier.")) name = config.prefix + name;
     map.tensors[name] = config.architecture == "gpt2" && is_conv1d(name) ? transposed(file.path(), tensor, map)
-                                                                       : as_weight(file.path(), tensor);
+                                                                         : as_weight(file.path(), tensor);
   }
-  if (config.tied && !map.contains(config.prefix + "embed_tokens.weight") && map.contains("lm_head.weight") && config.architecture != "gpt2")
+  if (config.tied && !map.contains(config.prefix + "embed_tokens.weight") && map.contains("lm_head.weight") &&
+      config.architecture != "gpt2")
     map.tensors[config.prefix + "embed_tokens.weight"] = map.tensors["lm_head.weight"];
   return map;
 }
@@ -84,14 +87,16 @@ inline WeightMap gguf_weights(ModelConfig const& config, Gguf const& file) {
     if (tensor.name == "rope_freqs.weight") continue;
     auto const name = hf_name(config.architecture, tensor.name);
     if (!name)
-      raise<FormatError>(text(map.path, ": tensor ", in_quotes(tensor.name), " has no place in a ", config.architecture, " model"));
+      raise<FormatError>(
+          text(map.path, ": tensor ", in_quotes(tensor.name), " has no place in a ", config.architecture, " model"));
     Weight weight = as_weight(map.path, tensor);
     bool const bias = name->ends_with(".bias");
     index_t const heads = gguf_permuted_heads(config, name->substr(0, name->rfind('.')));
     if (heads != 0) {
       index_t const rows = bias ? weight.cols : weight.rows;
       if (rows != heads * config.head_dim)
-        raise<FormatError>(text(map.path, ": tensor ", in_quotes(tensor.name), " has ", rows, " rows, expected ", heads, " heads of ", config.head_dim));
+        raise<FormatError>(text(map.path, ": tensor ", in_quotes(tensor.name), " has ", rows, " rows, expected ", heads,
+                                " heads of ", config.head_dim));
       auto const order = std::make_shared<std::vector<std::int32_t>>(gguf_row_order(rows, heads));
       if (bias) {  // one row: put its few elements in order
         auto const values = std::make_shared<std::vector<float>>(static_cast<std::size_t>(rows));
@@ -127,7 +132,8 @@ inline ModelFiles open_model(std::filesystem::path const& path) {
   }
   files.folder = folder ? path : path.parent_path();
   files.config = read_hf_config(files.folder / "config.json");
-  files.weights = detail::hf_weights(files.config, folder || path.extension() == ".json" ? read_sharded_safetensors(path) : read_safetensors(path));
+  files.weights = detail::hf_weights(
+      files.config, folder || path.extension() == ".json" ? read_sharded_safetensors(path) : read_safetensors(path));
   return files;
 }
 

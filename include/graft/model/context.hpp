@@ -5,12 +5,14 @@
 #include <graft/model/model.hpp>
 #include <graft/model/sequence.hpp>
 
+#include <algorithm>
 #include <span>
+#include <utility>
 #include <vector>
 
 namespace graft {
 
-/// What one sequence brings to a step.
+/// What one sequence brings to a step. An encoder takes a whole input at once, into an empty sequence.
 template <class B>
 struct SequenceInput {
   Sequence<B>* sequence = nullptr;
@@ -56,8 +58,9 @@ class Context {
   }
 
   /// Runs all inputs as one batch, inputs in order, tokens in order: batch row n. `wanted` lists batch rows, ascending;
-  /// out [wanted, output width] receives their logits. Sequences grow by their tokens. ContractError before any work
-  /// when something does not fit; then nothing has changed.
+  /// out [wanted, output width] receives their logits, or last hidden states of an encoder without a head. A classifier
+  /// answers in the first row of each input, and no other may be wanted. Sequences grow by their tokens. ContractError
+  /// before any work when something does not fit; then nothing has changed.
   void forward(std::span<SequenceInput<B> const> inputs, std::span<index_t const> wanted, View out) {
     check(inputs, wanted, out);
     prepare(inputs);
@@ -77,7 +80,7 @@ class Context {
         sine,
         [](void const* cache, index_t layer) { return static_cast<KvCache<B> const*>(cache)->view(layer); },
         &cache_};
-    model_.ends().embed(be_, {tokens_, token_types_, positions_, head_rows_, &plan_}, h);
+    model_.ends().embed(be_, {tokens_, token_types_, positions_, request_spans_, &plan_}, h);
     for (auto const& layer : model_.layers()) layer.forward(be_, step, h);
     for (auto const& input : inputs) {
       input.sequence->kv().length += static_cast<index_t>(input.tokens.size());
@@ -86,11 +89,19 @@ class Context {
     if (!wanted.empty()) write_logits(inputs, wanted, h, out);
   }
 
-  /// Logits of every sequence's last token, [inputs, output width].
+  /// Logits of every input's last token, [inputs, output width].
   void forward_last(std::span<SequenceInput<B> const> inputs, View out) {
     wanted_.clear();
     index_t row = 0;
     for (auto const& input : inputs) wanted_.push_back((row += static_cast<index_t>(input.tokens.size())) - 1);
+    forward(inputs, wanted_, out);
+  }
+  /// What a classifier says of every input, [inputs, labels].
+  void forward_first(std::span<SequenceInput<B> const> inputs, View out) {
+    wanted_.clear();
+    index_t row = 0;
+    for (auto const& input : inputs)
+      wanted_.push_back(std::exchange(row, row + static_cast<index_t>(input.tokens.size())));
     forward(inputs, wanted_, out);
   }
 
@@ -101,6 +112,7 @@ class Context {
       auto const& in = inputs[k];
       auto const count = static_cast<index_t>(in.tokens.size());
       expects(in.sequence != nullptr && count > 0, "graft: input ", k, " has no sequence or no tokens");
+      expects(in.sequence->is_of(cache_), "graft: input ", k, " is a sequence that another context started");
       for (std::size_t j = 0; j < k; ++j)
         expects(inputs[j].sequence != in.sequence, "graft: inputs ", j, " and ", k, " are the same sequence");
       for (auto token : in.tokens)
@@ -111,15 +123,19 @@ class Context {
               count, " tokens but ", in.positions.size(), " positions");
       expects(in.token_types.empty() || static_cast<index_t>(in.token_types.size()) == count, "graft: input ", k,
               " has ", count, " tokens but ", in.token_types.size(), " token types");
+      for (auto type : in.token_types)
+        expects(type >= 0 && type < model_.config().token_types, "graft: token type ", type, " of input ", k,
+                " is not one of the model's ", model_.config().token_types);
       expects(in.mask.empty() || static_cast<index_t>(in.mask.size()) == count * (length + count),
               "graft: the mask of input ", k, " should have ", count * (length + count), " entries, it has ",
               in.mask.size());
       if constexpr (requires { M::Arch::learned_positions; }) {
         index_t const last =
             in.positions.empty() ? length + count - 1 : *std::max_element(in.positions.begin(), in.positions.end());
-        expects(last + model_.config().position_offset < model_.config().positions, "graft: input ", k,
-                " reaches position ", last, ", the model has ",
-                model_.config().positions - model_.config().position_offset);
+        index_t const most = model_.config().positions - model_.config().position_offset;
+        expects(last < most, "graft: input ", k, " reaches position ", last, ", the model has ", most);
+        for (index_t position : in.positions)
+          expects(position >= 0, "graft: input ", k, " has a position of ", position);
       }
       if (!M::Arch::causal)
         expects(length == 0, "graft: input ", k, " continues a sequence; an encoder sees the whole input at once");
@@ -138,10 +154,22 @@ class Context {
       expects(row > before && row < rows, "graft: wanted row ", row, " is out of order or outside the batch of ", rows);
       before = row;
     }
+    if (model_.config().classifier) check_first_rows(inputs, wanted);
     expects(
         out.rows == static_cast<index_t>(wanted.size()) && (wanted.empty() || out.cols == model_.ends().output_width()),
         "graft: logits should be [", wanted.size(), ", ", model_.ends().output_width(), "], they are [", out.rows, ", ",
         out.cols, "]");
+  }
+
+  static void check_first_rows(std::span<SequenceInput<B> const> inputs, std::span<index_t const> wanted) {
+    std::size_t next = 0;
+    index_t row = 0;
+    for (auto const& in : inputs) {
+      if (next < wanted.size() && wanted[next] == row) ++next;
+      row += static_cast<index_t>(in.tokens.size());
+    }
+    expects(next == wanted.size(), "graft: a classifier answers in the first row of each input; wanted row ",
+            next < wanted.size() ? wanted[next] : 0, " is not one");
   }
 
   // one past the last prompt token, counted from the sequence's start
@@ -152,13 +180,13 @@ class Context {
 
   void prepare(std::span<SequenceInput<B> const> inputs) {
     tokens_.clear(), token_types_.clear(), positions_.clear();
-    requests_.clear(), head_rows_.clear(), whole_.clear();
+    requests_.clear(), request_spans_.clear(), whole_.clear();
     for (auto const& in : inputs) {
       auto const count = static_cast<index_t>(in.tokens.size());
       index_t const length = in.sequence->length();
       auto& state = in.sequence->state();
       cache_.extend(in.sequence->kv(), count);
-      head_rows_.push_back({static_cast<index_t>(tokens_.size()), count, state.adapters().get()});
+      request_spans_.push_back({static_cast<index_t>(tokens_.size()), count, state.adapters().get()});
       bool const observes = state.generates() && (!state.ready() || in.regenerate);
       index_t const prompt = prompt_end(in), last = prompt - 1 - length;
       bool const first_step = length == 0 || in.regenerate;
@@ -205,7 +233,7 @@ class Context {
 
   void write_logits(std::span<SequenceInput<B> const> inputs, std::span<index_t const> wanted, View h, View out) {
     auto const rows = be_.arena().template matrix<Act>(static_cast<index_t>(wanted.size()), h.cols);
-    requests_.clear(), head_rows_.clear();
+    requests_.clear(), request_spans_.clear();
     std::size_t next = 0;
     index_t end = 0;
     for (auto const& in : inputs) {
@@ -217,10 +245,10 @@ class Context {
       index_t const count = static_cast<index_t>(next) - first;
       if (count == 0) continue;
       requests_.push_back({&in.sequence->state(), count, 0, -1});
-      head_rows_.push_back({first, count, in.sequence->state().adapters().get()});
+      request_spans_.push_back({first, count, in.sequence->state().adapters().get()});
     }
     head_plan_.build(requests_);
-    model_.ends().logits(be_, {{}, {}, {}, head_rows_, &head_plan_}, rows, out);
+    model_.ends().logits(be_, {{}, {}, {}, request_spans_, &head_plan_}, rows, out);
   }
 
   struct Chunk {
@@ -235,7 +263,7 @@ class Context {
   KvCache<B> cache_;
   Plan<B> plan_, head_plan_;
   std::vector<RequestRows<B>> requests_;
-  std::vector<HeadRows<B>> head_rows_;
+  std::vector<RequestSpan<B>> request_spans_;
   std::vector<AttentionSpan> whole_;
   std::vector<Chunk> chunks_;
   std::vector<StepChunk<B>> steps_;

@@ -36,8 +36,8 @@ class KvCache {
 
   /// Makes memory for `tokens` tokens in `sequences` sequences, so that reaching them allocates nothing.
   void reserve(index_t tokens, index_t sequences = 1) {
-    auto const wanted = static_cast<std::size_t>((ceil_div(tokens, page_tokens_) + 1) * sequences);
-    while (free_.size() < wanted) add_page();
+    longest_ = std::max(longest_, static_cast<std::size_t>(ceil_div(tokens, page_tokens_) + 1));
+    while (free_.size() < longest_ * static_cast<std::size_t>(sequences)) add_page();
   }
 
   /// Room for `count` more tokens; pages the sequence shares with a fork and will write to are copied first.
@@ -53,6 +53,7 @@ class KvCache {
       }
     }
     auto const wanted = static_cast<std::size_t>(ceil_div(sequence.length + count, page_tokens_));
+    sequence.pages.reserve(std::max(longest_, wanted));
     while (sequence.pages.size() < wanted) sequence.pages.push_back(take());
   }
 
@@ -98,6 +99,7 @@ class KvCache {
   }
 
   index_t layers_, width_, page_tokens_;
+  std::size_t longest_ = 0;  // pages of the longest sequence room was reserved for
   std::vector<std::unique_ptr<Act[]>> pages_;
   std::vector<Act*> pointers_;
   std::vector<std::int32_t> users_, free_;

@@ -46,6 +46,7 @@ class Sequence {
     return copy;
   }
 
+  bool is_of(KvCache<B> const& cache) const { return cache_ == &cache; }
   SequenceState<B>& state() { return *state_; }
   KvSequence& kv() { return kv_; }
   KvSequence const& kv() const { return kv_; }
