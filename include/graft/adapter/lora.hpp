@@ -25,7 +25,7 @@ struct LoRADelta {
   bool bias = false;            ///< PEFT's lora_bias: B has a bias of its own, scaled too
   bool fan_in_fan_out = false;  ///< the base stores W as [in, out]; A and B do not care, files say it
   /// Module-path patterns with their own rank or alpha, first match wins (PEFT's rank_pattern, alpha_pattern).
-  std::vector<std::pair<std::string, double>> rank_pattern, alpha_pattern;
+  std::vector<std::pair<std::string, double>> rank_pattern{}, alpha_pattern{};
 
   template <class B>
   struct State {
