@@ -3,7 +3,7 @@
 adapters written as Hugging Face folders, and two independent truths for the logits of a request:
 
 - `peft_logits`: transformers and HF PEFT, read back from the files that were written;
-- `merged_logits`: transformers on a copy of the model whose weights hold the adapters of the request, folded in by
+- `folded_logits`: transformers on a copy of the model whose weights hold the adapters of the request, folded in by
   the plain formulas below. It knows what PEFT cannot say: weighted sums of RoAd or IA3, several kinds on one layer.
 
 Both run in double precision on the CPU. Transformers itself computes rotary angles, RMS norms and the softmax in
@@ -17,14 +17,16 @@ import re
 import shutil
 import warnings
 import zlib
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import peft
 import torch
 import transformers
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+
+import pedro_reference
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
@@ -83,6 +85,8 @@ def adapter_value(adapter, key, shape):
         return hashed(full, shape, std=0.5)
     if key.endswith("road_alpha") or key.endswith("ia3_l"):
         return hashed(full, shape, mean=1.0, std=0.3)
+    if key.endswith("pedro_up.weight") or key.endswith("pedro_pool.weight"):
+        return hashed(full, shape, std=0.4)
     return hashed(full, shape, std=0.2 if len(shape) == 1 else shape[1] ** -0.5)  # lora_bias, heads
 
 
@@ -179,20 +183,17 @@ class Case:
             line["adapters"] = [{"name": name, "weight": weight} for name, weight in pairs]
         self.requests.append({**line, **optional})
 
-    def finish(self, truth=None):
+    def finish(self):
         """Writes requests.jsonl and expected.safetensors. Where both truths exist they must agree."""
         with open(self.folder / "requests.jsonl", "w") as out:
             for request in self.requests:
                 out.write(json.dumps(request) + "\n")
         expected, worst = {}, 0.0
         for index, request in enumerate(self.requests):
-            if truth:
-                logits = truth(self.folder, request)
-            else:
-                logits = merged_logits(self.folder, request)
-                if peft_can(self.folder, request, self.unknown_to_peft):
-                    mine, logits = logits, peft_logits(self.folder, request)
-                    worst = max(worst, relative(mine, logits))
+            logits = folded_logits(self.folder, request)
+            if peft_can(self.folder, request, self.unknown_to_peft):
+                folded, logits = logits, peft_logits(self.folder, request)
+                worst = max(worst, relative(folded, logits))
             assert torch.isfinite(logits).all() and 0.05 < logits.abs().max() < 50, (self.name, index, logits.abs().max())
             expected[str(index)] = logits.to(torch.float32).contiguous()
         assert worst < 1e-6, (self.name, worst)
@@ -201,7 +202,7 @@ class Case:
                 bare = run(load(self.folder), {k: v for k, v in request.items() if k != "adapters"})
                 assert relative(expected[str(index)].double(), bare) > 0.05, (self.name, index)
         save_file(expected, self.folder / "expected.safetensors")
-        print(f"{self.name}: {len(self.requests)} requests, merged against PEFT {worst:.1e}", flush=True)
+        print(f"{self.name}: {len(self.requests)} requests, formulas against PEFT {worst:.1e}", flush=True)
 
 
 def _clone(model):
@@ -334,8 +335,8 @@ def merged(folder, request):
         for key, value in tensors.items():
             parts = key.rsplit(".", 2) if key.endswith((".weight", ".bias")) else [*key.rsplit(".", 1), ""]
             layer, kind = parts[0], ".".join(p for p in parts[1:] if p)
-            if ".base_layer" in key:
-                continue  # PEFT's copy of an embedding it did not train
+            if ".base_layer" in key or ".pedro_" in key:
+                continue  # PEFT's copy of an embedding it did not train; what cannot be folded in
             if kind in ("lora_A.weight", "lora_embedding_A"):
                 B = tensors[key.replace("_A", "_B")]
                 r = pattern_value(config["rank_pattern"], layer, config["r"])
@@ -374,5 +375,100 @@ def merged(folder, request):
     return model
 
 
-def merged_logits(folder, request):
-    return run(merged(folder, request), request)
+def folded_logits(folder, request):
+    model = merged(folder, request)
+    generators = []
+    for adapter in request.get("adapters", []):
+        config = adapter_config(folder, adapter["name"])
+        if config["peft_type"] == "PEDRO":
+            tensors = load_file(folder / f"adapter_{adapter['name']}" / "adapter_model.safetensors")
+            tensors = {k.removeprefix("base_model.model."): v.double() for k, v in tensors.items()}
+            generators.append((adapter["weight"], {**PEDRO_DEFAULTS, **config}, tensors))
+    if not generators:
+        return run(model, request)
+    prompt = request.get("prompt_tokens")
+    if model.config.model_type not in ("llama", "qwen3"):
+        return run(with_pedro(model, generators, prompt), request)
+    plain = pedro_reference.logits(
+        json.loads((folder / "config.json").read_text()),
+        {name: tensor.numpy() for name, tensor in model.state_dict().items()},
+        [(w, pedro_reference.Generator(c, {k: v.numpy() for k, v in t.items()})) for w, c, t in generators],
+        request["tokens"],
+        prompt,
+    )
+    plain = torch.from_numpy(plain)
+    if all(config["q_scaling"] == "before_rope" for _, config, _ in generators):
+        hooked = run(with_pedro(model, generators, prompt), request)
+        assert relative(hooked, plain) < 1e-6, (folder, request["adapters"], relative(hooked, plain))
+    return plain
+
+
+PEDRO_DEFAULTS = dict(
+    pooling="last", pooler_input="normalized", offset="one", q_scaling="before_rope", activation="rational_a"
+)
+
+
+def pedro_vectors(config, tensors, stem, hidden):
+    """hidden [n, d] -> all entries of l_q, l_v, l_u in one vector."""
+    at = lambda suffix: tensors.get(f"{stem}.{suffix}")
+    if config["pooling"] == "attention":
+        h = torch.softmax(hidden @ at("pedro_pool.weight"), 0) @ hidden
+    else:
+        h = {"last": hidden[-1], "mean": hidden.mean(0), "max": hidden.amax(0)}[config["pooling"]]
+    x = at("pedro_down.weight") @ h
+    if config["activation"].startswith("rational"):
+        num, den = at("pedro_num"), at("pedro_den")
+        P = (num * x[:, None] ** torch.arange(len(num))).sum(1)
+        powers = x[:, None] ** torch.arange(1, len(den) + 1)
+        safe = (den * powers).abs().sum(1) if config["activation"] == "rational_a" else (den * powers).sum(1).abs()
+        z = P / (1 + safe)
+    else:
+        z = getattr(torch.nn.functional, config["activation"])(x)
+    bias = at("pedro_up.bias")
+    return at("pedro_up.weight") @ z + (0 if bias is None else bias) + (config["offset"] == "one")
+
+
+# per model: the layers, then within a layer the modules whose output is scaled and where their part begins and ends
+PEDRO_SITES = {
+    "llama": (r"model\.layers\.\d+", ["self_attn.q_proj", "self_attn.v_proj", "mlp.up_proj"]),
+    "qwen3": (r"model\.layers\.\d+", ["self_attn.q_proj", "self_attn.v_proj", "mlp.up_proj"]),
+    "gpt2": (r"transformer\.h\.\d+", ["attn.c_attn", "attn.c_attn", "mlp.c_fc"]),
+    "bert": (r"(bert\.)?encoder\.layer\.\d+", ["attention.self.query", "attention.self.value", "intermediate.dense"]),
+}
+
+
+def with_pedro(model, generators, prompt):
+    """Hooks on a torch model: the vectors are made when the query projection is called, then scale what follows."""
+    pattern, sites = PEDRO_SITES[model.config.model_type]
+    modules = dict(model.named_modules())
+    for stem in [path for path in modules if re.fullmatch(pattern, path)]:
+        state = {}
+        parts = [modules[f"{stem}.{site}"] for site in sites]
+        width = [m.nf if hasattr(m, "nf") else m.out_features for m in parts]
+        if parts[0] is parts[1]:  # fused: the query is the first third, the value the last
+            third = width[0] // 3
+            spans = [(0, third), (2 * third, 3 * third), (0, width[2])]
+        else:
+            spans = [(0, w) for w in width]
+        ends = np.cumsum([stop - start for start, stop in spans])
+
+        def keep_residual(_, arguments, keywords, state=state):
+            state["raw"] = arguments[0] if arguments else keywords["hidden_states"]
+
+        def make(_, arguments, state=state, stem=stem):
+            state["normalized"] = arguments[0]
+            state["l"] = 1.0
+            for w, config, tensors in generators:
+                l = pedro_vectors(config, tensors, stem, state[config["pooler_input"]][0, :prompt])
+                state["l"] = state["l"] + w * (l - 1)
+
+        def scale(_, __, output, state, span, end):
+            output = output.clone()
+            output[..., span[0] : span[1]] *= state["l"][end - (span[1] - span[0]) : end]
+            return output
+
+        modules[stem].register_forward_pre_hook(keep_residual, with_kwargs=True)
+        parts[0].register_forward_pre_hook(make)
+        for part, span, end in zip(parts, spans, ends):
+            part.register_forward_hook(partial(scale, state=state, span=span, end=int(end)))
+    return model

@@ -14,7 +14,7 @@ from peft import IA3Config, LoraConfig, RoadConfig
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, GPT2Config, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config, RobertaConfig
 
-from golden import MODELS, Case, peft_mixed_batch, peft_logits, relative
+from golden import MODELS, Case, hashed, peft_logits, peft_mixed_batch, relative
 
 ALL_LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 CASES = {}
@@ -299,6 +299,68 @@ def llama_sums():
     assert c.requests[7]["adapters"][::-1] == c.requests[8]["adapters"]
 
 
+# ------------------------------------------------------------------------------------------------------------- PEDRO
+
+RATIONALS = {  # GELU: numerator, denominator
+    "rational_a": ([-0.0012423594, 0.5080497063, 0.4158636318, 0.1302271869, 0.0243559001, 0.0029028395],
+                   [-0.0667501570, 0.1792764622, 0.0374668261, 1.66e-10]),
+    "rational_b": ([-0.0004221071, 0.4999995552, 0.4027053546, 0.0736697690, -0.0129547881, -0.0037414003],
+                   [4.96e-5, 0.1472977408, 1.16e-5, -0.0074838715]),
+    "rational_a_6_5": ([0.000152539057, 0.500995952, 0.397495555, 0.245079673, 0.13360123, 0.0374507483, 0.00380250853],
+                       [-0.0066414881, 0.483074319, 0.00299899557, 0.0744642691, 3.17e-9]),
+}  # fmt: skip
+
+
+def pedro(c, name, stem, d, sizes, r=4, rational="rational_a", heads=None, **config):
+    """Adds a PEDRO folder. The rational is GELU's with every coefficient moved, a different one per layer."""
+    shapes = {}
+    for layer in range(c.base.config.num_hidden_layers):
+        at = f"base_model.model.{stem}.{layer}.pedro_"
+        shapes[at + "down.weight"], shapes[at + "up.weight"] = (r, d), (sum(sizes), r)
+        if config.get("offset") == "bias":
+            shapes[at + "up.bias"] = hashed(f"{name}/{at}up.bias", (sum(sizes),), mean=1.0, std=0.2)
+        elif config.get("up_bias"):
+            shapes[at + "up.bias"] = (sum(sizes),)
+        if config.get("activation", "rational_a").startswith("rational"):
+            for part, values in zip(("num", "den"), RATIONALS[rational]):
+                moved = torch.tensor(values) + hashed(f"{name}/{at}{part}", (len(values),), std=0.05)
+                shapes[at + part] = moved
+        if config.get("pooling") == "attention":
+            shapes[at + "pool.weight"] = (d,)
+    shapes.update(heads or {})
+    c.plain(name, dict(peft_type="PEDRO", r=r, **config), shapes, peft_reads_it=False)
+
+
+@case
+def llama_pedro():
+    """Every option, with biases under the scaled projections; `defaults` names none of them."""
+    config = llama_config(head_dim=12, attention_bias=True, mlp_bias=True, num_key_value_heads=1)
+    c = Case("llama_pedro", "LlamaForCausalLM", config)
+    add = lambda name, **options: pedro(c, name, "model.layers", 32, [48, 12, 56], **options)
+    add("defaults")
+    add("mean", r=3, pooling="mean", pooler_input="raw", activation="rational_b", rational="rational_b",
+        numerator_degree=5, denominator_degree=4)  # fmt: skip
+    add("max", pooling="max", offset="bias", activation="gelu")
+    add("attention", r=5, pooling="attention", activation="silu", up_bias=True)
+    add("after_rope", q_scaling="after_rope", activation="relu", pooling="mean")
+    add("degrees", pooling="attention", pooler_input="raw", q_scaling="after_rope", activation="rational_a",
+        rational="rational_a_6_5", numerator_degree=6, denominator_degree=5, offset="bias")  # fmt: skip
+    c.peft("lora", lora(ALL_LINEAR, r=4))
+    c.peft("road", road("road_1", 4))
+    c.peft("ia3", IA3Config(target_modules=["k_proj", "v_proj", "down_proj"], feedforward_modules=["down_proj"]))
+    c.request(9)
+    for name in ("defaults", "mean", "max", "attention", "after_rope", "degrees"):
+        c.request(4 + len(name), [name])
+        c.request(13, [name], prompt_tokens=6)
+    c.request(1, ["defaults"])
+    c.request(10, ["defaults"], prompt_tokens=1)
+    c.request(9, [("defaults", 0.6), ("max", -0.5)], prompt_tokens=5)
+    c.request(8, [("degrees", 0.5), ("mean", 1.0)], prompt_tokens=7)
+    c.request(11, ["defaults", "lora"], prompt_tokens=8)
+    c.request(11, ["ia3", ("after_rope", 0.7), "road", ("lora", 0.5)], prompt_tokens=8)
+    c.finish()
+
+
 # ------------------------------------------------------------------------------------------- the other architectures
 
 
@@ -325,6 +387,10 @@ def qwen3():
     c.request(12, ["lora"])
     c.request(7, ["road"])
     c.request(8, ["ia3"])
+    pedro(c, "pedro", "model.layers", 32, [48, 12, 56])
+    pedro(c, "pedro_after_rope", "model.layers", 32, [48, 12, 56], q_scaling="after_rope", pooling="mean")
+    c.request(11, ["pedro"], prompt_tokens=6)
+    c.request(11, ["pedro_after_rope"], prompt_tokens=6)
     c.finish()
 
 
@@ -365,6 +431,10 @@ def gpt2():
         c.request(7 + len(name), [name])
     c.request(48)
     c.request(6, ["road", ("lora", 0.5), "ia3"])
+    pedro(c, "pedro", "transformer.h", d, [d, d, inner])
+    pedro(c, "pedro_raw", "transformer.h", d, [d, d, inner], pooler_input="raw", pooling="max", activation="gelu")
+    c.request(9, ["pedro"])
+    c.request(14, ["pedro_raw", "lora"], prompt_tokens=5)
     c.finish()
 
 
@@ -419,6 +489,9 @@ def bert_classifier():
     c.request(9, ["lora"])
     c.request(5, ["ia3"])
     c.request(14, ["all"])
+    head = {f"base_model.model.classifier.{part}": shape for part, shape in (("weight", (3, 32)), ("bias", (3,)))}
+    pedro(c, "pedro", "bert.encoder.layer", 32, [32, 32, 52], heads=head, modules_to_save=["classifier"], pooling="mean")
+    c.request(7, ["pedro"])
     c.finish()
 
 
