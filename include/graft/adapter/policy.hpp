@@ -108,7 +108,7 @@ namespace detail {
 
 template <class B, class... Ps>
 struct PolicyOrder {
-  static constexpr bool low_rank[] = {LowRankPolicy<Ps, B>..., false};
+  static constexpr bool low_rank[sizeof...(Ps) + 1] = {LowRankPolicy<Ps, B>..., false};
   static constexpr index_t count = sizeof...(Ps);
 
   static constexpr index_t first_low_rank() {
