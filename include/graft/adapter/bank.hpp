@@ -8,10 +8,14 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
+#include <map>
 #include <mutex>
 #include <span>
+#include <string>
 #include <tuple>
 #include <unordered_map>
+#include <utility>
+#include <vector>
 
 namespace graft {
 
@@ -35,6 +39,7 @@ class Bank<Adapters<Ps...>, B> {
   SiteTable const& sites() const { return *sites_; }
 
   /// Publishes the module under its name; requests resolved before keep what they had. Returns the new version.
+  /// ContractError when it brings a tensor (modules_to_save) that cannot be replaced for one request.
   template <class P>
   std::uint64_t load(B& be, Module<P, B> module) {
     static_assert((std::same_as<P, Ps> || ...), "graft: this bank's Adapters<...> does not list the module's policy");
@@ -124,6 +129,7 @@ class Bank<Adapters<Ps...>, B> {
 
   template <class P>
   std::shared_ptr<Published> publish(B& be, std::shared_ptr<Module<P, B>> module) {
+    for (auto const& [tensor, saved] : module->saved) check_saved(module->name, tensor, saved);
     auto out = std::make_shared<Published>();
     out->name = module->name;
     out->policy = place<P>();
@@ -182,6 +188,34 @@ class Bank<Adapters<Ps...>, B> {
     return out;
   }
 
+  // Requests may replace what stands outside the layers; a tensor nobody would ask for must not pass in silence.
+  void check_saved(std::string const& name, std::string const& tensor, SavedTensor const& saved) const {
+    auto const dot = tensor.rfind('.');
+    index_t const site = dot == std::string::npos ? -1 : sites_->find(tensor.substr(0, dot));
+    bool const weight = tensor.ends_with(".weight"), bias = tensor.ends_with(".bias");
+    expects(site >= 0 && (*sites_)[site].layer < 0 && (weight || (bias && (*sites_)[site].kind == SiteKind::linear)),
+            "graft: adapter ", name, " brings its own ", tensor,
+            ", but only embeddings and heads can be replaced for one request");
+    auto const& info = (*sites_)[site];
+    auto const shape = bias                               ? std::vector<index_t>{info.out}
+                       : info.kind == SiteKind::embedding ? std::vector<index_t>{info.in, info.out}
+                                                          : std::vector<index_t>{info.out, info.in};
+    index_t const elements = bias ? info.out : info.in * info.out;
+    expects(saved.shape == shape && static_cast<index_t>(saved.values.size()) == elements, "graft: the ", tensor,
+            " of adapter ", name, " does not have the model's shape");
+  }
+
+  // Two copies of the base's tensor, as PEFT saves beside adapted embeddings, are one replacement.
+  static void check_one_replacement(std::vector<typename Set::Member> const& members) {
+    std::map<std::string, std::pair<SavedTensor const*, std::string>> seen;
+    for (auto const& member : members)
+      for (auto const& [tensor, saved] : *member.module->saved) {
+        auto const [entry, fresh] = seen.try_emplace(tensor, &saved, member.module->name);
+        expects(fresh || entry->second.first->values == saved.values, "graft: adapters ", entry->second.second, " and ",
+                member.module->name, " bring different tensors ", tensor, "; a request can use one of them");
+      }
+  }
+
   /// I + sum w (M - I) over the members of one policy that have a map here; a lone member of weight 1 is used as it is.
   RowMapRow<R const> summed(Set& set, index_t policy, Side side, index_t site) const {
     std::vector<RowMapRow<R const> const*> maps;
@@ -225,6 +259,7 @@ class Bank<Adapters<Ps...>, B> {
         if ((*sites_)[s].kind == SiteKind::hidden && !module.maps[1][static_cast<std::size_t>(s)].identity())
           (module.last_prompt_only ? positioned : everywhere) = true;
     }
+    check_one_replacement(set->members);
     expects(!(positioned && everywhere),
             "graft: one adapter of the request acts on the residual stream at every "
             "position and another at the last prompt token only; they cannot share a request");

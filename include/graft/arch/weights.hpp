@@ -48,13 +48,14 @@ class DenseVectors {
   VectorView<R const> load_if_present(WeightMap const& weights, std::string const& name, index_t size) {
     return weights.contains(name) ? load(weights, name, size) : VectorView<R const>{};
   }
-  /// W and, where the file has one, b of the module at `site`.
-  Linear<B> linear(WeightMap const& weights, SiteTable const& sites, std::string const& path) {
+  /// W and, where the file has one, b of the module with this path. With `tied`, that weight instead of the file's.
+  Linear<B> linear(WeightMap const& weights, SiteTable const& sites, std::string const& path,
+                   Weight const* tied = nullptr) {
     index_t const index = sites.find(path);
     expects(index >= 0, "graft: no site is called ", path);
     auto const& info = sites[index];
-    return {weights.matrix(path + ".weight", info.out, info.in), load_if_present(weights, path + ".bias", info.out),
-            sites.bind(path, info.in, info.out)};
+    return {tied != nullptr ? *tied : weights.matrix(path + ".weight", info.out, info.in),
+            load_if_present(weights, path + ".bias", info.out), sites.bind(path, info.in, info.out)};
   }
 
  private:

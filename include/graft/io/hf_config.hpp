@@ -136,6 +136,8 @@ inline void hf_bert(JsonObject const& config, ModelConfig& m, std::string const&
   if (m.architecture == "roberta") m.position_offset = config.get_or<index_t>("pad_token_id", 1) + 1;
   if (auto const type = config.get_or<std::string>("position_embedding_type", "absolute"); type != "absolute")
     config.fail("position embeddings of type ", in_quotes(type), " are not supported");
+  for (auto const* key : {"is_decoder", "add_cross_attention"})
+    if (config.get_or<bool>(key, false)) config.fail(in_quotes(key), " is not supported");
   m.language_model = false;
   m.classifier = model_class.ends_with("ForSequenceClassification");
   if (!m.classifier && !model_class.ends_with("Model"))

@@ -57,19 +57,28 @@ inline bool is_conv1d(std::string_view name) {
   return false;
 }
 
+/// The name a tensor has in the model's class: a backbone is saved with or without the prefix of the model around it,
+/// and BERT's norms of old have the parameters "gamma" and "beta".
+inline std::string class_name(ModelConfig const& config, std::string name, bool prefixed) {
+  bool const encoder = config.architecture == "bert" || config.architecture == "roberta";
+  if (encoder && name.ends_with(".gamma")) name.replace(name.size() - 6, 6, ".weight");
+  if (encoder && name.ends_with(".beta")) name.replace(name.size() - 5, 5, ".bias");
+  std::string const with = config.architecture + ".";
+  if (encoder && config.prefix.empty() && name.starts_with(with)) return name.substr(with.size());
+  bool const head = name.starts_with("lm_head.") || name.starts_with("classifier.");
+  return prefixed || head ? name : config.prefix + name;
+}
+
 inline WeightMap hf_weights(ModelConfig& config, TensorFile const& file) {
   WeightMap map;
   map.path = file.path();
   map.keep.push_back(file.storage());
-  // a bare backbone is saved without the prefix of the model around it, and the other way round
   bool prefixed = false;
-  for (auto const& tensor : file.tensors())
-    prefixed = prefixed || (!config.prefix.empty() && tensor.name.starts_with(config.prefix));
+  for (auto const& tensor : file.tensors()) prefixed = prefixed || tensor.name.starts_with(config.prefix);
   for (auto const& tensor : file.tensors()) {
     if (!format_info(tensor.format).weight) continue;               // buffers such as position_ids
     if (tensor.shape.empty() || tensor.shape.size() > 2) continue;  // GPT-2's saved causal masks
-    std::string name = tensor.name;
-    if (!prefixed && !name.starts_with("lm_head.") && !name.starts_with("classifier.")) name = config.prefix + name;
+    std::string const name = class_name(config, tensor.name, prefixed);
     map.tensors[name] = config.architecture == "gpt2" && is_conv1d(name) ? transposed(file.path(), tensor, map)
                                                                          : as_weight(file.path(), tensor);
   }

@@ -2,6 +2,7 @@
 // One forward for everything: prefill, decode and mixtures of both, every sequence with its own adapters.
 #pragma once
 
+#include <graft/arch/ends.hpp>
 #include <graft/model/model.hpp>
 #include <graft/model/sequence.hpp>
 

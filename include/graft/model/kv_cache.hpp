@@ -53,7 +53,7 @@ class KvCache {
       }
     }
     auto const wanted = static_cast<std::size_t>(ceil_div(sequence.length + count, page_tokens_));
-    sequence.pages.reserve(std::max(longest_, wanted));
+    if (sequence.pages.capacity() < longest_) sequence.pages.reserve(longest_);
     while (sequence.pages.size() < wanted) sequence.pages.push_back(take());
   }
 

@@ -1,0 +1,122 @@
+// SPDX-License-Identifier: Apache-2.0
+// What all models have before and behind their layers: an embedding and heads, which a request's adapters may replace.
+#pragma once
+
+#include <graft/adapter/adapter_set.hpp>
+#include <graft/arch/weights.hpp>
+#include <graft/layer/linear.hpp>
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <utility>
+
+namespace graft {
+
+/// Consecutive rows of one request.
+template <class B>
+struct RequestSpan {
+  index_t first = 0, rows = 0;
+  AdapterSet<B> const* adapters = nullptr;  ///< null: none
+
+  /// The replacement the request's adapters bring for a tensor of the model (modules_to_save), or null.
+  SavedTensor const* saved(std::string const& tensor) const {
+    return adapters == nullptr ? nullptr : adapters->saved(tensor);
+  }
+};
+
+/// What the ends of a model see of a step.
+template <class B>
+struct EndStep {
+  std::span<std::int32_t const> tokens, token_types;  ///< [n]; of no meaning behind the layers
+  std::span<index_t const> positions;                 ///< [n]; the same
+  std::span<RequestSpan<B> const> requests;
+  Plan<B> const* plan = nullptr;
+};
+
+/// h = W[token], with the adapters of the batch.
+template <class B>
+struct Embedding {
+  Weight weight;  ///< [V, d]
+  Site site;
+  std::string name;  ///< of the weight
+
+  static Embedding load(WeightMap const& weights, SiteTable const& sites, std::string const& path, index_t vocabulary,
+                        index_t width) {
+    return {weights.matrix(path + ".weight", vocabulary, width), sites.bind(path, vocabulary, width), path + ".weight"};
+  }
+
+  /// h [n, d]
+  void forward(B& be, EndStep<B> const& step, MatrixView<typename B::Act, typename B::Space> h) const {
+    gather_rows(be, weight, step.tokens.data(), h);
+    for (auto const& request : step.requests)
+      if (auto const* own = request.saved(name))
+        gather_rows(be, dense_weight(matrix_view(own->values.data(), weight.rows, weight.cols)),
+                    step.tokens.data() + request.first, h.row_range(request.first, request.rows));
+    if (auto const deltas = step.plan->low_rank(site.index); deltas.any())
+      apply_low_rank_embedding(be, deltas, step.tokens.data(), weight.rows, h);
+  }
+};
+
+/// A linear layer behind the transformer's layers, with the adapters of the batch.
+template <class B>
+struct Head {
+  using Act = typename B::Act;
+  using ConstView = MatrixView<Act const, typename B::Space>;
+
+  Linear<B> linear;  ///< [o, i]
+  std::string weight_name, bias_name;
+
+  /// With `tied`, that weight instead of one from the file.
+  static Head load(WeightMap const& weights, SiteTable const& sites, DenseVectors<B>& dense, std::string const& path,
+                   Weight const* tied = nullptr) {
+    return {dense.linear(weights, sites, path, tied), path + ".weight", path + ".bias"};
+  }
+
+  /// x [n, i] is left alone, y [n, o] written.
+  void forward(B& be, EndStep<B> const& step, ConstView x, MatrixView<Act, typename B::Space> y) const {
+    bool any_own = false;
+    for (auto const& request : step.requests) any_own = any_own || own_of(request) != Own{};
+    if (!any_own) return graft::linear(be, linear, *step.plan, x, y);
+
+    // as graft::linear, but neighbours that share a head are multiplied with it together
+    ArenaScope scope(be.arena());
+    auto const input = adapted_input(be, linear.site, *step.plan, x);
+    for (std::size_t k = 0; k < step.requests.size();) {
+      Own const own = own_of(step.requests[k]);
+      index_t const first = step.requests[k].first;
+      index_t rows = 0;
+      for (; k < step.requests.size() && own_of(step.requests[k]) == own; ++k) rows += step.requests[k].rows;
+      Weight const weight =
+          own.first == nullptr
+              ? linear.weight
+              : dense_weight(matrix_view(own.first->values.data(), linear.weight.rows, linear.weight.cols));
+      ArenaScope bias_scope(be.arena());
+      VectorView<Real<B> const, typename B::Space> bias = linear.bias;
+      if (own.second != nullptr) {
+        auto const copy = be.arena().template vector<Real<B>>(linear.weight.rows);
+        std::copy(own.second->values.begin(), own.second->values.end(), copy.begin());
+        bias = copy;
+      }
+      product(be, input.base.row_range(first, rows), weight, bias, y.row_range(first, rows));
+    }
+    apply_output(be, linear.site, *step.plan, input.delta, y);
+  }
+
+ private:
+  using Own = std::pair<SavedTensor const*, SavedTensor const*>;  // weight, bias
+  Own own_of(RequestSpan<B> const& request) const { return {request.saved(weight_name), request.saved(bias_name)}; }
+};
+
+/// h[n] += table[index[n] + offset]. table [positions, d], h [n, d]
+template <class B>
+void add_positions(B& be, Weight const& table, std::span<index_t const> positions, index_t offset,
+                   MatrixView<typename B::Act, typename B::Space> h) {
+  ArenaScope scope(be.arena());
+  auto const rows = be.arena().template vector<std::int32_t>(h.rows);
+  for (index_t n = 0; n < h.rows; ++n)
+    rows[n] = static_cast<std::int32_t>(positions[static_cast<std::size_t>(n)] + offset);
+  gather_rows(be, table, rows.data, h, true);
+}
+
+}  // namespace graft

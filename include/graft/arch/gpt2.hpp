@@ -1,0 +1,166 @@
+// SPDX-License-Identifier: Apache-2.0
+// GPT-2.
+#pragma once
+
+#include <graft/arch/config.hpp>
+#include <graft/arch/ends.hpp>
+#include <graft/arch/weights.hpp>
+#include <graft/layer/transformer_layer.hpp>
+
+namespace graft {
+
+/// h = W_e[token] + W_p[position];  logits = layer_norm(h) W_h^T, W_h = W_e when tied.
+template <class B>
+struct Gpt2Ends {
+  using Act = typename B::Act;
+  using View = MatrixView<Act, typename B::Space>;
+  using ConstView = MatrixView<Act const, typename B::Space>;
+
+  Embedding<B> embedding;                                        ///< [V, d]
+  Weight positions;                                              ///< [positions, d]
+  VectorView<Real<B> const, typename B::Space> norm, norm_bias;  ///< [d]
+  Head<B> head;                                                  ///< [V, d]
+  double eps = 0;
+
+  static void add_sites(ModelConfig const& c, SiteTable& sites) {
+    sites.add({-1, "wte", c.prefix + "wte", c.vocabulary, c.width, SiteKind::embedding});
+    sites.add_linear(-1, "lm_head", "lm_head", c.width, c.vocabulary);
+  }
+
+  static Gpt2Ends load(ModelConfig const& c, WeightMap const& w, SiteTable const& sites, DenseVectors<B>& dense) {
+    Gpt2Ends ends;
+    ends.embedding = Embedding<B>::load(w, sites, c.prefix + "wte", c.vocabulary, c.width);
+    ends.positions = w.matrix(c.prefix + "wpe.weight", c.positions, c.width);
+    ends.norm = dense.load(w, c.prefix + "ln_f.weight", c.width);
+    ends.norm_bias = dense.load(w, c.prefix + "ln_f.bias", c.width);
+    ends.head = Head<B>::load(w, sites, dense, "lm_head", c.tied ? &ends.embedding.weight : nullptr);
+    ends.eps = c.norm_eps;
+    return ends;
+  }
+
+  index_t output_width() const { return head.linear.weight.rows; }
+
+  /// h [n, d]
+  void embed(B& be, EndStep<B> const& step, View h) const {
+    embedding.forward(be, step, h);
+    add_positions(be, positions, step.positions, 0, h);
+  }
+
+  /// logits [m, V] of the wanted rows h [m, d], which are overwritten.
+  void logits(B& be, EndStep<B> const& step, View h, View out) const {
+    layer_norm(be, ConstView(h), norm, norm_bias, eps, h);
+    head.forward(be, step, ConstView(h), out);
+  }
+};
+
+/// Pre-norm decoder with layer norms, learned positions and one projection for query, key and value:
+///     h += c_proj(attention(q, k, v)),  [q | k | v] = c_attn(x)                 x = layer_norm(h)
+///     h += c_proj(gelu(c_fc(x)))                                                x = layer_norm(h)
+/// Sites: c_attn (one module over 3d outputs), attn.c_proj, c_fc, mlp.c_proj, and the block's output. PEDRO scales the
+/// query's and the value's third of c_attn, and c_fc before the activation.
+struct Gpt2 {
+  template <class B>
+  struct Block {
+    using Vector = VectorView<Real<B> const, typename B::Space>;
+    index_t layer = 0;
+    double eps = 0;
+    AttentionShape shape;
+    Activation activation = Activation::gelu_tanh;
+    Vector norm_1, norm_1_bias, norm_2, norm_2_bias;  ///< [d]
+    Linear<B> qkv, o, up, down;
+    Site output;
+  };
+
+  template <class B>
+  using Ends = Gpt2Ends<B>;
+
+  static constexpr bool causal = true;
+  static constexpr bool learned_positions = true;
+
+  static std::string layer_path(ModelConfig const& config, index_t layer) { return text(config.prefix, "h.", layer); }
+
+  static void add_sites(ModelConfig const& c, SiteTable& sites) {
+    for (index_t l = 0; l < c.layers; ++l) {
+      std::string const path = layer_path(c, l);
+      index_t const d = c.width;
+      Site const qkv = sites.add_linear(l, "c_attn", path + ".attn.c_attn", d, 3 * d);
+      sites.add_linear(l, "attn.c_proj", path + ".attn.c_proj", d, d);
+      Site const up = sites.add_linear(l, "c_fc", path + ".mlp.c_fc", d, c.ffn);
+      sites.add_linear(l, "mlp.c_proj", path + ".mlp.c_proj", c.ffn, d);
+      Site const block = sites.add({l, "block_out", path, d, d, SiteKind::hidden});
+      sites.add_layer({block.index, {qkv.index, 0, d}, {qkv.index, 2 * d, d}, {up.index, 0, c.ffn}, {}});
+    }
+  }
+
+  template <class B>
+  static Block<B> load(ModelConfig const& c, WeightMap const& w, SiteTable const& sites, DenseVectors<B>& dense,
+                       index_t l) {
+    std::string const path = layer_path(c, l);
+    Block<B> block;
+    block.layer = l;
+    block.eps = c.norm_eps;
+    block.shape = c.attention(l, causal);
+    block.activation = c.activation;
+    block.norm_1 = dense.load(w, path + ".ln_1.weight", c.width);
+    block.norm_1_bias = dense.load(w, path + ".ln_1.bias", c.width);
+    block.norm_2 = dense.load(w, path + ".ln_2.weight", c.width);
+    block.norm_2_bias = dense.load(w, path + ".ln_2.bias", c.width);
+    block.qkv = dense.linear(w, sites, path + ".attn.c_attn");
+    block.o = dense.linear(w, sites, path + ".attn.c_proj");
+    block.up = dense.linear(w, sites, path + ".mlp.c_fc");
+    block.down = dense.linear(w, sites, path + ".mlp.c_proj");
+    block.output = {sites.layers()[static_cast<std::size_t>(l)].block, c.width, c.width};
+    return block;
+  }
+
+  template <class B>
+  static void forward(B& be, Block<B> const& block, Step<B> const& step,
+                      MatrixView<typename B::Act, typename B::Space> h) {
+    using Act = typename B::Act;
+    using ConstView = MatrixView<Act const, typename B::Space>;
+    ArenaScope scope(be.arena());
+    auto const normalized = be.arena().template matrix<Act>(h.rows, h.cols);  // [n,d]
+    layer_norm(be, ConstView(h), block.norm_1, block.norm_1_bias, block.eps, normalized);
+    observe_prompt(be, block.layer, *step.plan, ConstView(normalized), ConstView(h));
+    for (auto const& chunk : step.chunks) {
+      ArenaScope chunk_scope(be.arena());
+      auto const rows = h.row_range(chunk.first, chunk.rows);
+      auto const x = normalized.row_range(chunk.first, chunk.rows);
+      attend(be, block, step, chunk, x, rows);
+      feed_forward(be, block, chunk, x, rows);
+      apply_block_output(be, block.output, *chunk.plan, rows);
+    }
+  }
+
+ private:
+  // h += c_proj(attention(c_attn(x))); x [n,d] is normalised and then overwritten
+  template <class B, class View>
+  static void attend(B& be, Block<B> const& block, Step<B> const& step, StepChunk<B> const& chunk, View x, View h) {
+    using Act = typename B::Act;
+    using ConstView = MatrixView<Act const, typename B::Space>;
+    index_t const d = h.cols;
+    auto const qkv = be.arena().template matrix<Act>(x.rows, 3 * d);
+    linear(be, block.qkv, *chunk.plan, ConstView(x), qkv);
+    auto const kv = step.kv_of(block.layer);
+    store_kv(be, kv, chunk.spans, ConstView(qkv.col_range(d, d)), ConstView(qkv.col_range(2 * d, d)));
+    auto const attended = be.arena().template matrix<Act>(x.rows, d);
+    attention(be, kv, block.shape, chunk.spans, ConstView(qkv.col_range(0, d)), attended);
+    linear(be, block.o, *chunk.plan, ConstView(attended), x);
+    add(be, ConstView(x), h);
+  }
+
+  // h += c_proj(f(c_fc(x))), x = layer_norm(h), written over the scratch given
+  template <class B, class View>
+  static void feed_forward(B& be, Block<B> const& block, StepChunk<B> const& chunk, View x, View h) {
+    using Act = typename B::Act;
+    using ConstView = MatrixView<Act const, typename B::Space>;
+    layer_norm(be, ConstView(h), block.norm_2, block.norm_2_bias, block.eps, x);
+    auto const up = be.arena().template matrix<Act>(x.rows, block.up.site.out);
+    linear(be, block.up, *chunk.plan, ConstView(x), up);
+    activate(be, block.activation, up);
+    linear(be, block.down, *chunk.plan, ConstView(up), x);
+    add(be, ConstView(x), h);
+  }
+};
+
+}  // namespace graft
