@@ -12,7 +12,9 @@
 #pragma once
 
 #include <graft/adapter/plan.hpp>
+#include <graft/core/arena.hpp>
 
+#include <algorithm>
 #include <cassert>
 
 namespace graft {
