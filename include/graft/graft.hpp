@@ -15,7 +15,13 @@
 #include <graft/core/types.hpp>
 #include <graft/core/view.hpp>
 
+#include <graft/backend/activation.hpp>
+#include <graft/backend/attention.hpp>
+#include <graft/backend/cpu/attention.hpp>
+#include <graft/backend/cpu/cpu.hpp>
 #include <graft/backend/cpu/cpu_backend.hpp>
+#include <graft/backend/cpu/elementwise.hpp>
+#include <graft/backend/cpu/fused_product.hpp>
 #include <graft/backend/cpu/lanes.hpp>
 #include <graft/backend/cpu/low_rank.hpp>
 #include <graft/backend/cpu/product.hpp>
@@ -24,10 +30,39 @@
 #include <graft/backend/row_map.hpp>
 #include <graft/backend/weight.hpp>
 
+#include <graft/adapter/adapter_set.hpp>
+#include <graft/adapter/apply.hpp>
+#include <graft/adapter/bank.hpp>
+#include <graft/adapter/compose.hpp>
 #include <graft/adapter/ia3.hpp>
 #include <graft/adapter/lora.hpp>
+#include <graft/adapter/module.hpp>
 #include <graft/adapter/pedro.hpp>
+#include <graft/adapter/plan.hpp>
 #include <graft/adapter/policy.hpp>
 #include <graft/adapter/rational.hpp>
 #include <graft/adapter/road.hpp>
+#include <graft/adapter/sequence_state.hpp>
 #include <graft/adapter/site.hpp>
+
+#include <graft/layer/linear.hpp>
+#include <graft/layer/rope.hpp>
+#include <graft/layer/step.hpp>
+#include <graft/layer/transformer_layer.hpp>
+
+#include <graft/arch/architectures.hpp>
+#include <graft/arch/bert.hpp>
+#include <graft/arch/bert_ends.hpp>
+#include <graft/arch/config.hpp>
+#include <graft/arch/decoder_ends.hpp>
+#include <graft/arch/ends.hpp>
+#include <graft/arch/gpt2.hpp>
+#include <graft/arch/llama.hpp>
+#include <graft/arch/weights.hpp>
+
+#include <graft/model/context.hpp>
+#include <graft/model/generate.hpp>
+#include <graft/model/kv_cache.hpp>
+#include <graft/model/model.hpp>
+#include <graft/model/sampling.hpp>
+#include <graft/model/sequence.hpp>

@@ -2,6 +2,7 @@
 // Continuations of a batch of requests, each with its own adapters and its own way of sampling.
 #pragma once
 
+#include <graft/core/executor.hpp>
 #include <graft/model/context.hpp>
 #include <graft/model/sampling.hpp>
 
@@ -12,11 +13,11 @@
 namespace graft {
 
 struct GenerationRequest {
-  std::vector<std::int32_t> prompt;  ///< tokens, at least one
-  std::vector<AdapterUse> adapters;
+  std::vector<std::int32_t> prompt = {};  ///< tokens, at least one
+  std::vector<AdapterUse> adapters = {};
   index_t max_tokens = 64;
-  std::vector<std::int32_t> stop;  ///< a token of these ends the continuation and is not part of it
-  SamplingOptions sampling;
+  std::vector<std::int32_t> stop = {};  ///< a token of these ends the continuation and is not part of it
+  SamplingOptions sampling = {};
 };
 
 struct Generation {
