@@ -1,0 +1,154 @@
+// SPDX-License-Identifier: Apache-2.0
+// Explicit positions, masks and sliding windows.
+#include <tests/catch.hpp>
+#include <tests/io/files.hpp>
+#include <tests/model/session.hpp>
+
+#include <graft/io/json.hpp>
+#include <graft/testing/close.hpp>
+
+#include <algorithm>
+
+using namespace graft_test;
+using graft::testing::alone_bound;
+using graft::testing::relative_l2;
+using graft::testing::same_bits;
+
+namespace {
+
+using Mask = std::vector<std::uint8_t>;
+
+/// [rows, keys], visible(row, key)
+Mask mask_of(index_t rows, index_t keys, auto&& visible) {
+  Mask mask;
+  for (index_t i = 0; i < rows; ++i)
+    for (index_t j = 0; j < keys; ++j) mask.push_back(visible(i, j) ? 1 : 0);
+  return mask;
+}
+
+std::vector<index_t> counting(index_t first, index_t count) {
+  std::vector<index_t> positions;
+  for (index_t k = 0; k < count; ++k) positions.push_back(first + k);
+  return positions;
+}
+
+std::vector<std::int32_t> const tokens{3, 41, 5, 9, 26, 53, 58, 9, 7, 32, 38, 46};
+auto const count = static_cast<index_t>(tokens.size());
+
+}  // namespace
+
+TEST_CASE("the rule of the architecture, given explicitly, changes no bit") {
+  for (auto const* name : {"llama_multi_head", "gpt2", "mistral", "bert"}) {
+    INFO(name);
+    Session s(name, {5, 7});  // the mask is cut with its chunk
+    bool const causal = std::string(name) != "bert";
+    auto const mask = mask_of(count, count, [&](index_t i, index_t j) { return !causal || j <= i; });
+    auto const positions = counting(0, count);
+    auto plain = s.start(), given = s.start();
+    auto const expected = s.all({&plain, tokens});
+    CHECK(same_bits(s.all({&given, tokens, -1, positions, mask}).view(), expected.view()));
+  }
+}
+
+TEST_CASE("padding on the left, hidden and not counted, changes nothing") {
+  for (auto const* name : {"llama_multi_head", "gpt2", "llama_yarn"}) {
+    INFO(name);
+    Session s(name);
+    index_t const pads = 3, all = pads + count;
+    std::vector<std::int32_t> padded(pads, 2);
+    padded.insert(padded.end(), tokens.begin(), tokens.end());
+    auto positions = counting(-pads, all);
+    for (auto& position : positions) position = std::max<index_t>(position, 0);
+    auto const mask = mask_of(all, all, [&](index_t, index_t j) { return j >= pads; });
+    auto plain = s.start(), left = s.start();
+    auto const expected = s.all({&plain, tokens});
+    auto const found = s.all({&left, padded, -1, positions, mask});
+    // the same keys lie elsewhere in their pages, so that sums round elsewhere
+    CHECK(relative_l2(found.view().row_range(pads, count), expected.view()) <= alone_bound);
+    for (float value : found.values) CHECK(std::isfinite(value));  // also of rows that see nothing
+
+    // the next token, with a mask over all the keys
+    auto const next_mask = mask_of(1, all + 1, [&](index_t, index_t j) { return j >= pads; });
+    std::vector<std::int32_t> const next{11};
+    auto const next_position = counting(count, 1);
+    auto const decoded = s.step(Session::Input{&left, next, -1, next_position, next_mask});
+    CHECK(relative_l2(row(decoded), row(s.step(plain, next))) <= alone_bound);
+  }
+}
+
+TEST_CASE("padding of an encoder's input, hidden, changes nothing") {
+  for (auto const* name : {"bert", "roberta"}) {
+    Session s(name);
+    auto padded = tokens;
+    padded.insert(padded.end(), {4, 4, 4, 4});
+    auto const mask = mask_of(count + 4, count + 4, [&](index_t, index_t j) { return j < count; });
+    auto plain = s.start(), hidden = s.start(), seen = s.start();
+    auto const expected = s.all({&plain, tokens});
+    auto const found = s.all({&hidden, padded, -1, {}, mask});
+    CHECK(relative_l2(found.view().row_range(0, count), expected.view()) <= alone_bound);
+    CHECK(relative_l2(s.all({&seen, padded}).view().row_range(0, count), expected.view()) > 0.01);
+  }
+}
+
+TEST_CASE("rotary positions are relative, learned ones are not") {
+  for (auto const* name : {"llama_multi_head", "gpt2"}) {
+    INFO(name);
+    Session s(name);
+    auto plain = s.start(), shifted = s.start();
+    auto const expected = s.all({&plain, tokens});
+    auto const positions = counting(20, count);
+    double const distance = relative_l2(s.all({&shifted, tokens, -1, positions}).view(), expected.view());
+    if (std::string(name) == "gpt2")
+      CHECK(distance > 0.01);
+    else
+      CHECK(distance <= alone_bound);
+  }
+}
+
+TEST_CASE("token types default to 0 and count") {
+  Session s("bert");
+  std::vector<std::int32_t> const zeros(tokens.size(), 0), ones(tokens.size(), 1);
+  auto plain = s.start(), zero = s.start(), one = s.start();
+  auto const expected = s.all({&plain, tokens});
+  CHECK(same_bits(s.all({&zero, tokens, -1, {}, {}, zeros}).view(), expected.view()));
+  CHECK(relative_l2(s.all({&one, tokens, -1, {}, {}, ones}).view(), expected.view()) > 0.01);
+}
+
+TEST_CASE("a sliding window is a mask, in the layers it holds for") {
+  auto const& mistral = case_of("mistral");  // window 5
+  TemporaryFolder folder;
+  auto const with = [&](auto&& change) {
+    auto config = read_json(mistral.folder / "config.json");
+    change(config);
+    write_bytes(folder / "config.json", config.dump());
+    std::filesystem::copy_file(mistral.folder / "model.safetensors", folder / "model.safetensors",
+                               std::filesystem::copy_options::skip_existing);
+    return open<float>(folder.path());
+  };
+  auto const run = [&](AnyModel<float>& model, Mask const& mask) {
+    SerialExecutor executor;
+    auto const context = model.context(executor, {4});
+    auto sequence = context->start();
+    SequenceInput<CpuBackend<float>> const input{&sequence, tokens, -1, {}, mask};
+    auto const wanted = counting(0, count);
+    Answer<float> answer{count, model.output_width(), {}};
+    answer.values.resize(static_cast<std::size_t>(count * answer.cols));
+    context->forward(std::span(&input, 1), wanted, matrix_view(answer.values.data(), count, answer.cols));
+    return answer;
+  };
+  auto const window = mask_of(count, count, [](index_t i, index_t j) { return i - j < 5; });
+  auto const windowed = run(*open<float>(mistral.folder), {});
+  auto const full = run(*with([](auto& c) { c["sliding_window"] = nullptr; }), {});
+  CHECK(relative_l2(windowed.view(), full.view()) > 0.01);
+  auto const masked = run(*with([](auto& c) { c["sliding_window"] = nullptr; }), window);
+  CHECK(relative_l2(masked.view(), windowed.view()) <= alone_bound);
+
+  using Types = std::vector<std::string>;
+  auto const typed = [&](Types const& types) { return run(*with([&](auto& c) { c["layer_types"] = types; }), {}); };
+  CHECK(same_bits(typed({"sliding_attention", "sliding_attention"}).view(), windowed.view()));
+  CHECK(same_bits(typed({"full_attention", "full_attention"}).view(), full.view()));
+  auto const mixed = typed({"full_attention", "sliding_attention"});
+  CHECK(relative_l2(mixed.view(), full.view()) > 0.01);
+  CHECK(relative_l2(mixed.view(), windowed.view()) > 0.01);
+  CHECK(relative_l2(mixed.view(), typed({"sliding_attention", "full_attention"}).view()) > 0.01);
+}
