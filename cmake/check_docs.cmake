@@ -39,9 +39,9 @@ macro(read_source source)
       string(SUBSTRING "${code}" ${begin} -1 code)
       string(FIND "${code}" "\n" begin)
       string(SUBSTRING "${code}" ${begin} -1 code)  # begins with the end of the marker's line
-      string(REGEX MATCH " *$" indent "${code}")    # in front of the closing marker
-      string(REGEX REPLACE " *$" "" code "${code}")
-      if(NOT indent STREQUAL "")
+      string(REGEX MATCH " +$" indent "${code}")    # in front of the closing marker
+      if(indent)
+        string(REGEX REPLACE " +$" "" code "${code}")
         string(REPLACE "\n${indent}" "\n" code "${code}")
       endif()
       string(SUBSTRING "${code}" 1 -1 code)
@@ -101,8 +101,8 @@ foreach(path IN LISTS documents)
     complain("${all} blocks of C++, of which ${sourced} say which example they are from")
   endif()
 
-  # brackets would confuse CMake's lists
-  string(REPLACE "](" "@link(" links "${prose}${rest}")
+  string(REGEX REPLACE "`[^`\n]+`" "" links "${prose}${rest}")  # code is no link
+  string(REPLACE "](" "@link(" links "${links}")                # brackets would confuse CMake's lists
   string(REGEX MATCHALL "@link\\([^)#:]+[)#]" links "${links}")  # an address has a colon
   foreach(link IN LISTS links)
     string(REGEX REPLACE "@link\\(|[)#]" "" link "${link}")
