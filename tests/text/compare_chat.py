@@ -50,6 +50,16 @@ VARIABLES = [{}, {"tools": TOOLS}, {"enable_thinking": False}, {"enable_thinking
              {"builtin_tools": ["brave_search", "code_interpreter"], "date_string": "1", "documents": []}]
 
 
+def render(case):
+    """What transformers makes of a case; None where it refuses, for whatever reason."""
+    try:
+        return _compile_jinja_template(case["template"]).render(
+            messages=case["messages"], add_generation_prompt=case["add_generation_prompt"], bos_token="<s>",
+            eos_token="</s>", **case["variables"])
+    except Exception:
+        return None
+
+
 def main():
     program, *paths = sys.argv[1:]
     cases = []
@@ -72,13 +82,7 @@ def main():
             refused.setdefault((path, result["error"]), 0)
             refused[path, result["error"]] += 1
             continue
-        try:
-            expected = _compile_jinja_template(case["template"]).render(
-                messages=case["messages"], add_generation_prompt=case["add_generation_prompt"], bos_token="<s>",
-                eos_token="</s>", **case["variables"])
-        except Exception as error:  # any refusal of the original is a refusal
-            expected = None
-            reason = f"{type(error).__name__}: {error}"
+        expected = render(case)
         if expected is None and "error" in result:
             errors += 1
         elif result.get("text") == expected:
@@ -87,7 +91,7 @@ def main():
             wrong += 1
             shown[path] = shown.get(path, 0) + 1
             if shown[path] <= 2:
-                print(f"{path} '{name}' {k}\n  hf    {expected if expected is not None else reason!r}\n  graft {result!r}")
+                print(f"{path} '{name}' {k}\n  hf    {expected!r}\n  graft {result!r}")
     for (path, error), count in refused.items():
         print(f"{path}: {count} cases refused: {error}")
     print(f"{texts} equal texts, {errors} equally refused, {wrong} different")

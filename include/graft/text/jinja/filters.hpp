@@ -110,10 +110,13 @@ inline Value selected(bool keep, bool by_attribute, Value const& value, Argument
 
 inline Value mapped(Value const& value, Arguments const& given) {
   List out;
+  std::size_t bytes = 0;
   auto const attribute = given.text(given.positional.size(), "attribute");
   for (Value const& element : elements(given.line, value)) {
     if (!attribute) {
       out.push_back(filtered(given.text(0, "filter").value_or(""), element, given.without_first(1)));
+      if (auto const* const made = out.back().get<std::string>()) bytes += made->size();
+      if (bytes > longest_text) refuse(given.line, text("map makes more than ", longest_text, " bytes"));
       continue;
     }
     Value found = attribute_path(given.line, element, *attribute);
@@ -174,8 +177,8 @@ inline Value filtered(std::string const& filter, Value const& value, Arguments c
     std::string out;
     bool first = true;
     for (Value const& element : elements(line, value)) {
-      if (!first) append(line, out, separator);
-      append(line, out, to_text(attribute ? attribute_path(line, element, *attribute) : element));
+      if (!first) append(out, separator);
+      append(out, to_text(attribute ? attribute_path(line, element, *attribute) : element));
       first = false;
     }
     return out;
@@ -190,7 +193,7 @@ inline Value filtered(std::string const& filter, Value const& value, Arguments c
       std::stable_sort(entries.begin(), entries.end(),
                        [](auto const& a, auto const& b) { return lower(a.first) < lower(b.first); });
     }
-    for (auto const& [key, element] : entries) out.push_back(List{key, element});
+    for (auto const& [key, element] : entries) out.push_back(Value::tuple({key, element}));
     return out;
   }
   if (filter == "list") return elements(line, value);

@@ -14,7 +14,6 @@
 #include <cstdint>
 #include <ctime>
 #include <iterator>
-#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -75,10 +74,10 @@ class Interpreter {
     Step const step(*this, statement.line);
     switch (statement.kind) {
       case Statement::Kind::text:
-        append(statement.line, out, statement.text);
+        append(out, statement.text);
         break;
       case Statement::Kind::output:
-        append(statement.line, out, to_text(evaluate(*statement.expression)));
+        append(out, to_text(evaluate(*statement.expression)));
         break;
       case Statement::Kind::assign:
         assign(statement.targets, assigned(statement), statement.line);
@@ -97,8 +96,7 @@ class Interpreter {
       case Statement::Kind::loop:
         return loop(statement, out);
       case Statement::Kind::macro:
-        macros_[statement.text] = &statement;
-        scopes_.back().set(statement.text, Value::Variant(Function{statement.text}));
+        scopes_.back().set(statement.text, Value::Variant(Function{statement.text, &statement, scopes_.size()}));
         break;
       case Statement::Kind::leave:
         return Flow::leave;
@@ -159,18 +157,29 @@ class Interpreter {
     return Value::Variant(Undefined{name});
   }
 
+  /// What an operation makes costs steps by its size: memory is bounded as time is.
   Value evaluate(Expression const& e) {
     Step const step(*this, e.line);
+    Value out = result(e);
+    if (e.kind != Kind::name && e.kind != Kind::attribute && e.kind != Kind::item && e.kind != Kind::literal) {
+      if (auto const* const made = out.get<std::string>()) steps_ += static_cast<std::int64_t>(made->size() / 16);
+      if (List const* const made = out.list()) steps_ += static_cast<std::int64_t>(made->size());
+    }
+    return out;
+  }
+
+  Value result(Expression const& e) {
     auto const child = [&](std::size_t k) { return evaluate(*e.children[k]); };
     switch (e.kind) {
       case Kind::literal:
         return e.value;
       case Kind::name:
         return look_up(e.text);
-      case Kind::list: {
+      case Kind::list:
+      case Kind::tuple: {
         List out;
         for (auto const& element : e.children) out.push_back(evaluate(*element));
-        return out;
+        return e.kind == Kind::tuple ? Value::tuple(std::move(out)) : Value(std::move(out));
       }
       case Kind::dict: {
         Dict out;
@@ -236,7 +245,7 @@ class Interpreter {
       if (!value.get<std::int64_t>()) refuse(e.line, text("a slice is bounded by ", value.kind()));
       return value.integer_or(0);
     };
-    if (!container.list() && !container.get<std::string>()) refuse(e.line, text("cannot slice ", container.kind()));
+    if (!container.list() && !container.get<std::string>()) return item(e.line, container, Value());
     auto const start = bound(1), stop = bound(2), stride = bound(3);
     if (stride == 0) refuse(e.line, "a slice has step 0");
     List const all = elements(e.line, container);
@@ -255,19 +264,22 @@ class Interpreter {
     if (!function.get<Function>())
       refuse(e.line, text(callee.text.empty() ? "an expression" : in_quotes(callee.text), " is called but is ",
                           function.kind()));
-    return call(function.get<Function>()->name, arguments(e));
+    Function const& known = *function.get<Function>();
+    return known.macro ? call(*known.macro, known.scopes, arguments(e)) : call(known.name, arguments(e));
   }
 
-  /// A macro sees its arguments and what is set outside of loops, not what its caller sees.
-  Value call(Statement const& macro, Arguments const& given) {
+  /// A macro sees its arguments and the scopes around its definition, not those around the call.
+  Value call(Statement const& macro, std::size_t seen, Arguments const& given) {
     if (given.positional.size() > macro.targets.size())
       refuse(given.line, text("macro ", in_quotes(macro.text), " takes ", macro.targets.size(), " arguments"));
     for (auto const& [name, value] : given.named.entries)
       if (std::find(macro.targets.begin(), macro.targets.end(), name) == macro.targets.end())
         refuse(given.line, text("macro ", in_quotes(macro.text), " has no parameter ", in_quotes(name)));
-    std::vector<Dict> hidden(std::make_move_iterator(scopes_.begin() + 1), std::make_move_iterator(scopes_.end()));
-    scopes_.resize(2);
-    scopes_.back() = {};
+    auto const first_hidden = scopes_.begin() + static_cast<std::ptrdiff_t>(std::min(seen, scopes_.size()));
+    std::vector<Dict> hidden(std::make_move_iterator(first_hidden), std::make_move_iterator(scopes_.end()));
+    scopes_.erase(first_hidden, scopes_.end());
+    std::size_t const kept = scopes_.size();
+    scopes_.emplace_back();
     for (std::size_t k = 0; k < macro.targets.size(); ++k) {
       Value value = given.get(k, macro.targets[k]);
       if (!value.is_defined() && macro.defaults[k]) value = evaluate(*macro.defaults[k]);
@@ -275,14 +287,17 @@ class Interpreter {
     }
     std::string out;
     execute(macro.body, out);
-    scopes_.resize(1);
+    scopes_.resize(kept);
     std::move(hidden.begin(), hidden.end(), std::back_inserter(scopes_));
     return out;
   }
 
   Value call(std::string const& name, Arguments const& given) {
-    if (auto const macro = macros_.find(name); macro != macros_.end()) return call(*macro->second, given);
-    if (name == "namespace") return Value::Variant(Namespace{std::make_shared<Dict>(given.named)});
+    if (name == "namespace") {
+      for (auto const& entry : given.named.entries)
+        if (entry.second.get<Namespace>()) refuse(given.line, "a namespace in a namespace is not supported");
+      return Value::Variant(Namespace{std::make_shared<Dict>(given.named)});
+    }
     if (name == "dict") return given.named;
     if (name == "raise_exception") raise<ContractError>(text("chat template: ", to_text(given.get(0, "message"))));
     if (name == "strftime_now") {
@@ -359,7 +374,6 @@ class Interpreter {
 
   std::time_t now_;
   std::vector<Dict> scopes_;  // the template's own first
-  std::map<std::string, Statement const*> macros_;
   std::int64_t steps_ = 0;
   int depth_ = 0;
 };

@@ -211,8 +211,8 @@ class Lexer {
   }
   /// At a backslash; leaves the last character of the escape to be passed.
   void lex_escape(std::string& out) {
+    if (at_ + 1 == source_.size()) return;
     advance(1);
-    if (at_ == source_.size()) return;
     char const c = source_[at_];
     constexpr std::string_view names = "abfnrtv0\\'\"", values("\a\b\f\n\r\t\v\0\\'\"", 11);
     if (auto const k = names.find(c); k != std::string_view::npos) {

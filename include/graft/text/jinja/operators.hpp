@@ -14,19 +14,10 @@
 
 namespace graft::jinja {
 
-inline constexpr std::size_t longest_text = std::size_t{16} << 20, longest_list = 100000;
+inline constexpr std::size_t longest_list = 100000;
 
 [[noreturn]] inline void refuse_operands(int line, std::string_view symbol, Value const& a, Value const& b) {
   refuse(line, text("\"", symbol, "\" does not take ", a.kind(), " and ", b.kind()));
-}
-
-inline void append(int line, std::string& out, std::string_view part) {
-  if (out.size() + part.size() > longest_text) refuse(line, text("a string grows beyond ", longest_text, " bytes"));
-  out += part;
-}
-inline std::string joined(int line, std::string out, std::string_view part) {
-  append(line, out, part);
-  return out;
 }
 
 /// The elements a loop runs over: a list's, a mapping's keys, a string's characters, nothing of what is undefined.
@@ -115,9 +106,14 @@ inline Value float_arithmetic(int line, std::string_view symbol, double a, doubl
 inline Value repeated(int line, std::string const& part, std::int64_t count) {
   if (count <= 0 || part.empty()) return std::string();
   if (static_cast<std::uint64_t>(count) > longest_text / part.size())
-    refuse(line, text("a string grows beyond ", longest_text, " bytes"));
+    refuse(line, text("a string is longer than ", longest_text, " bytes"));
   std::string out;
   for (; count > 0; --count) out += part;
+  return out;
+}
+
+inline std::string joined(std::string out, std::string_view part) {
+  append(out, part);
   return out;
 }
 
@@ -131,9 +127,9 @@ inline Value binary(int line, std::string_view symbol, Value const& a, Value con
   if (symbol == ">") return less(line, b, a);
   if (symbol == "<=") return less(line, a, b) || a == b;
   if (symbol == ">=") return less(line, b, a) || a == b;
-  if (symbol == "~") return joined(line, to_text(a), to_text(b));
+  if (symbol == "~") return joined(to_text(a), to_text(b));
   auto const *const left = a.get<std::string>(), *const right = b.get<std::string>();
-  if (symbol == "+" && left && right) return joined(line, *left, *right);
+  if (symbol == "+" && left && right) return joined(*left, *right);
   if (symbol == "+" && a.list() && b.list()) {
     List out = *a.list();
     out.insert(out.end(), b.list()->begin(), b.list()->end());
@@ -161,7 +157,7 @@ inline Value item(int line, Value const& container, Value const& key) {
     std::int64_t const k = *key.get<std::int64_t>() + (*key.get<std::int64_t>() < 0 ? size : 0);
     if (k >= 0 && k < size) return list[static_cast<std::size_t>(k)];
   }
-  return Value::Variant(Undefined{to_text(key)});
+  return Value::Variant(Undefined{to_text(key).substr(0, 100)});
 }
 
 }  // namespace graft::jinja

@@ -225,11 +225,11 @@ class Parser {
     return out;
   }
 
-  /// a, b, c without brackets is a list.
+  /// a, b, c needs no brackets here.
   ExpressionPtr tuple() {
     ExpressionPtr first = expression();
     if (!peek().is_symbol(",")) return first;
-    ExpressionPtr list = make_of(Kind::list, first->line, "", std::move(first));
+    ExpressionPtr list = make_of(Kind::tuple, peek().line, "", std::move(first));
     while (take_symbol(",") && peek().kind != Token::Kind::block_end && peek().kind != Token::Kind::output_end)
       list->children.push_back(expression());
     return list;
@@ -345,10 +345,10 @@ class Parser {
         break;
     }
     if (token.is_symbol("(")) {
-      if (take_symbol(")")) return make(Kind::list, token.line);
+      if (take_symbol(")")) return make(Kind::tuple, token.line);
       ExpressionPtr out = expression();
       if (peek().is_symbol(",")) {
-        out = make_of(Kind::list, token.line, "", std::move(out));
+        out = make_of(Kind::tuple, token.line, "", std::move(out));
         while (take_symbol(",") && !peek().is_symbol(")")) out->children.push_back(expression());
       }
       expect_symbol(")");

@@ -19,6 +19,7 @@ struct Expression {
     literal,    ///< `value`
     name,       ///< `text`
     list,       ///< children
+    tuple,      ///< children
     dict,       ///< children: key, value, key, value, ...
     attribute,  ///< children[0].text
     item,       ///< children[0][children[1]]

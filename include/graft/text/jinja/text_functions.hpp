@@ -4,6 +4,7 @@
 
 #include <graft/core/error.hpp>
 #include <graft/text/jinja/lexer.hpp>
+#include <graft/text/jinja/value.hpp>
 #include <graft/text/unicode.hpp>
 #include <graft/text/utf8.hpp>
 
@@ -61,12 +62,15 @@ inline std::vector<std::string> split(std::string_view text, std::optional<std::
 inline std::string replaced(std::string_view text, std::string const& from, std::string const& to, std::int64_t most) {
   std::string out;
   for (std::size_t at; most-- != 0 && (at = text.find(from)) != std::string_view::npos;) {
-    out.append(text.substr(0, at)).append(to);
+    append(out, text.substr(0, at));
+    append(out, to);
     text.remove_prefix(at + from.size());
   }
-  return out.append(text);
+  append(out, text);
+  return out;
 }
 
+/// Without the final sigma.
 inline std::string lower(std::string_view text) {
   std::string out;
   for (std::size_t k = 0; k < text.size();) unicode::append_lower(out, utf8::next(text, k));

@@ -7,6 +7,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include <algorithm>
 #include <charconv>
 #include <cmath>
 #include <cstddef>
@@ -15,6 +16,7 @@
 #include <memory>
 #include <string>
 #include <string_view>
+#include <type_traits>
 #include <utility>
 #include <variant>
 #include <vector>
@@ -37,34 +39,57 @@ struct None {};
 struct Undefined {
   std::string name;
 };
-/// A function that templates may call, by its name.
+struct Statement;
+/// What templates may call: a function by its name, or a macro with the number of scopes it saw where it was written.
 struct Function {
   std::string name;
+  Statement const* macro = nullptr;
+  std::size_t scopes = 1;
 };
 /// namespace(): the only thing a template can change after having made it.
 struct Namespace {
   std::shared_ptr<Dict> members;
 };
 
+/// Copies share what they hold.
 class Value {
  public:
-  using Variant = std::variant<Undefined, None, bool, std::int64_t, double, std::string, std::shared_ptr<List const>,
-                               std::shared_ptr<Dict const>, Function, Namespace>;
+  using Variant = std::variant<Undefined, None, bool, std::int64_t, double, std::shared_ptr<std::string const>,
+                               std::shared_ptr<List const>, std::shared_ptr<Dict const>, Function, Namespace>;
 
   Value() = default;
   Value(Variant value) : value_(std::move(value)) {}  // NOLINT: implicit on purpose, for this and the next
   Value(bool value) : value_(value) {}
   Value(std::int64_t value) : value_(value) {}
   Value(double value) : value_(value) {}
-  Value(std::string value) : value_(std::move(value)) {}
+  Value(std::string value) : value_(std::make_shared<std::string const>(std::move(value))) {}
   Value(char const*) = delete;  // would become a bool
-  Value(List list) : value_(std::make_shared<List const>(std::move(list))) {}
-  Value(Dict dict) : value_(std::make_shared<Dict const>(std::move(dict))) {}
+  Value(List list) {
+    for (Value const& element : list) contain(element);
+    value_ = std::make_shared<List const>(std::move(list));
+  }
+  Value(Dict dict) {
+    for (auto const& entry : dict.entries) contain(entry.second);
+    value_ = std::make_shared<Dict const>(std::move(dict));
+  }
+
+  /// A list that prints in round brackets and equals no list in square ones.
+  static Value tuple(List list) {
+    Value out(std::move(list));
+    out.tuple_ = true;
+    return out;
+  }
+  bool is_tuple() const { return tuple_; }
 
   /// nullptr when the value is of another kind.
   template <class T>
   T const* get() const {
-    return std::get_if<T>(&value_);
+    if constexpr (std::is_same_v<T, std::string>) {
+      auto const* const held = std::get_if<std::shared_ptr<std::string const>>(&value_);
+      return held == nullptr ? nullptr : held->get();
+    } else {
+      return std::get_if<T>(&value_);
+    }
   }
   List const* list() const {
     auto const* const held = get<std::shared_ptr<List const>>();
@@ -109,7 +134,17 @@ class Value {
   }
 
  private:
+  /// Everything that walks a value calls itself, so values stay shallow and never contain themselves.
+  void contain(Value const& element) {
+    if (element.get<Namespace>())
+      raise<FormatError>("chat template: a namespace within a list or mapping is not supported");
+    depth_ = std::max(depth_, element.depth_ + 1);
+    if (depth_ > 100) raise<FormatError>("chat template: lists and mappings nest deeper than 100 levels");
+  }
+
   Variant value_;
+  int depth_ = 0;
+  bool tuple_ = false;
 };
 
 inline Value const* Dict::find(std::string_view key) const {
@@ -129,7 +164,7 @@ inline bool operator==(Value const& a, Value const& b) {
     return a.number() == b.number();
   }
   if (a.get<std::string>() && b.get<std::string>()) return *a.get<std::string>() == *b.get<std::string>();
-  if (a.list() && b.list()) return *a.list() == *b.list();
+  if (a.list() && b.list()) return a.is_tuple() == b.is_tuple() && *a.list() == *b.list();
   if (a.get<Namespace>() || b.get<Namespace>()) return false;
   if (a.dict() && b.dict()) {
     if (a.dict()->entries.size() != b.dict()->entries.size()) return false;
@@ -142,7 +177,6 @@ inline bool operator==(Value const& a, Value const& b) {
   return (a.is_none() && b.is_none()) || (!a.is_defined() && !b.is_defined());
 }
 
-/// Depth is bounded by the JSON reader's.
 inline Value from_json(nlohmann::ordered_json const& json) {
   if (json.is_null()) return Value::Variant(None{});
   if (json.is_boolean()) return json.get<bool>();
@@ -159,6 +193,14 @@ inline Value from_json(nlohmann::ordered_json const& json) {
   Dict dict;
   for (auto const& [key, element] : json.items()) dict.entries.emplace_back(key, from_json(element));
   return dict;
+}
+
+inline constexpr std::size_t longest_text = std::size_t{16} << 20;  // bytes; a million tokens are about 4 MB
+
+inline void append(std::string& out, std::string_view part) {
+  if (out.size() + part.size() > longest_text)
+    raise<FormatError>(text("chat template: makes a string longer than ", longest_text, " bytes"));
+  out += part;
 }
 
 /// Python's repr of a float: the shortest digits that read back, with an exponent below 1e-4 and from 1e16 on.
@@ -201,18 +243,19 @@ inline std::string to_text(Value const& value, bool nested = false) {
   if (auto const* const truth = value.get<bool>()) return *truth ? "True" : "False";
   if (auto const* const integer = value.get<std::int64_t>()) return std::to_string(*integer);
   if (auto const* const number = value.get<double>()) return float_text(*number);
+  std::string out;
+  auto const separate = [&] { append(out, out.size() > 1 ? ", " : ""); };
   if (auto const* const list = value.list()) {
-    std::string out = "[";
-    for (Value const& element : *list) out += (out.size() > 1 ? ", " : "") + to_text(element, true);
-    return out + "]";
-  }
-  if (auto const* const dict = value.dict()) {
-    std::string out = "{";
+    out = value.is_tuple() ? "(" : "[";
+    for (Value const& element : *list) separate(), append(out, to_text(element, true));
+    append(out, !value.is_tuple() ? "]" : list->size() == 1 ? ",)" : ")");
+  } else if (auto const* const dict = value.dict()) {
+    out = "{";
     for (auto const& [key, element] : dict->entries)
-      out += (out.size() > 1 ? ", " : "") + quoted(key) + ": " + to_text(element, true);
-    return out + "}";
+      separate(), append(out, quoted(key) + ": "), append(out, to_text(element, true));
+    append(out, "}");
   }
-  return "";
+  return out;
 }
 
 /// How json.dumps is asked to write: on one line when `indent` is negative.
@@ -232,8 +275,10 @@ inline std::string to_json(Value const& value, JsonStyle const& style, int depth
   };
   auto const wrap = [&](char open, char close, auto const& entries, auto const& write) {
     std::string out(1, open);
-    for (std::size_t k = 0; k < entries.size(); ++k)
-      out += (k == 0 ? "" : style.item_separator) + line(depth + 1) + write(entries[k]);
+    for (std::size_t k = 0; k < entries.size(); ++k) {
+      append(out, (k == 0 ? "" : style.item_separator) + line(depth + 1));
+      append(out, write(entries[k]));
+    }
     return out + (entries.empty() ? "" : line(depth)) + close;
   };
   if (auto const* const list = value.list())
