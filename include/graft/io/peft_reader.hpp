@@ -7,6 +7,7 @@
 #include <graft/adapter/site.hpp>
 #include <graft/core/error.hpp>
 #include <graft/core/format.hpp>
+#include <graft/io/adapter_tensors.hpp>
 #include <graft/io/checked.hpp>
 #include <graft/io/peft_config.hpp>
 #include <graft/io/peft_names.hpp>
@@ -14,7 +15,6 @@
 #include <graft/io/tensor_file.hpp>
 
 #include <algorithm>
-#include <cmath>
 #include <cstddef>
 #include <filesystem>
 #include <map>
@@ -27,22 +27,12 @@ namespace graft {
 
 /// A module as read, with one line for everything in the files that was ignored.
 template <class P, class B>
-struct PeftModule {
+struct ReadModule {
   Module<P, B> module;
   std::vector<std::string> warnings;
 };
 
 namespace detail {
-
-/// All values of a stored tensor of real numbers, decoded to `to`.
-template <class R>
-void decode_finite(std::string const& file, TensorInfo const& tensor, R* to) {
-  index_t const count = tensor.elements();
-  decode_row(tensor.format, tensor.data, 0, count, to);
-  for (index_t k = 0; k < count; ++k)
-    if (!std::isfinite(to[k]))
-      raise<FormatError>(text(file, ": tensor ", in_quotes(tensor.name), " holds ", to[k], " at place ", k));
-}
 
 inline TensorFile read_peft_tensors(PeftConfig const& config) {
   namespace fs = std::filesystem;
@@ -69,7 +59,7 @@ class PeftReader {
     module_.policy.options(options_);
   }
 
-  PeftModule<P, B> read(std::string name) {
+  ReadModule<P, B> read(std::string name) {
     module_.name = std::move(name);
     module_.target_modules = config_.target_modules;
     module_.modules_to_save = config_.modules_to_save;
@@ -220,7 +210,7 @@ class PeftReader {
 /// Reads an adapter folder of P's peft_type for the model with these sites. FormatError names the file and the tensor
 /// or key that is wrong, missing, unknown or not supported; unknown keys that may not matter become warnings.
 template <class P, class B>
-PeftModule<P, B> read_peft(std::filesystem::path const& folder, SiteTable const& sites, std::string name) {
+ReadModule<P, B> read_peft(std::filesystem::path const& folder, SiteTable const& sites, std::string name) {
   auto const config = read_peft_config(folder);
   if (config.peft_type != P::peft_type)
     config.fail("is of peft_type ", in_quotes(config.peft_type), ", expected ", in_quotes(P::peft_type));

@@ -7,7 +7,7 @@
 #include <graft/adapter/site.hpp>
 #include <graft/core/error.hpp>
 #include <graft/core/format.hpp>
-#include <graft/io/checked.hpp>
+#include <graft/io/adapter_tensors.hpp>
 #include <graft/io/output_file.hpp>
 #include <graft/io/peft_config.hpp>
 #include <graft/io/peft_names.hpp>
@@ -19,7 +19,6 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <cmath>
 #include <cstddef>
 #include <filesystem>
 #include <map>
@@ -43,8 +42,6 @@ class PeftWriter {
  public:
   PeftWriter(Module<P, B> const& module, SiteTable const& sites, PeftWriteOptions const& options)
       : module_(module), sites_(sites), dtype_(options.dtype) {
-    expects(dtype_ == Format::f32 || dtype_ == Format::bf16 || dtype_ == Format::f16, "graft: adapters are written as ",
-            "F32, BF16 or F16, not ", format_info(dtype_).name);
     expects(!module.entries.empty(), "graft: module ", module.name, " has no sites, there is nothing to write");
     describe();
     for (auto const& entry : module_.entries) {
@@ -111,15 +108,7 @@ class PeftWriter {
   template <class T>
   void add(std::string const& path, std::vector<index_t> shape, T const* values) {
     TensorInfo tensor{text(peft_prefix, path), dtype_, std::move(shape), nullptr, 0};
-    auto const count = static_cast<std::size_t>(tensor.elements());
-    std::vector<float> numbers(count);
-    std::transform(values, values + count, numbers.begin(), [](T value) { return static_cast<float>(value); });
-    std::vector<std::byte> bytes(static_cast<std::size_t>(row_bytes(dtype_, tensor.elements())));
-    encode_row(dtype_, numbers.data(), tensor.elements(), bytes.data());
-    decode_row(dtype_, bytes.data(), 0, tensor.elements(), numbers.data());
-    for (std::size_t k = 0; k < count; ++k)
-      expects(std::isfinite(numbers[k]), "graft: tensor ", path, " holds ", values[k], " at place ", k,
-              ", which cannot be written as ", format_info(dtype_).name);
+    auto bytes = encode_finite(path, values, tensor.elements(), dtype_);
     tensor.data = bytes.data();
     tensor.bytes = bytes.size();
     tensors_.push_back(std::move(tensor));
