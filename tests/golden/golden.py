@@ -142,7 +142,9 @@ class Case:
         """Writes an adapter folder with PEFT's own save_pretrained."""
         model = _clone(self.base)
         model.name_or_path = ""
-        patterns = {key: dict(getattr(config, key)) for key in ("rank_pattern", "alpha_pattern") if hasattr(config, key)}
+        patterns = {
+            key: dict(getattr(config, key)) for key in ("rank_pattern", "alpha_pattern") if hasattr(config, key)
+        }
         model = peft.get_peft_model(model, config)
         for key, tensor in peft.get_peft_model_state_dict(model, save_embedding_layers=False).items():
             tensor.copy_(adapter_value(name, key, tensor.shape))
@@ -194,7 +196,11 @@ class Case:
             if peft_can(self.folder, request, self.unknown_to_peft):
                 folded, logits = logits, peft_logits(self.folder, request)
                 worst = max(worst, relative(folded, logits))
-            assert torch.isfinite(logits).all() and 0.05 < logits.abs().max() < 50, (self.name, index, logits.abs().max())
+            assert torch.isfinite(logits).all() and 0.05 < logits.abs().max() < 50, (
+                self.name,
+                index,
+                logits.abs().max(),
+            )
             expected[str(index)] = logits.to(torch.float32).contiguous()
         assert worst < 1e-6, (self.name, worst)
         for index, request in enumerate(self.requests):  # an adapter that changes nothing tests nothing

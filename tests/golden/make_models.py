@@ -67,7 +67,8 @@ def llama_multi_head():
 def llama_grouped_3_linear():
     """Grouped-query attention 3:1, tied head, linear RoPE scaling, config.json of older transformers."""
     config = llama_config(
-        vocab_size=61, hidden_size=36, num_attention_heads=6, num_key_value_heads=2, head_dim=6, tie_word_embeddings=True,
+        vocab_size=61, hidden_size=36, num_attention_heads=6, num_key_value_heads=2, head_dim=6,
+        tie_word_embeddings=True,
         rope_parameters=rope("linear", 500.0, factor=4.0), num_hidden_layers=3, intermediate_size=64,
     )  # fmt: skip
     c = Case("llama_grouped_3_linear", "LlamaForCausalLM", config, old_style=True)
@@ -227,7 +228,9 @@ def llama_ia3():
     c = Case("llama_ia3", "LlamaForCausalLM", llama_config())
     c.peft("usual", IA3Config(target_modules=["k_proj", "v_proj", "down_proj"], feedforward_modules=["down_proj"]))
     c.peft(
-        "wide", IA3Config(target_modules=ALL_LINEAR[1:], feedforward_modules=["o_proj", "gate_proj"]), dtype=torch.bfloat16
+        "wide",
+        IA3Config(target_modules=ALL_LINEAR[1:], feedforward_modules=["o_proj", "gate_proj"]),
+        dtype=torch.bfloat16,
     )
     c.request(10)
     c.request(10, ["usual"])
@@ -366,7 +369,9 @@ def llama_pedro():
 
 @case
 def qwen2():
-    c = Case("qwen2", "Qwen2ForCausalLM", llama_config(Qwen2Config, head_dim=None, tie_word_embeddings=True), old_style=True)
+    c = Case(
+        "qwen2", "Qwen2ForCausalLM", llama_config(Qwen2Config, head_dim=None, tie_word_embeddings=True), old_style=True
+    )
     c.peft("lora", lora(ALL_LINEAR, r=3))
     c.peft("road", road("road_2", 8))
     c.request(9)
@@ -382,7 +387,9 @@ def qwen3():
     c = Case("qwen3", "Qwen3ForCausalLM", llama_config(Qwen3Config, head_dim=12, num_key_value_heads=1))
     c.peft("lora", lora(ALL_LINEAR, r=3))
     c.peft("road", road("road_1", 4))
-    c.peft("ia3", IA3Config(target_modules=["q_proj", "k_proj", "v_proj", "down_proj"], feedforward_modules=["down_proj"]))
+    c.peft(
+        "ia3", IA3Config(target_modules=["q_proj", "k_proj", "v_proj", "down_proj"], feedforward_modules=["down_proj"])
+    )
     c.request(9)
     c.request(12, ["lora"])
     c.request(7, ["road"])
@@ -416,7 +423,11 @@ def gpt2():
     c.plain(
         "road",
         dict(
-            peft_type="ROAD", variant="road_2", group_size=10, target_modules=["c_attn", "c_fc", "c_proj"], task_type=None
+            peft_type="ROAD",
+            variant="road_2",
+            group_size=10,
+            target_modules=["c_attn", "c_fc", "c_proj"],
+            task_type=None,
         ),
         {
             f"base_model.model.transformer.h.{layer}.{path}.road_{part}": (size,)
@@ -445,7 +456,9 @@ def gpt2_hub():
     c = Case("gpt2_hub", "GPT2LMHeadModel", config, rename=lambda key: key.removeprefix("transformer."))
     path = c.folder / "model.safetensors"
     mask = torch.tril(torch.ones(48, 48, dtype=torch.uint8))[None, None]
-    save_file({**load_file(path), **{f"h.{i}.attn.bias": mask.clone() for i in range(2)}}, path, metadata={"format": "pt"})
+    save_file(
+        {**load_file(path), **{f"h.{i}.attn.bias": mask.clone() for i in range(2)}}, path, metadata={"format": "pt"}
+    )
     lengths(c, 21, 3)
     c.finish()
 
@@ -490,7 +503,9 @@ def bert_classifier():
     c.request(5, ["ia3"])
     c.request(14, ["all"])
     head = {f"base_model.model.classifier.{part}": shape for part, shape in (("weight", (3, 32)), ("bias", (3,)))}
-    pedro(c, "pedro", "bert.encoder.layer", 32, [32, 32, 52], heads=head, modules_to_save=["classifier"], pooling="mean")
+    pedro(
+        c, "pedro", "bert.encoder.layer", 32, [32, 32, 52], heads=head, modules_to_save=["classifier"], pooling="mean"
+    )
     c.request(7, ["pedro"])
     c.finish()
 
@@ -499,7 +514,13 @@ def bert_classifier():
 def roberta_classifier():
     """The RoAd paper's GLUE setting: positions start after the padding index, one token type, a head of two layers."""
     config = bert_config(
-        RobertaConfig, type_vocab_size=1, pad_token_id=1, bos_token_id=0, eos_token_id=2, num_labels=2, layer_norm_eps=1e-5
+        RobertaConfig,
+        type_vocab_size=1,
+        pad_token_id=1,
+        bos_token_id=0,
+        eos_token_id=2,
+        num_labels=2,
+        layer_norm_eps=1e-5,
     )
     c = Case("roberta_classifier", "RobertaForSequenceClassification", config)
     dense = ["query", "key", "value", "attention.output.dense", "intermediate.dense", "output.dense"]
@@ -515,7 +536,9 @@ def roberta_classifier():
 
 @case
 def roberta():
-    c = Case("roberta", "RobertaModel", bert_config(RobertaConfig, type_vocab_size=1, pad_token_id=1, layer_norm_eps=1e-5))
+    c = Case(
+        "roberta", "RobertaModel", bert_config(RobertaConfig, type_vocab_size=1, pad_token_id=1, layer_norm_eps=1e-5)
+    )
     c.peft("lora", lora(["key", "intermediate.dense"], r=3))
     c.request(13)
     c.request(6, ["lora"])
