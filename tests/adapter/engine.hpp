@@ -4,9 +4,8 @@
 #pragma once
 
 #include <graft/adapter/apply.hpp>
-#include <graft/backend/cpu/low_rank.hpp>
+#include <graft/backend/cpu/maps_and_deltas.hpp>
 #include <graft/backend/cpu/product.hpp>
-#include <graft/backend/cpu/row_map.hpp>
 #include <graft/testing/buffer.hpp>
 #include <tests/adapter/definition.hpp>
 
@@ -114,9 +113,10 @@ class Engine {
     return result;
   }
 
-  /// All requests as one batch, each with a fresh state; per request what left every site.
+  /// All requests as one batch, each with a fresh state; per request what left every site. Every call is made once by
+  /// each of the backends: one as a rule, or slices of a foreign pool, which waits between calls.
   template <class T>
-  std::vector<Outputs<T>> run(B& be, std::vector<Request<T> const*> const& requests) {
+  std::vector<Outputs<T>> run(std::vector<B*> const& backends, std::vector<Request<T> const*> const& requests) {
     std::deque<SequenceState<B>> states;
     std::vector<RequestRows<B>> rows;
     for (auto const* request : requests) {
@@ -131,12 +131,12 @@ class Engine {
           requests, [&](auto const& r) -> auto& { return at(r.normalized, l); });
       Buffer<Act> const raw = gather<Act>(
           requests, [&](auto const& r) -> auto& { return at(r.raw, l); });
-      observe_prompt(be, l, plan, normalized.view(), raw.view());
+      for (B* be : backends) observe_prompt(*be, l, plan, normalized.view(), raw.view());
     }
     for (index_t s = 0; s < bank.sites().size(); ++s) {
       Buffer<T> x = gather<T>(
           requests, [&](auto const& r) -> auto& { return at(r.inputs, s); });
-      Buffer<T> const y = at_site(be, plan, s, x);
+      Buffer<T> const y = at_site(backends, plan, s, x);
       index_t first = 0;
       for (std::size_t q = 0; q < requests.size(); ++q) {
         Buffer<T>& out = result[q].emplace_back(requests[q]->rows, y.view().cols);
@@ -201,38 +201,38 @@ class Engine {
 
   // The engine's own step at a site, with graft's calls around it.
   template <class T>
-  Buffer<T> at_site(B& be, Plan<B> const& plan, index_t s, Buffer<T>& x) {
+  Buffer<T> at_site(std::vector<B*> const& backends, Plan<B> const& plan, index_t s, Buffer<T>& x) {
     SiteInfo const& info = bank.sites()[s];
     Site const site{s, info.in, info.out};
     if (info.kind == SiteKind::hidden) {
-      apply_block_output(be, site, plan, x.view());
+      for (B* be : backends) apply_block_output(*be, site, plan, x.view());
       return x;
     }
     if (info.kind == SiteKind::rotated_q) {
-      apply_rotated(be, site, plan, x.view());
+      for (B* be : backends) apply_rotated(*be, site, plan, x.view());
       return x;
     }
     Buffer<T> base = x, y(plan.rows(), info.out, 2);
-    apply_input(be, site, plan, x.view(), base.view());
-    multiply(be, s, base, y);
-    apply_output(be, site, plan, x.view(), y.view());
+    for (B* be : backends) apply_input(*be, site, plan, x.view(), base.view());
+    multiply(backends, s, base, y);
+    for (B* be : backends) apply_output(*be, site, plan, x.view(), y.view());
     return y;
   }
 
   // y = x W^T + b; in an engine of 16-bit buffers as well
   template <class T>
-  void multiply(B& be, index_t s, Buffer<T> const& x, Buffer<T>& y) {
+  void multiply(std::vector<B*> const& backends, index_t s, Buffer<T> const& x, Buffer<T>& y) {
     auto const& w = at(weights_, s);
     Weight weight{reinterpret_cast<std::byte const*>(w.row(0)), std::same_as<Act, double> ? Format::f64 : Format::f32,
                   w.view().rows, w.view().cols, nullptr};
     VectorView<Act const> const bias{at(biases_, s).row(0), w.view().rows};
     if constexpr (std::same_as<T, Act>) {
-      product(be, x.view(), weight, bias, y.view());
+      for (B* be : backends) product(*be, x.view(), weight, bias, y.view());
     } else {
       Buffer<Act> wide(x.view().rows, x.view().cols), out(y.view().rows, y.view().cols);
       for (index_t n = 0; n < x.view().rows; ++n)
         for (index_t k = 0; k < x.view().cols; ++k) wide.row(n)[k] = static_cast<Act>(x.row(n)[k]);
-      product(be, std::as_const(wide).view(), weight, bias, out.view());
+      for (B* be : backends) product(*be, std::as_const(wide).view(), weight, bias, out.view());
       for (index_t n = 0; n < y.view().rows; ++n)
         for (index_t k = 0; k < y.view().cols; ++k) y.row(n)[k] = static_cast<T>(out.row(n)[k]);
     }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Several policies on one layer: the order of Adapters<...> is the order of wrapping, and within a policy a request's
 // list is a weighted sum. Every result is compared with the definition, evaluated densely in double.
-#include <tests/adapter/engine.hpp>
+#include <tests/adapter/loaded.hpp>
 #include <tests/catch.hpp>
 
 namespace {
@@ -20,7 +20,7 @@ template <class E, class T>
 double worst(E& engine, std::vector<Request<T>> const& requests) {
   std::vector<Request<T> const*> pointers;
   for (auto const& request : requests) pointers.push_back(&request);
-  auto const results = engine.run(engine.backend, pointers);
+  auto const results = engine.run({&engine.backend}, pointers);
   double largest = 0;
   for (std::size_t q = 0; q < requests.size(); ++q)
     for (index_t s = 0; s < engine.bank.sites().size(); ++s) {
@@ -31,58 +31,13 @@ double worst(E& engine, std::vector<Request<T>> const& requests) {
   return largest;
 }
 
-/// Modules of every policy in the list, several of each, under one-letter names.
-template <class List, class Act>
-struct Loaded : Engine<List, Act> {
-  Loaded(Shape shape, std::uint64_t seed) : Engine<List, Act>(shape, seed) {
-    auto const linear = sites_of_kind(this->bank.sites(), SiteKind::linear);
-    auto const hidden = sites_of_kind(this->bank.sites(), SiteKind::hidden);
-    add<RoAdRotation>({{"r1", {Variant::road_1, 6}}, {"r2", {Variant::road_2, 6}}, {"r4", {Variant::road_4, 6}}},
-                      linear);
-    add<LoRADelta>({{"l3", {.rank = 3, .alpha = 6}},
-                    {"l40", {.rank = 40, .alpha = 10, .rank_stabilized = true}},
-                    {"lb", {.rank = 5, .alpha = 5, .bias = true}}},
-                   linear);
-    add<IA3Scaling>({{"i", {}}, {"j", {.feedforward_modules = {"down_proj", "q_proj", "c_attn"}}}}, linear);
-    add<Pedro>({{"p", {.rank = 4}},
-                {"q",
-                 {.rank = 7,
-                  .pooling = Pedro::Pooling::mean,
-                  .pooler_input = Pedro::PoolerInput::raw,
-                  .q_scaling = Pedro::QueryScaling::after_rope}}},
-               hidden);
-  }
-  std::vector<std::string> names;
-
- private:
-  template <class P>
-  void add(std::vector<std::pair<std::string, P>> const& modules, std::vector<index_t> const& at) {
-    if constexpr (contains<P>(List{}))
-      for (auto const& [name, policy] : modules) {
-        this->load(name, policy, at);
-        names.push_back(name);
-      }
-  }
-  template <class P, class... Ps>
-  static constexpr bool contains(Adapters<Ps...>) {
-    return (std::same_as<P, Ps> || ...);
-  }
-};
-
 /// Random batches with random weighted lists over everything loaded.
 template <class List, class Act>
 void check_random(Shape shape, std::uint64_t seed) {
   Loaded<List, Act> engine(shape, seed);
   for (int trial = 0; trial < 6; ++trial) {
     std::vector<Request<Act>> requests;
-    for (int q = 0; q < 5; ++q) {
-      std::vector<AdapterUse> uses;
-      for (auto const& name : engine.names)
-        if (engine.random.uniform() < 0.35)
-          uses.push_back({name, engine.random.uniform() < 0.3 ? 1.0 : engine.random.uniform(-1, 1.5)});
-      index_t const rows = testing::pick(engine.random, 1, 4);
-      requests.push_back(engine.request(uses, rows, rows));
-    }
+    for (int q = 0; q < 5; ++q) requests.push_back(engine.random_request(0.35, testing::pick(engine.random, 1, 4)));
     CHECK(worst(engine, requests) <= bound<Act>);
   }
 }
@@ -119,7 +74,7 @@ TEST_CASE("the policies' worked examples, spelled out") {
     auto& x = request.inputs[static_cast<std::size_t>(s)];
     for (index_t n = 0; n < width; ++n)
       for (index_t k = 0; k < width; ++k) x.row(n)[k] = n == k;
-    auto const results = engine.run(engine.backend, std::vector<Request<double> const*>{&request});
+    auto const results = engine.run({&engine.backend}, std::vector<Request<double> const*>{&request});
     Matrix const y = testing::transposed(Matrix(results[0][static_cast<std::size_t>(s)].view()));
     return y;  // column k: W e_k + b
   };

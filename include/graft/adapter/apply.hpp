@@ -25,9 +25,24 @@ bool has_input_maps(Site site, Plan<B> const& plan) {
   return plan.maps(Stage::input_outer, site.index).any() || plan.maps(Stage::input_inner, site.index).any();
 }
 
+/// Whether some row has both an inner input map and a low-rank delta at this site, so that the two read different
+/// inputs.
+template <class B>
+bool needs_two_inputs(Site site, Plan<B> const& plan) {
+  auto const inner = plan.maps(Stage::input_inner, site.index);
+  auto const deltas = plan.low_rank(site.index);
+  for (index_t k = 0; inner.any() && k < deltas.tile_count; ++k) {
+    auto const& tile = deltas.tiles[k];
+    bool delta = false;
+    for (index_t t = 0; t < tile.term_count; ++t) delta = delta || tile.terms[t].table[site.index].rank != 0;
+    for (index_t m = 0; delta && m < tile.row_count; ++m)
+      if (inner.row(tile.rows[m]) != nullptr) return true;
+  }
+  return false;
+}
+
 /// Applies input-side maps. x [n, i], in place, becomes what low-rank deltas see; x_base [n, i] what the weight is
-/// multiplied with. x_base may be x where no request has both an inner input map and a low-rank delta at the site;
-/// otherwise the engine copies x to x_base first.
+/// multiplied with. x_base may be x unless `needs_two_inputs`; otherwise the engine copies x to x_base first.
 template <class B, class T>
 void apply_input(B& be, Site site, Plan<B> const& plan, MatrixView<T, typename B::Space> x,
                  MatrixView<T, typename B::Space> x_base) {
@@ -43,7 +58,7 @@ void apply_input(B& be, Site site, Plan<B> const& plan, MatrixView<T, typename B
 /// In place, where base and deltas may read the same x.
 template <class B, class T>
 void apply_input(B& be, Site site, Plan<B> const& plan, MatrixView<T, typename B::Space> x) {
-  assert(!(plan.maps(Stage::input_inner, site.index).any() && plan.low_rank(site.index).any()));
+  assert(!needs_two_inputs(site, plan));
   apply_input(be, site, plan, x, x);
 }
 
@@ -52,10 +67,8 @@ template <class B, class X, class Y>
 void apply_output(B& be, Site site, Plan<B> const& plan, MatrixView<X, typename B::Space> x,
                   MatrixView<Y, typename B::Space> y) {
   assert(x.rows == plan.rows() && x.cols == site.in && y.rows == plan.rows() && y.cols == site.out);
-  if (auto const inner = plan.maps(Stage::output_inner, site.index); inner.any()) apply_row_map(be, inner, y);
-  if (auto const deltas = plan.low_rank(site.index); deltas.any())
-    apply_low_rank(be, deltas, MatrixView<X const, typename B::Space>(x), y);
-  if (auto const outer = plan.maps(Stage::output_outer, site.index); outer.any()) apply_row_map(be, outer, y);
+  apply_maps_and_deltas(be, plan.maps(Stage::output_inner, site.index), plan.low_rank(site.index),
+                        plan.maps(Stage::output_outer, site.index), MatrixView<X const, typename B::Space>(x), y);
 }
 
 /// Lets requests whose prompt is in this step make their vectors for one layer. normalized [n, d]: what q_proj sees;

@@ -79,13 +79,13 @@ class Plan {
     return {tables.data(), rows_of.data(), static_cast<index_t>(tables.size()), site};
   }
 
-  // Rows that share a weighted list stand together in tiles, so that a module's factors are read once per tile.
+  // Rows that share adapters stand together in tiles, so that a module's factors are read once per tile.
   void build_tiles() {
     for (std::size_t k = 0; k < order_.size(); ++k) order_[k] = static_cast<std::int32_t>(k);
     auto const set_of = [&](std::int32_t row) {
       return pins_[static_cast<std::size_t>(request_[static_cast<std::size_t>(row)])].get();
     };
-    std::erase_if(order_, [&](std::int32_t row) { return set_of(row) == nullptr || set_of(row)->low_rank.empty(); });
+    std::erase_if(order_, [&](std::int32_t row) { return set_of(row) == nullptr; });
     std::sort(order_.begin(), order_.end(), [&](std::int32_t a, std::int32_t b) {
       return set_of(a) != set_of(b) ? std::less<>{}(set_of(a), set_of(b)) : a < b;
     });

@@ -24,20 +24,20 @@ struct LowRankTerm {
   R weight = 0;                              ///< w
 };
 
-/// Up to `max_rows` batch rows that share one weighted list; the unit of parallel work.
+/// Up to `max_rows` batch rows that share their adapters and so one weighted list; the unit of parallel work.
 template <class R>
 struct LowRankTile {
   static constexpr index_t max_rows = 8;
   LowRankTerm<R> const* terms = nullptr;  ///< [term_count], in an order that does not depend on the batch
-  index_t term_count = 0;
-  std::int32_t const* rows = nullptr;  ///< [row_count] batch rows
+  index_t term_count = 0;                 ///< 0: adapters without deltas
+  std::int32_t const* rows = nullptr;     ///< [row_count] batch rows
   index_t row_count = 0;
 };
 
 /// The deltas of a batch at one site.
 template <class R>
 struct LowRankBatch {
-  LowRankTile<R> const* tiles = nullptr;  ///< [tile_count]; each batch row is in at most one tile
+  LowRankTile<R> const* tiles = nullptr;  ///< [tile_count]; each batch row with adapters is in one tile
   index_t tile_count = 0;
   index_t rows = 0;      ///< rows of the batch, adapted or not
   index_t max_rank = 0;  ///< no row's ranks sum to more at any site

@@ -60,11 +60,12 @@ bool same_bits(T const* a, T const* b, index_t n) {
   static_assert(std::is_trivially_copyable_v<T>);
   return std::memcmp(a, b, static_cast<std::size_t>(n) * sizeof(T)) == 0;
 }
-template <class T>
-bool same_bits(MatrixView<T> a, MatrixView<T> b) {
+template <class A, class B>
+bool same_bits(MatrixView<A> a, MatrixView<B> b) {
+  static_assert(std::is_same_v<std::remove_const_t<A>, std::remove_const_t<B>>);
   if (a.rows != b.rows || a.cols != b.cols) return false;
   for (index_t r = 0; r < a.rows; ++r)
-    if (!same_bits(a.row(r), b.row(r), a.cols)) return false;
+    if (!same_bits<std::remove_const_t<A>>(a.row(r), b.row(r), a.cols)) return false;
   return true;
 }
 

@@ -7,5 +7,6 @@
 #include <graft/backend/cpu/elementwise.hpp>
 #include <graft/backend/cpu/fused_product.hpp>
 #include <graft/backend/cpu/low_rank.hpp>
+#include <graft/backend/cpu/maps_and_deltas.hpp>
 #include <graft/backend/cpu/product.hpp>
 #include <graft/backend/cpu/row_map.hpp>

@@ -9,7 +9,8 @@
 namespace graft {
 
 /// y = outer(inner(x W^T + b) + deltas(x_delta)); null means absent. x, x_delta [n, i], y [n, o].
-/// Equal, bit for bit, to product, apply_row_map, apply_low_rank, apply_row_map one after the other.
+/// Equal, bit for bit, to product, apply_row_map, apply_low_rank, apply_row_map one after the other. It runs several
+/// grids that wait for each other: for executors that return when all is done, not for a SliceExecutor.
 template <class Act>
 void fused_product(CpuBackend<Act>& be, Weight const& weight, VectorView<Act const> bias, MatrixView<Act const> x,
                    MatrixView<Act const> x_delta, RowMapBatch<Act> const* inner, LowRankBatch<Act> const* deltas,

@@ -74,20 +74,42 @@ void expand(LowRankTile<R> const& tile, index_t site, index_t outputs, MatrixVie
   }
 }
 
+/// What the deltas of a batch need in the arena before its tiles run. Rows are padded by the task that reads them.
+template <class X, class R>
+class DeltaScratch {
+ public:
+  DeltaScratch(Arena& arena, MatrixView<X const> x, index_t max_rank)
+      : x_(x), t_(arena.template matrix<R>(x.rows, max_rank)) {
+    if (!is_padded<X, R>(x)) copy_ = arena.template matrix<R>(x.rows, padded<R>(x.cols));
+  }
+
+  /// y += deltas for the tile's rows.
+  template <class Y>
+  void add(LowRankTile<R> const& tile, index_t site, MatrixView<Y> y) const {
+    shrink<R>(tile, site, x_.cols, rows_of(tile), t_);
+    expand<Y, R>(tile, site, y.cols, t_, 0, y.cols, y);
+  }
+
+ private:
+  MatrixView<R const> rows_of(LowRankTile<R> const& tile) const {
+    if constexpr (std::same_as<X, R>)
+      if (copy_.data == nullptr) return x_;
+    for (index_t m = 0; m < tile.row_count; ++m) pad_row(x_.row(tile.rows[m]), x_.cols, copy_.row(tile.rows[m]));
+    return copy_;
+  }
+  MatrixView<X const> x_;
+  MatrixView<R> copy_, t_;
+};
+
 }  // namespace cpu
 
 /// Adds each batch row's low-rank deltas in place. x [n, i], y [n, o]; elements may be f64, f32, bf16 or f16.
 template <class Act, class X, class Y>
 void apply_low_rank(CpuBackend<Act>& be, LowRankBatch<typename CpuBackend<Act>::Real> const& deltas,
                     MatrixView<X const> x, MatrixView<Y> y) {
-  using R = typename CpuBackend<Act>::Real;
   ArenaScope scope(be.arena());
-  auto const padded = cpu::pad_rows<X, R>(be.arena(), x);
-  auto const t = be.arena().template matrix<R>(x.rows, deltas.max_rank);
-  be.executor().run(deltas.tile_count, [&](index_t k) {
-    cpu::shrink<R>(deltas.tiles[k], deltas.site, x.cols, padded, t);
-    cpu::expand<Y, R>(deltas.tiles[k], deltas.site, y.cols, t, 0, y.cols, y);
-  });
+  cpu::DeltaScratch<X, typename CpuBackend<Act>::Real> const scratch(be.arena(), x, deltas.max_rank);
+  be.executor().run(deltas.tile_count, [&](index_t k) { scratch.add(deltas.tiles[k], deltas.site, y); });
 }
 
 /// The same on an embedding, where x is a one-hot token: y[n] += sum_k w_k s_k B_k A_k[:, token[n]].

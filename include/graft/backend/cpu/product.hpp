@@ -18,19 +18,27 @@ inline constexpr index_t padded(index_t count) {
   return round_up(count, lane_count<R>);
 }
 
-/// X itself where it already has the right type, width and alignment, else a padded copy in the arena. (Register loads
-/// that straddle cache lines would halve the speed of the product.)
+/// Whether rows of X can be read as they are: right type, width and alignment. (Register loads that straddle cache
+/// lines would halve the speed of the product.)
+template <class T, class R>
+bool is_padded(MatrixView<T const> x) {
+  return std::same_as<T, R> && x.cols == padded<R>(x.cols) && (x.rows == 1 || x.stride % lane_count<R> == 0) &&
+         reinterpret_cast<std::uintptr_t>(x.data) % register_bytes == 0;
+}
+
+template <class T, class R>
+void pad_row(T const* from, index_t cols, R* to) {
+  for (index_t k = 0; k < cols; ++k) to[k] = static_cast<R>(from[k]);
+  std::fill(to + cols, to + padded<R>(cols), R{0});
+}
+
+/// X itself where its rows can be read as they are, else a padded copy in the arena.
 template <class T, class R>
 MatrixView<R const> pad_rows(Arena& arena, MatrixView<T const> x) {
   if constexpr (std::same_as<T, R>)
-    if (x.cols == padded<R>(x.cols) && (x.rows == 1 || x.stride % lane_count<R> == 0) &&
-        reinterpret_cast<std::uintptr_t>(x.data) % register_bytes == 0)
-      return x;
+    if (is_padded<T, R>(x)) return x;
   auto const copy = arena.matrix<R>(x.rows, padded<R>(x.cols));
-  for (index_t n = 0; n < x.rows; ++n) {
-    for (index_t k = 0; k < x.cols; ++k) copy(n, k) = static_cast<R>(x(n, k));
-    std::fill(copy.row(n) + x.cols, copy.row(n) + copy.cols, R{0});
-  }
+  for (index_t n = 0; n < x.rows; ++n) pad_row(x.row(n), x.cols, copy.row(n));
   return copy;
 }
 
@@ -43,8 +51,8 @@ inline constexpr index_t panel_depth = 1024;  // values decoded of each: 32 KiB 
 
 /// Adds x[n, first:first+depth] . panel[r, 0:depth] to y[n, r] for r < used rows of the panel, or starts from the bias.
 template <class R>
-void multiply_panel(MatrixView<R const> x, index_t first, index_t depth, R const* const* panel, index_t used, bool start,
-                    R const* bias, MatrixView<R> y) {
+void multiply_panel(MatrixView<R const> x, index_t first, index_t depth, R const* const* panel, index_t used,
+                    bool start, R const* bias, MatrixView<R> y) {
   auto const tile = [&]<int M>(index_t n) {
     R const* xs[M];
     for (int m = 0; m < M; ++m) xs[m] = x.row(n + m) + first;
@@ -87,7 +95,7 @@ void product_chunk(MatrixView<R const> x, Weight const& w, VectorView<R const> b
         }
       }
       multiply_panel<R>(x, first, depth, panel, used, first == 0, bias.empty() ? nullptr : bias.data + o,
-                           y.col_range(o, used));
+                        y.col_range(o, used));
     }
   }
 }
