@@ -118,9 +118,9 @@ int run(std::string const& path, std::string const& data, index_t count) {
 
   bool good = true;
   for (auto const& tenant : tenants) {
-    std::span<std::int32_t const> const all(tenant.tokens);
-    std::printf("[%s]\n%s|%s\n\n", tenant.label.c_str(), tenant.prompt.c_str(),
-                tokenizer.decode(all.subspan(static_cast<std::size_t>(tenant.prompt_tokens))).c_str());
+    auto const begin = tenant.tokens.begin() + tenant.prompt_tokens;  // what comes after the end is not shown
+    auto const end = std::find(begin, tenant.tokens.end(), tokenizer.eos());
+    std::printf("[%s]\n%s|%s\n\n", tenant.label.c_str(), tenant.prompt.c_str(), tokenizer.decode({begin, end}).c_str());
   }
   std::printf("%-28s %7s %9s %22s %8s\n", "request", "tokens", "tokens/s", "difference to alone", "bound");
   for (auto const& tenant : tenants) {

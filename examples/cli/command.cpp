@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <examples/cli/command.hpp>
+
+#include <algorithm>
+#include <charconv>
+#include <cmath>
+#include <fstream>
+
+namespace graft::cli {
+
+void ModelOptions::add_to(CLI::App& command, bool adapters_too) {
+  command.add_option("--model", model, "GGUF file, safetensors file or Hugging Face folder")->required();
+  if (adapters_too)
+    command.add_option("--adapter", adapters, "NAME=PATH of a PEFT folder or GGUF LoRA; repeatable")->take_all();
+  command.add_option("--device", device, "cpu or cuda")->check(CLI::IsMember({"cpu", "cuda"}));
+  command.add_option("--threads", threads, "threads to compute with; 0: one per core")->check(CLI::Range(0, 1024));
+  command.add_option("--precision", precision, "exact or native")->check(CLI::IsMember({"exact", "native"}));
+  command.add_flag("--json", json, "print JSON");
+}
+
+std::unique_ptr<Engine> ModelOptions::open() const {
+  if (device == "cuda") raise<ContractError>("this build of graft has no CUDA backend; use --device cpu");
+  auto engine = make_engine(open_model(model), {threads});
+  std::vector<std::string> names;
+  for (auto const& adapter : adapters) {
+    auto const [name, path] = parse_named_path(adapter);
+    if (std::find(names.begin(), names.end(), name) != names.end())
+      throw UsageError(text("--adapter ", name, " is given twice"));
+    names.push_back(name);
+    engine->load(name, path);
+  }
+  return engine;
+}
+
+AdapterUse parse_use(std::string const& use) {
+  auto const equals = use.rfind('=');
+  if (equals == std::string::npos) return {use, 1};
+  AdapterUse result{use.substr(0, equals), 0};
+  char const *const first = use.data() + equals + 1, *const last = use.data() + use.size();
+  auto const [end, error] = std::from_chars(first, last, result.weight);
+  if (error != std::errc{} || end != last || !std::isfinite(result.weight) || result.name.empty())
+    throw UsageError(text("expected NAME or NAME=WEIGHT, got ", use));
+  return result;
+}
+
+std::pair<std::string, std::string> parse_named_path(std::string const& argument) {
+  auto const equals = argument.find('=');
+  if (equals == std::string::npos || equals == 0 || equals + 1 == argument.size())
+    throw UsageError(text("expected NAME=PATH, got ", argument));
+  return {argument.substr(0, equals), argument.substr(equals + 1)};
+}
+
+std::vector<AdapterUse> JsonLine::adapters() const {
+  std::vector<AdapterUse> uses;
+  if (!value.contains("adapters") || value.at("adapters").is_null()) return uses;
+  auto const& list = value.at("adapters");
+  if (!list.is_array()) fail("\"adapters\" should be a list");
+  for (auto const& item : list) {
+    bool const object = item.is_object() && item.contains("name") && item.at("name").is_string();
+    if (!object && !item.is_string()) fail("an adapter should be {\"name\": ..., \"weight\": ...}");
+    if (item.is_string()) {
+      uses.push_back({item.get<std::string>(), 1});
+      continue;
+    }
+    if (item.contains("weight") && !item.at("weight").is_number()) fail("an adapter's weight should be a number");
+    uses.push_back({item.at("name").get<std::string>(), item.value("weight", 1.0)});
+  }
+  return uses;
+}
+
+std::vector<JsonLine> read_json_lines(std::string const& path, std::vector<std::string> const& known) {
+  std::ifstream file(path);
+  if (!file) raise<FormatError>(text(path, ": cannot be opened"));
+  std::vector<JsonLine> lines;
+  std::string line;
+  for (index_t number = 1; std::getline(file, line); ++number) {
+    if (line.find_first_not_of(" \t\r") == std::string::npos) continue;
+    JsonLine parsed{text(path, ":", number), nlohmann::json::parse(line, nullptr, false)};
+    if (!parsed.value.is_object()) parsed.fail("is not a JSON object");
+    for (auto const& [key, member] : parsed.value.items())
+      if (std::find(known.begin(), known.end(), key) == known.end()) parsed.fail("unknown key \"", key, "\"");
+    lines.push_back(std::move(parsed));
+  }
+  if (lines.empty()) raise<FormatError>(text(path, ": holds no requests"));
+  return lines;
+}
+
+}  // namespace graft::cli

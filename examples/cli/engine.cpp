@@ -1,0 +1,117 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <examples/cli/engine.hpp>
+
+#include <graft/arch/architectures.hpp>
+#include <graft/io/gguf_lora.hpp>
+
+namespace graft::cli {
+namespace {
+
+template <class Arch>
+class ArchitectureEngine final : public Engine {
+ public:
+  ArchitectureEngine(ModelFiles files, EngineOptions const& options)
+      : pool_(options.threads),
+        backend_(pool_),
+        model_(std::move(files.config), std::move(files.weights)),
+        context_(model_, backend_) {}
+
+  ModelConfig const& config() const override { return model_.config(); }
+  SiteTable const& sites() const override { return model_.sites(); }
+  WeightMap const& weights() const override { return model_.weights(); }
+  index_t output_width() const override { return model_.ends().output_width(); }
+
+  void load(std::string const& name, std::filesystem::path const& path) override {
+    if (is_gguf(path)) {
+      load_gguf_lora(backend_, model_.bank(), name, path, model_.config());
+      return;
+    }
+    auto const loaded = load_adapter(backend_, model_.bank(), name, path);
+    for (auto const& warning : loaded.warnings) std::fprintf(stderr, "graft: warning: %s\n", warning.c_str());
+  }
+
+  std::vector<std::vector<float>> logits(std::span<LogitsRequest const> requests) override {
+    std::vector<Sequence<CommandBackend>> sequences;
+    sequences.reserve(requests.size());
+    std::vector<SequenceInput<CommandBackend>> inputs;
+    std::vector<index_t> wanted;
+    index_t row = 0;
+    for (auto const& request : requests) {
+      sequences.push_back(context_.start(request.adapters));
+      SequenceInput<CommandBackend> input{&sequences.back(), request.tokens, request.prompt_tokens};
+      input.token_types = request.token_types;
+      inputs.push_back(input);
+      auto const count = static_cast<index_t>(request.tokens.size());
+      for (index_t k = 0; k < (config().classifier ? 1 : count); ++k) wanted.push_back(row + k);
+      row += count;
+    }
+    std::vector<float> all(wanted.size() * static_cast<std::size_t>(output_width()));
+    context_.forward(inputs, wanted, matrix_view(all.data(), static_cast<index_t>(wanted.size()), output_width()));
+    std::vector<std::vector<float>> results;
+    auto next = all.begin();
+    for (auto const& request : requests) {
+      auto const rows = config().classifier ? 1 : static_cast<index_t>(request.tokens.size());
+      results.emplace_back(next, next + rows * output_width());
+      next += rows * output_width();
+    }
+    return results;
+  }
+
+  std::vector<std::vector<double>> scores(std::span<ScoreRequest const> requests) override {
+    expects(Arch::causal, "graft: a ", config().architecture, " model is an encoder and gives no token probabilities");
+    std::vector<Sequence<CommandBackend>> sequences;
+    sequences.reserve(requests.size());
+    std::vector<SequenceInput<CommandBackend>> inputs;
+    std::vector<index_t> wanted;
+    index_t row = 0;
+    for (auto const& request : requests) {
+      sequences.push_back(context_.start(request.adapters));
+      inputs.push_back({&sequences.back(), request.tokens, request.prompt_tokens});
+      auto const count = static_cast<index_t>(request.tokens.size());
+      for (index_t k = request.first; k < count; ++k) wanted.push_back(row + k - 1);
+      row += count;
+    }
+    index_t const width = output_width();
+    std::vector<float> all(wanted.size() * static_cast<std::size_t>(width));
+    auto const logits = matrix_view(all.data(), static_cast<index_t>(wanted.size()), width);
+    context_.forward(inputs, wanted, logits);
+    std::vector<std::vector<double>> results;
+    index_t next = 0;
+    for (auto const& request : requests) {
+      auto& scores = results.emplace_back();
+      for (auto k = static_cast<std::size_t>(request.first); k < request.tokens.size(); ++k, ++next) {
+        float const* const values = logits.row(next);
+        double const highest = static_cast<double>(*std::max_element(values, values + width));
+        double sum = 0;
+        for (index_t j = 0; j < width; ++j) sum += std::exp(static_cast<double>(values[j]) - highest);
+        scores.push_back(static_cast<double>(values[request.tokens[k]]) - highest - std::log(sum));
+      }
+    }
+    return results;
+  }
+
+  std::vector<Generation> generate(std::span<GenerationRequest const> requests,
+                                   std::function<void(std::size_t, std::int32_t)> on_token) override {
+    if constexpr (Arch::causal)
+      return graft::generate(context_, requests, on_token);
+    else
+      raise<ContractError>(text("graft: a ", config().architecture, " model is an encoder and cannot generate"));
+  }
+
+ private:
+  ThreadPool pool_;
+  CommandBackend backend_;
+  Model<Arch, CommandAdapters, CommandBackend> model_;
+  Context<Model<Arch, CommandAdapters, CommandBackend>> context_;
+};
+
+}  // namespace
+
+std::unique_ptr<Engine> make_engine(ModelFiles files, EngineOptions const& options) {
+  std::string const architecture = files.config.architecture;
+  return with_architecture(architecture, [&]<class Arch>() -> std::unique_ptr<Engine> {
+    return std::make_unique<ArchitectureEngine<Arch>>(std::move(files), options);
+  });
+}
+
+}  // namespace graft::cli

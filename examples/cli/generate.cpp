@@ -1,0 +1,161 @@
+// SPDX-License-Identifier: Apache-2.0
+// graft generate: continuations, each request with its own adapters.
+#include <examples/cli/command.hpp>
+
+#include <graft/text/chat_template.hpp>
+#include <graft/text/model_tokenizer.hpp>
+
+#include <cstdio>
+#include <optional>
+
+namespace graft::cli {
+namespace {
+
+struct Options {
+  ModelOptions model;
+  std::string prompt, requests;
+  std::vector<std::string> use;
+  index_t max_tokens = 64;
+  SamplingOptions sampling;
+  bool chat = false;
+};
+
+struct Request {
+  GenerationRequest generation;
+  std::string prompt, adapters;
+};
+
+// Independent streams from (--seed, line), so that what one request samples does not depend on the others.
+std::uint64_t seed_of(std::uint64_t seed, std::size_t line) {
+  Random mixed(seed ^ (0x9e3779b97f4a7c15u * (static_cast<std::uint64_t>(line) + 1)));
+  return mixed.next();
+}
+
+std::string shown(std::vector<AdapterUse> const& uses) {
+  std::string result;
+  for (auto const& use : uses)
+    result += text(result.empty() ? "" : " + ", use.weight == 1 ? "" : text(use.weight, " "), use.name);
+  return result.empty() ? "-" : result;
+}
+
+std::vector<Request> read_requests(Options const& options, Tokenizer const& tokenizer) {
+  std::vector<Request> requests;
+  auto const add = [&](std::string prompt, std::vector<AdapterUse> uses, index_t max_tokens, SamplingOptions sampling) {
+    Request request;
+    request.generation.prompt =
+        options.chat
+            ? tokenizer.encode(apply_chat_template(
+                                   tokenizer, nlohmann::ordered_json::array({{{"role", "user"}, {"content", prompt}}})),
+                               false)
+            : tokenizer.encode(prompt);
+    if (request.generation.prompt.empty()) {
+      if (tokenizer.bos() < 0) throw UsageError("the prompt is empty and the tokenizer has no BOS to start from");
+      request.generation.prompt = {tokenizer.bos()};
+    }
+    for (auto id : {tokenizer.eos(), tokenizer.end_of_turn()})
+      if (id >= 0) request.generation.stop.push_back(id);
+    request.generation.max_tokens = max_tokens;
+    request.generation.sampling = sampling;
+    request.adapters = shown(uses);
+    request.generation.adapters = std::move(uses);
+    request.prompt = std::move(prompt);
+    requests.push_back(std::move(request));
+  };
+  if (options.requests.empty()) {
+    std::vector<AdapterUse> uses;
+    for (auto const& use : options.use) uses.push_back(parse_use(use));
+    auto sampling = options.sampling;
+    sampling.seed = seed_of(sampling.seed, 0);
+    add(options.prompt, std::move(uses), options.max_tokens, sampling);
+    return requests;
+  }
+  std::size_t number = 0;
+  for (auto const& line : read_json_lines(options.requests, {"prompt", "adapters", "max_tokens", "temperature", "top_k",
+                                                             "top_p", "min_p", "repeat_penalty", "seed"})) {
+    if (!line.value.contains("prompt")) line.fail("needs a \"prompt\"");
+    SamplingOptions sampling = options.sampling;
+    sampling.temperature = line.get("temperature", sampling.temperature);
+    sampling.top_k = line.get("top_k", sampling.top_k);
+    sampling.top_p = line.get("top_p", sampling.top_p);
+    sampling.min_p = line.get("min_p", sampling.min_p);
+    sampling.repeat_penalty = line.get("repeat_penalty", sampling.repeat_penalty);
+    sampling.seed = line.get<std::uint64_t>("seed", seed_of(options.sampling.seed, number));
+    index_t const max_tokens = line.get("max_tokens", options.max_tokens);
+    if (max_tokens < 0) line.fail("max_tokens is ", max_tokens);
+    add(line.get<std::string>("prompt", ""), line.adapters(), max_tokens, sampling);
+    ++number;
+  }
+  return requests;
+}
+
+void run(Options const& options) {
+  if (options.prompt.empty() == options.requests.empty() && !options.requests.empty())
+    throw UsageError("give --prompt or --requests, not both");
+  Tokenizer const tokenizer(read_tokenizer(options.model.model));
+  auto requests = read_requests(options, tokenizer);
+  auto const engine = options.model.open();
+  std::vector<GenerationRequest> generations;
+  for (auto const& request : requests) generations.push_back(request.generation);
+
+  bool const live = requests.size() == 1 && !options.model.json;  // several at once would interleave
+  StreamDecoder stream(tokenizer);
+  auto const results = engine->generate(generations, [&](std::size_t, std::int32_t token) {
+    if (!live) return;
+    std::fputs(stream.push(token).c_str(), stdout);
+    std::fflush(stdout);
+  });
+  if (live) std::printf("%s\n", stream.finish().c_str());
+
+  double longest = 0;
+  index_t total = 0;
+  for (std::size_t k = 0; k < results.size(); ++k) {
+    auto const& result = results[k];
+    longest = std::max(longest, result.seconds);
+    total += static_cast<index_t>(result.tokens.size());
+    auto const continuation = tokenizer.decode(result.tokens);
+    if (options.model.json)
+      std::printf("%s\n",
+                  nlohmann::json{{"request", k},
+                                 {"adapters", requests[k].adapters},
+                                 {"prompt", requests[k].prompt},
+                                 {"text", continuation},
+                                 {"tokens", result.tokens},
+                                 {"stopped", result.stopped},
+                                 {"seconds", result.seconds},
+                                 {"tokens_per_second", static_cast<double>(result.tokens.size()) / result.seconds}}
+                      .dump(-1, ' ', false, nlohmann::json::error_handler_t::replace)
+                      .c_str());
+    else if (!live)
+      std::printf("[%zu] %s\n%s%s\n\n", k, requests[k].adapters.c_str(), requests[k].prompt.c_str(),
+                  continuation.c_str());
+  }
+  if (options.model.json) return;
+  std::printf("\n%-8s %-40s %8s %10s\n", "request", "adapters", "tokens", "tokens/s");
+  for (std::size_t k = 0; k < results.size(); ++k)
+    std::printf("%-8zu %-40s %8zu %10.1f\n", k, requests[k].adapters.c_str(), results[k].tokens.size(),
+                static_cast<double>(results[k].tokens.size()) / results[k].seconds);
+  std::printf("%-8s %-40s %8lld %10.1f\n", "all", "", static_cast<long long>(total),
+              static_cast<double>(total) / longest);
+}
+
+}  // namespace
+
+void add_generate(CLI::App& app) {
+  auto const options = std::make_shared<Options>();
+  auto* const command = app.add_subcommand("generate", "continue prompts, each with its own adapters");
+  options->model.add_to(*command);
+  command->add_option("--prompt", options->prompt, "text to continue");
+  command->add_option("--use", options->use, "NAME or NAME=WEIGHT of an adapter for --prompt; repeatable")->take_all();
+  command->add_option("--requests", options->requests, "lines {\"prompt\", \"adapters\", \"max_tokens\", ...}");
+  command->add_option("--max-tokens", options->max_tokens, "longest continuation")->check(CLI::Range(0, 1 << 20));
+  command->add_option("--temperature", options->sampling.temperature, "0: most likely token");
+  command->add_option("--top-k", options->sampling.top_k);
+  command->add_option("--top-p", options->sampling.top_p);
+  command->add_option("--min-p", options->sampling.min_p);
+  command->add_option("--repeat-penalty", options->sampling.repeat_penalty);
+  command->add_option("--seed", options->sampling.seed);
+  command->add_flag("--chat", options->chat, "apply the model's chat template to the prompt");
+  command->callback([options] { run(*options); });
+}
+
+}  // namespace graft::cli

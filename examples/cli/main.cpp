@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: Apache-2.0
+// The graft command. Exit status 0: success, 2: bad usage, 1: any other error, in one line on standard error.
+#include <examples/cli/command.hpp>
+
+#include <graft/version.hpp>
+
+#include <cstdio>
+#include <exception>
+#include <new>
+
+int main(int argc, char** argv) {
+  CLI::App app("graft: adapters on transformer models, many at once", "graft");
+  app.set_version_flag("--version", graft::version);
+  app.require_subcommand(1);
+  graft::cli::add_info(app);
+  graft::cli::add_logits(app);
+  graft::cli::add_generate(app);
+  graft::cli::add_eval(app);
+  graft::cli::add_convert(app);
+  try {
+    app.parse(argc, argv);
+    return 0;
+  } catch (CLI::CallForHelp const& e) {
+    return app.exit(e);
+  } catch (CLI::CallForAllHelp const& e) {
+    return app.exit(e);
+  } catch (CLI::CallForVersion const& e) {
+    return app.exit(e);
+  } catch (CLI::ParseError const& e) {
+    std::fprintf(stderr, "graft: %s\n", e.what());
+    return 2;
+  } catch (graft::cli::UsageError const& e) {
+    std::fprintf(stderr, "graft: %s\n", e.what());
+    return 2;
+  } catch (std::bad_alloc const&) {
+    std::fprintf(stderr, "graft: out of memory\n");
+  } catch (std::exception const& e) {
+    char const* const message = e.what();  // messages of the library already say who speaks, those on files do not
+    bool const named = std::string_view(message).starts_with("graft: ");
+    std::fprintf(stderr, "%s%s\n", named ? "" : "graft: ", message);
+  }
+  return 1;
+}
