@@ -5,6 +5,8 @@
 
 #include <graft/testing/close.hpp>
 
+#include <limits>
+
 using namespace graft_test;
 using graft::testing::same_bits;
 
@@ -143,6 +145,18 @@ TEST_CASE("unknown adapters and weights that are no numbers are refused") {
   CHECK(refused([&] {
           s.start(Uses{{"a", std::numeric_limits<double>::infinity()}});
         }) == "graft: the weight of adapter a is not finite");
+}
+
+TEST_CASE("a head that the model does not have is refused with the file's name") {
+  auto const bare = open<float>(case_of("roberta"));
+  auto const folder = case_of("roberta_classifier").folder / "adapter_road_1";
+  CHECK_THROWS_WITH(bare->load("road", folder),
+                    text(folder.string(),
+                         ": adapter road brings its own classifier.dense.bias, but only embeddings and "
+                         "heads can be replaced for one request"));
+  std::vector<AdapterUse> const use{{"road", 1.0}};
+  SerialExecutor executor;
+  CHECK_THROWS_AS(bare->context(executor)->start(use), ContractError);  // nothing is half loaded
 }
 
 TEST_CASE("options out of range are refused") {

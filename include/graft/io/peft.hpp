@@ -66,15 +66,21 @@ struct LoadedAdapter {
   std::vector<std::string> warnings;
 };
 
-/// Reads an adapter folder and publishes it in the bank under `name`.
+/// Reads an adapter folder and publishes it in the bank under `name`. FormatError also for what a bank does not take.
 template <class List, class B>
 LoadedAdapter load_adapter(B& be, Bank<List, B>& bank, std::string name, std::filesystem::path const& folder) {
   auto read = read_any_peft<List, B>(folder, bank.sites(), std::move(name));
-  return std::visit(
-      [&]<class P>(Module<P, B>& module) {
-        return LoadedAdapter{bank.load(be, std::move(module)), P::peft_type, std::move(read.warnings)};
-      },
-      read.module);
+  try {
+    return std::visit(
+        [&]<class P>(Module<P, B>& module) {
+          return LoadedAdapter{bank.load(be, std::move(module)), P::peft_type, std::move(read.warnings)};
+        },
+        read.module);
+  } catch (ContractError const& error) {  // what is a wrong call elsewhere is a wrong file here
+    std::string_view reason = error.what();
+    if (reason.starts_with("graft: ")) reason.remove_prefix(7);
+    raise<FormatError>(text(folder.string(), ": ", reason));
+  }
 }
 
 }  // namespace graft
