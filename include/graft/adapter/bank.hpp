@@ -81,13 +81,11 @@ class Bank<Adapters<Ps...>, B> {
       for (auto const& use : uses) {
         auto const found = modules_.find(use.name);
         expects(found != modules_.end(), "graft: no adapter is called ", use.name);
-        expects(std::isfinite(use.weight), "graft: the weight of adapter ", use.name, " is not finite");
-        auto const same =
+        auto same =
             std::find_if(members.begin(), members.end(), [&](auto const& m) { return m.module == found->second; });
-        if (same != members.end())
-          same->weight += static_cast<R>(use.weight);
-        else
-          members.push_back({found->second, static_cast<R>(use.weight)});
+        if (same == members.end()) same = members.insert(same, {found->second, R{0}});
+        same->weight += static_cast<R>(use.weight);
+        expects(std::isfinite(same->weight), "graft: the weight of adapter ", use.name, " is not finite");
       }
     }
     std::sort(members.begin(), members.end(), [](auto const& a, auto const& b) {

@@ -27,7 +27,13 @@ class Plan {
   using R = Real<B>;
   using Tile = LowRankTile<R>;
 
+  /// ContractError where a request's rows do not add up.
   void build(std::span<RequestRows<B> const> requests) {
+    for (auto const& r : requests)
+      expects(
+          r.rows >= 0 && r.prompt_rows >= 0 && r.prompt_rows <= r.rows && r.last_prompt >= -1 && r.last_prompt < r.rows,
+          "graft: a request brings ", r.rows, " rows; its first ", r.prompt_rows, " cannot be prompt, nor row ",
+          r.last_prompt, " the prompt's last");
     requests_.assign(requests.begin(), requests.end());
     auto const count = requests_.size();
     index_t n = 0;
