@@ -24,9 +24,10 @@ int main(int argc, char** argv) {
   Tokenizer const tokenizer(read_tokenizer(path));
   Context context(model, backend);
   std::vector<GenerationRequest> requests(2);
-  requests[0] = {.prompt = tokenizer.encode("And the king said"), .adapters = {{"verses"}}, .max_tokens = 16};
+  auto const prompt = tokenizer.encode("And the king said");
+  requests[0] = {.prompt = prompt, .adapters = {{"verses"}}, .max_tokens = 16, .stop = {tokenizer.eos()}};
   requests[1] = {
-      .prompt = tokenizer.encode("And the king said"), .adapters = {{"pirate"}, {"verses", 0.5}}, .max_tokens = 16};
+      .prompt = prompt, .adapters = {{"pirate"}, {"verses", 0.5}}, .max_tokens = 16, .stop = {tokenizer.eos()}};
   for (auto const& result : generate(context, std::span<GenerationRequest const>(requests), [](auto, auto) {}))
     std::printf("%s\n", tokenizer.decode(result.tokens).c_str());
 }

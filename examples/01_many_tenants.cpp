@@ -122,11 +122,11 @@ int run(std::string const& path, std::string const& data, index_t count) {
     auto const end = std::find(begin, tenant.tokens.end(), tokenizer.eos());
     std::printf("[%s]\n%s|%s\n\n", tenant.label.c_str(), tenant.prompt.c_str(), tokenizer.decode({begin, end}).c_str());
   }
-  std::printf("%-28s %7s %9s %22s %8s\n", "request", "tokens", "tokens/s", "difference to alone", "bound");
+  std::printf("%-32s %7s %9s %22s %8s\n", "request", "tokens", "tokens/s", "difference to alone", "bound");
   for (auto const& tenant : tenants) {
     bool const inside = tenant.worst <= bound;  // false for NaN
     good = good && inside;
-    std::printf("%-28s %7lld %9.1f %22.1e %8.0e%s\n", tenant.label.c_str(), static_cast<long long>(count),
+    std::printf("%-32s %7lld %9.1f %22.1e %8.0e%s\n", tenant.label.c_str(), static_cast<long long>(count),
                 static_cast<double>(count) / tenant.seconds, tenant.worst, bound, inside ? "" : "  TOO LARGE");
   }
   double const all = static_cast<double>(count) * static_cast<double>(tenants.size());
@@ -143,7 +143,7 @@ int main(int argc, char** argv) {
   std::string const data = argc > 2 ? argv[2] : "examples/data";
   if (!std::filesystem::exists(path)) return std::printf("-- skipped: %s is not there\n", path.c_str()), 0;
   try {
-    return run(path, data, argc > 3 ? std::stoll(argv[3]) : 24);
+    return run(path, data, argc > 3 ? std::stoll(argv[3]) : 28);
   } catch (std::exception const& e) {
     std::fprintf(stderr, "01_many_tenants: %s\n", e.what());
     return 1;
