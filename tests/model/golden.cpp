@@ -41,16 +41,14 @@ double worst_of(Case const& c, double bound) {
 }  // namespace
 
 TEST_CASE("golden models in f32") {
-  for (auto const& c : cases())
-    DYNAMIC_SECTION(c.name) {
+  for (auto const& c : cases()) DYNAMIC_SECTION(c.name) {
       // the promise of exact precision: f32 against transformers in f64
       std::printf("%-30s f32 %.1e\n", c.name.c_str(), worst_of<float>(c, 1e-4));
     }
 }
 
 TEST_CASE("golden models in f64") {
-  for (auto const& c : cases())
-    DYNAMIC_SECTION(c.name) {
+  for (auto const& c : cases()) DYNAMIC_SECTION(c.name) {
       // transformers computes rotary angles, norms and the softmax in f32 even here, and the files hold f32: 2^-24 each
       std::printf("%-30s f64 %.1e\n", c.name.c_str(), worst_of<double>(c, 1e-6));
     }
