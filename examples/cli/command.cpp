@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <charconv>
 #include <cmath>
+#include <cstdio>
 #include <fstream>
 
 namespace graft::cli {
@@ -20,6 +21,8 @@ void ModelOptions::add_to(CLI::App& command, bool adapters_too) {
 
 std::unique_ptr<Engine> ModelOptions::open() const {
   if (device == "cuda") raise<ContractError>("this build of graft has no CUDA backend; use --device cpu");
+  if (precision == "native")
+    std::fprintf(stderr, "graft: warning: there are no native-precision kernels yet; computing exactly\n");
   auto engine = make_engine(open_model(model), {threads});
   std::vector<std::string> names;
   for (auto const& adapter : adapters) {

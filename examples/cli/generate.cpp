@@ -89,8 +89,7 @@ std::vector<Request> read_requests(Options const& options, Tokenizer const& toke
 }
 
 void run(Options const& options) {
-  if (options.prompt.empty() == options.requests.empty() && !options.requests.empty())
-    throw UsageError("give --prompt or --requests, not both");
+  if (options.prompt.empty() == options.requests.empty()) throw UsageError("give --prompt or --requests, one of them");
   Tokenizer const tokenizer(read_tokenizer(options.model.model));
   auto requests = read_requests(options, tokenizer);
   auto const engine = options.model.open();

@@ -10,7 +10,7 @@
 
 int main(int argc, char** argv) {
   CLI::App app("graft: adapters on transformer models, many at once", "graft");
-  app.set_version_flag("--version", graft::version);
+  app.set_version_flag("--version", graft::version_string);
   app.require_subcommand(1);
   graft::cli::add_info(app);
   graft::cli::add_logits(app);

@@ -19,3 +19,12 @@
 #else
 #define GRAFT_EXCEPTIONS 0
 #endif
+
+// Before a loop of few, constant turns whose values live in registers.
+#if defined(__CUDACC__) || defined(__clang__)
+#define GRAFT_UNROLL _Pragma("unroll")
+#elif defined(__GNUC__)
+#define GRAFT_UNROLL _Pragma("GCC unroll 8")
+#else
+#define GRAFT_UNROLL
+#endif

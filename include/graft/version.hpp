@@ -7,5 +7,5 @@
 #define GRAFT_VERSION_PATCH 0
 
 namespace graft {
-inline constexpr const char* version = "0.1.0";
+inline constexpr const char* version_string = "0.1.0";
 }  // namespace graft

@@ -27,6 +27,7 @@ class Bank;
 template <class... Ps, class B>
 class Bank<Adapters<Ps...>, B> {
   using Checked = detail::CheckedPolicies<Adapters<Ps...>, B>;
+  static_assert(sizeof(Checked) > 0);  // says what is wrong with the list
 
  public:
   using R = Real<B>;

@@ -98,6 +98,7 @@ struct LoRADelta {
   void shape(SiteInfo const& site, LayerSites const*, State<B>& state) const {
     expects(rank > 0, "graft: LoRA's rank r must be positive, it is ", rank, " at ", site.path);
     state.embedding = site.kind == SiteKind::embedding;
+    expects(!(bias && state.embedding), "graft: LoRA on the embedding ", site.path, " cannot have a lora_bias");
     state.a = {nullptr, rank, site.in, site.in};
     state.b = {nullptr, site.out, rank, rank};
     state.b_bias = {nullptr, bias ? site.out : 0};

@@ -136,13 +136,13 @@ struct Module {
 template <class P, class B>
 Module<P, B> make_module(std::string name, P const& policy, SiteTable const& sites, std::vector<index_t> const& at,
                          std::uint64_t seed = 0) {
-  Module<P, B> module;
-  module.name = std::move(name);
-  module.policy = policy;
-  for (index_t site : at) module.add(sites, site, policy);
-  module.allocate();
-  module.init(seed);
-  return module;
+  Module<P, B> made;
+  made.name = std::move(name);
+  made.policy = policy;
+  for (index_t site : at) made.add(sites, site, policy);
+  made.allocate();
+  made.init(seed);
+  return made;
 }
 
 }  // namespace graft

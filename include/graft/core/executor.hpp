@@ -119,11 +119,11 @@ class ThreadPool final : public Executor {
     }
   }
 
-  // A fork-join of one layer takes some 10 us; spinning for about that long spares a system call, while a pool
+  // Spinning for some tens of microseconds, about one operation of a small model, spares system calls, while a pool
   // that shares its cores with another process soon gives them up.
   template <class Ready, class Park>
   static void wait_until(Ready ready, Park park) {
-    for (int spin = 0; spin < 4000; ++spin) {
+    for (int spin = 0; spin < 1000; ++spin) {
       if (ready()) return;
 #if defined(__x86_64__) || defined(__i386__)
       __builtin_ia32_pause();

@@ -2,6 +2,7 @@
 // One vector register of the instruction set the user compiles for, as a GCC/Clang vector type.
 #pragma once
 
+#include <graft/config.hpp>
 #include <graft/core/types.hpp>
 
 #include <cstring>
@@ -78,20 +79,21 @@ template <int M, int N, class R>
   Lanes<R> acc[M][N] = {};
   for (index_t k = 0; k < count; k += lane_count<R>) {
     Lanes<R> wv[N];
-#pragma GCC unroll 8
+    GRAFT_UNROLL
     for (int n = 0; n < N; ++n) wv[n] = load(w[n] + k);
-#pragma GCC unroll 8
+    GRAFT_UNROLL
     for (int m = 0; m < M; ++m) {
       Lanes<R> xv = load(x[m] + k);
       keep(xv);
-#pragma GCC unroll 8
+      GRAFT_UNROLL
       for (int n = 0; n < N; ++n) acc[m][n] += xv * wv[n];
     }
   }
-#pragma GCC unroll 8
-  for (int m = 0; m < M; ++m)
-#pragma GCC unroll 8
+  GRAFT_UNROLL
+  for (int m = 0; m < M; ++m) {
+    GRAFT_UNROLL
     for (int n = 0; n < N; ++n) out[m * N + n] = sum(acc[m][n]);
+  }
 }
 
 }  // namespace graft::cpu
