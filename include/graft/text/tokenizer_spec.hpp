@@ -124,9 +124,10 @@ inline void check_spec(TokenizerSpec const& spec) {
   check_id("the unknown token", spec.unknown, spec.kind == TokenizerKind::wordpiece ? 0 : -1);
   check_id("the padding token", spec.padding, -1);
   check_id("the end of turn", spec.end_of_turn, -1);
-  for (auto const* pieces : {&spec.single, &spec.pair})
-    for (TemplatePiece const& piece : *pieces)
-      check_id("a token around the text", piece.id, TemplatePiece::second_text);
+  for (TemplatePiece const& piece : spec.single)
+    check_id("a token around the text", piece.id, TemplatePiece::first_text);
+  for (TemplatePiece const& piece : spec.pair)
+    check_id("a token around two texts", piece.id, TemplatePiece::second_text);
 }
 
 }  // namespace graft
