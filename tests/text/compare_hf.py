@@ -64,6 +64,8 @@ def main():
     options = parser.parse_args()
 
     tokenizer = from_gguf(options.tokenizer) if options.tokenizer.endswith(".gguf") else Tokenizer.from_file(options.tokenizer)
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
     added = [token.content for token in tokenizer.get_added_tokens_decoder().values()]
     lines = mixed_lines(options.lines, added[:20], options.seed)
     if options.every_character:

@@ -142,6 +142,17 @@ TEST_CASE("a tokenizer.json that contradicts itself is refused") {
   CHECK_THAT(refusal(file), Catch::Contains("5000"));
 }
 
+TEST_CASE("files that do not state the model's type") {
+  for (std::string const name : {"gpt2", "bert"}) {
+    json file = family(name);
+    file["model"].erase("type");
+    CHECK(refusal(file).empty());
+  }
+  json file = family("bert");
+  file["model"].erase("type"), file["model"].erase("max_input_chars_per_word");
+  CHECK_THAT(refusal(file), Catch::Contains("without a type"));
+}
+
 TEST_CASE("every cut of a tokenizer.json is refused, never half read") {
   std::string const whole = read_text(GRAFT_TEST_DATA "/text_gpt2/tokenizer.json");
   Folder const folder;

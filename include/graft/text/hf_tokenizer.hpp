@@ -31,7 +31,11 @@ class HfTokenizerReader {
     spec_.source = path_;
     JsonObject const model(path_, std::move(root["model"]));
     root_ = std::move(root);
-    std::string const type = model.get_or<std::string>("type", model.has("merges") ? "BPE" : "without a type");
+    // Files of 2020 do not state the type.
+    std::string const type =
+        model.get_or<std::string>("type", model.has("merges")                     ? "BPE"
+                                          : model.has("max_input_chars_per_word") ? "WordPiece"
+                                                                                  : "without a type");
     if (type == "BPE")
       read_bpe(model);
     else if (type == "WordPiece")
