@@ -16,7 +16,8 @@ ADAPTERS = [
     ("llama_lora", "a", "q8_0"),  # where rows are blocks of 32; the others become F16
     ("llama_lora", "f16", "f16"),
     ("llama_lora", "f16", "bf16"),
-    ("llama_lora_embedding", "embed", "f32"),
+    ("llama_lora_embedding", "embed", "f32"),  # which llama.cpp itself cannot apply: the model ties its head
+    ("llama_lora_embedding_saved", "embed", "f32"),
     ("mistral", "lora", "f32"),
     ("qwen2", "lora", "f32"),
     ("qwen3", "lora", "f32"),

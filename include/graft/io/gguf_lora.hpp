@@ -273,8 +273,8 @@ LoadedAdapter load_gguf_lora(B& be, Bank<List, B>& bank, std::string name, std::
 
 /// Writes the module for llama.cpp, its tensors as f32, f16 or bf16. One alpha holds for the whole file; where a site's
 /// scale is another (patterns), B is multiplied by the ratio, while rank-stabilised scaling is exact. ContractError for
-/// what the format cannot hold: lora_bias, modules_to_save, the head of a model that ties it to the embedding, sites
-/// without a name in GGUF.
+/// what the format cannot hold: lora_bias, modules_to_save, adapters of the embedding or head of a model that ties the
+/// two, sites without a name in GGUF.
 template <class B>
 void write_gguf_lora(std::filesystem::path const& path, Module<LoRADelta, B> const& module, SiteTable const& sites,
                      ModelConfig const& config, Format dtype = Format::f32) {
@@ -296,8 +296,9 @@ void write_gguf_lora(std::filesystem::path const& path, Module<LoRADelta, B> con
     auto const& site = sites[entry.site];
     auto const &a = entry.state.a, &b = entry.state.b;
     refuse_unless(entry.state.b_bias.empty(), "it has a lora_bias at ", site.path);
-    refuse_unless(!(config.tied && site.path == "lm_head"), "the head shares its weight with the embedding, so that ",
-                  "GGUF has no tensor for lm_head");
+    // GGUF has one tensor for both, to which llama.cpp would apply an embedding's adapter twice
+    refuse_unless(!config.tied || site.layer >= 0, "the model's head shares its weight with the embedding, so that an ",
+                  "adapter of ", site.path, " alone has no place there");
     auto const base = gguf_name(config.architecture, site.path + ".weight");
     refuse_unless(base.has_value(), "GGUF has no name for ", site.path, " of architecture ", config.architecture);
 
