@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: Apache-2.0
+// After warm-up neither building a plan nor the host-engine calls allocate, whatever the mix.
+#include <graft/testing/counting_allocator.hpp>
+
+#include <tests/adapter/loaded.hpp>
+#include <tests/catch.hpp>
+
+namespace {
+
+using namespace graft_test;
+using List = Adapters<IA3Scaling, RoAdRotation, LoRADelta, PedroGenerator>;
+
+/// One step of an engine on buffers that exist, at every site of every layer.
+template <class E, class B, class T>
+void step(E& engine, B& be, Plan<B>& plan, std::vector<RequestRows<B>> const& rows, std::deque<Buffer<T>>& x,
+          std::deque<Buffer<T>>& base, std::deque<Buffer<T>>& y, Buffer<typename B::Act>& hidden) {
+  plan.build(rows);
+  index_t const n = plan.rows();
+  for (index_t l = 0; l < layer_count; ++l)
+    observe_prompt(be, l, plan, std::as_const(hidden).view().row_range(0, n),
+                   std::as_const(hidden).view().row_range(0, n));
+  for (index_t s = 0; s < engine.bank.sites().size(); ++s) {
+    SiteInfo const& info = engine.bank.sites()[s];
+    Site const site{s, info.in, info.out};
+    auto const k = static_cast<std::size_t>(s);
+    auto const in = x[k].view().row_range(0, n);
+    if (info.kind == SiteKind::hidden) {
+      apply_block_output(be, site, plan, in);
+    } else if (info.kind == SiteKind::rotated_q) {
+      apply_rotated(be, site, plan, in);
+    } else {
+      if (has_input_maps(site, plan)) apply_input(be, site, plan, in, base[k].view().row_range(0, n));
+      apply_output(be, site, plan, in, y[k].view().row_range(0, n));
+    }
+  }
+}
+
+template <class T>
+void check(Executor& executor) {
+  using B = CpuBackend<float>;
+  Loaded<List, float> engine(Shape::fused, 1);
+  auto const& sites = engine.bank.sites();
+  constexpr index_t most = 40;
+  std::deque<Buffer<T>> x, base, y;
+  for (auto const& site : sites.all()) {
+    testing::fill_normal(x.emplace_back(most, site.in, 1).view(), engine.random, 0, 1e-3);
+    testing::fill_normal(base.emplace_back(most, site.in).view(), engine.random, 0, 1e-3);
+    testing::fill_normal(y.emplace_back(most, site.out).view(), engine.random, 0, 1e-3);
+  }
+  Buffer<float> hidden(most, width, 2);
+  testing::fill_normal(hidden.view(), engine.random);
+
+  std::deque<SequenceState<B>> states;
+  for (auto const& uses : {std::vector<AdapterUse>{{"r2", 1}, {"l40", 0.5}},
+                           {{"p", 1}, {"q", 0.5}, {"l3", 1}},
+                           {{"i", 1}},
+                           {{"lb", 1}, {"j", 1}, {"r4", 0.3}}})
+    states.emplace_back(engine.bank.resolve(uses), sites);
+  std::vector<RequestRows<B>> prefill{{nullptr, 3, 3, 2}}, decode{{nullptr, 1, 0, -1}};
+  for (auto& state : states) {
+    prefill.push_back({&state, 9, 9, 8});
+    decode.push_back({&state, 1, 0, -1});
+  }
+  B be(executor);
+  Plan<B> plan;
+  auto const cold = testing::allocation_count();
+  step(engine, be, plan, prefill, x, base, y, hidden);
+  auto const before = testing::allocation_count();
+  for (int k = 0; k < 3; ++k) {
+    step(engine, be, plan, decode, x, base, y, hidden);
+    step(engine, be, plan, prefill, x, base, y, hidden);
+    std::rotate(decode.begin(), decode.begin() + 1, decode.end());
+  }
+  auto const during = testing::allocation_count() - before;
+  CHECK(before - cold > 0);  // the counter counts
+  CHECK(during == 0);
+}
+
+TEST_CASE("plans and host-engine calls do not allocate after warm-up") {
+  SerialExecutor serial;
+  ThreadPool pool(2);
+  SliceExecutor slice(0, 2);
+  check<float>(serial);
+  check<bf16>(serial);
+  check<float>(pool);
+  check<bf16>(slice);
+}
+
+}  // namespace
