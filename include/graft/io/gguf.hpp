@@ -6,6 +6,7 @@
 #pragma once
 
 #include <graft/core/error.hpp>
+#include <graft/core/executor.hpp>
 #include <graft/core/format.hpp>
 #include <graft/core/types.hpp>
 #include <graft/io/checked.hpp>
@@ -268,8 +269,10 @@ inline Gguf read_gguf(const std::filesystem::path& path) {
 
 /// Writes version 3, pairs and tensors in the order given. ContractError for what the format or llama.cpp cannot hold:
 /// U8 and BOOL, more than 4 dimensions or none, empty tensors, names over 63 bytes or twice, an odd alignment.
+/// `put_data` writes the bytes of each tensor, as many as it says, so that they need not be in memory together.
 inline void write_gguf(const std::filesystem::path& path, const GgufMetadata& metadata,
-                       const std::vector<TensorInfo>& tensors) {
+                       const std::vector<TensorInfo>& tensors,
+                       FunctionRef<void(const TensorInfo&, OutputFile&)> put_data) {
   auto const alignment = metadata.get_or<std::uint32_t>("general.alignment", detail::gguf_default_alignment);
   expects(detail::gguf_legal_alignment(alignment), "a GGUF alignment is a power of two up to ",
           detail::gguf_most_alignment, ", not ", alignment);
@@ -318,10 +321,16 @@ inline void write_gguf(const std::filesystem::path& path, const GgufMetadata& me
   file.write(header);
   std::string const padding(alignment, '\0');
   for (auto const& tensor : tensors) {
-    file.write(tensor.data, tensor.bytes);
+    put_data(tensor, file);
     file.write(padding.data(), padded(tensor.bytes) - tensor.bytes);
   }
   file.commit();
+}
+/// As above, with the bytes that the tensors point to.
+inline void write_gguf(const std::filesystem::path& path, const GgufMetadata& metadata,
+                       const std::vector<TensorInfo>& tensors) {
+  write_gguf(path, metadata, tensors,
+             [](const TensorInfo& tensor, OutputFile& file) { file.write(tensor.data, tensor.bytes); });
 }
 
 }  // namespace graft

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <graft/core/error.hpp>
+#include <graft/core/executor.hpp>
 #include <graft/core/format.hpp>
 #include <graft/io/checked.hpp>
 #include <graft/io/json.hpp>
@@ -110,15 +111,23 @@ inline TensorFile read_sharded_safetensors(const std::filesystem::path& path) {
 /// Writes the tensors, by falling alignment and then by name whatever order they come in, so that equal contents give
 /// equal bytes: those the Python package writes. ContractError for what the format cannot hold: block formats, a name
 /// twice, the name "__metadata__", text that is not UTF-8.
+/// `put_data` writes the bytes of each tensor, as many as it says, so that they need not be in memory together.
 inline void write_safetensors(const std::filesystem::path& path, std::vector<TensorInfo> tensors,
-                              const std::map<std::string, std::string>& metadata = {}) {
+                              const std::map<std::string, std::string>& metadata,
+                              FunctionRef<void(const TensorInfo&, OutputFile&)> put_data) {
   std::string const header = detail::safetensors_header_text(tensors, metadata);
   OutputFile file(path);
   std::uint64_t const length = header.size();
   file.write(&length, sizeof length);
   file.write(header);
-  for (auto const& tensor : tensors) file.write(tensor.data, tensor.bytes);
+  for (auto const& tensor : tensors) put_data(tensor, file);
   file.commit();
+}
+/// As above, with the bytes that the tensors point to.
+inline void write_safetensors(const std::filesystem::path& path, std::vector<TensorInfo> tensors,
+                              const std::map<std::string, std::string>& metadata = {}) {
+  write_safetensors(path, std::move(tensors), metadata,
+                    [](const TensorInfo& tensor, OutputFile& file) { file.write(tensor.data, tensor.bytes); });
 }
 
 }  // namespace graft
