@@ -34,6 +34,8 @@ struct RowMapForm {
   index_t group = 0;  ///< of d
 };
 
+class Random;
+
 /// Visitors a policy is probed with; lambdas inside a requires-expression are not portable to nvcc.
 namespace archetype {
 struct Visitor {
@@ -51,7 +53,8 @@ struct Visitor {
 ///   template <class B> struct State { void for_each(auto&& f); };   f("tensor_suffix", view) for every tensor
 ///   bool accepts(SiteInfo const&) const;                    whether it can sit there
 ///   void shape(SiteInfo const&, LayerSites const*, State&) const;   sets the sizes of the state's tensors
-///   void options(v);                                        v.option("key", member) for every config key
+///   void init(State&, random) const;                        sets what does not start at zero; random is a
+///   graft::Random void options(v);                                        v.option("key", member) for every config key
 /// Some also have
 ///   P at(matches) const;                   the policy at a site, where matches(pattern) is true of its path
 ///   P as_stored(site, shape_of) const;     what only stored tensors tell: shape_of("suffix"), empty when not there
@@ -59,10 +62,11 @@ struct Visitor {
 ///   static constexpr own_keys;             config keys HF PEFT lacks: written only where they are not the default
 template <class P, class B>
 concept Policy = std::copyable<P> && requires(P& p, P const& c, typename P::template State<B>& state, SiteInfo const& s,
-                                              LayerSites const* l, archetype::Visitor const& v) {
+                                              LayerSites const* l, archetype::Visitor const& v, Random& random) {
   { P::peft_type } -> std::convertible_to<std::string_view>;
   { c.accepts(s) } -> std::same_as<bool>;
   c.template shape<B>(s, l, state);
+  c.template init<B>(state, random);
   state.for_each(v);
   p.options(v);
 };
@@ -106,6 +110,9 @@ struct Adapters {
 
 namespace detail {
 
+template <class P, class... Ps>
+inline constexpr int occurrences = (0 + ... + (std::same_as<P, Ps> ? 1 : 0));
+
 template <class B, class... Ps>
 struct PolicyOrder {
   static constexpr bool low_rank[sizeof...(Ps) + 1] = {LowRankPolicy<Ps, B>..., false};
@@ -131,6 +138,7 @@ struct CheckedPolicies<Adapters<Ps...>, B> {
                 "graft: a type in Adapters<...> is not a Policy (see graft/adapter/policy.hpp for what one must have)");
   static_assert(((RowMapPolicy<Ps, B> || LowRankPolicy<Ps, B> || GeneratedPolicy<Ps, B>)&&...),
                 "graft: a policy must offer coefficients, factors or generate, or it would do nothing");
+  static_assert(((occurrences<Ps, Ps...> == 1) && ...), "graft: Adapters<...> lists a policy twice");
   static_assert(PolicyOrder<B, Ps...>::contiguous(),
                 "graft: low-rank policies must stand next to each other in Adapters<...>, so that a site has one map "
                 "before and one after the deltas");
