@@ -145,13 +145,13 @@ TEST_CASE("long runs of one character take no longer than n log n") {
   auto const family = GENERATE(as<std::string>(), "gpt2", "smollm", "llama3", "qwen2", "llama2");
   Tokenizer const tokenizer{graft::read_tokenizer(data + "/text_" + family)};
   std::string text;
-  while (text.size() < 1000000) text += character;
+  while (text.size() < 300000) text += character;
   auto const start = std::chrono::steady_clock::now();
   Ids const ids = tokenizer.encode(text + "x", false);
   double const seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   INFO(family << " '" << character << "' " << seconds << " s");
   CHECK(tokenizer.decode(ids) == text + "x");
-  // About 0.2 s; anything quadratic takes minutes. The margin is for sanitizers and a busy machine.
+  // About 0.05 s; anything quadratic takes minutes. The margin is for sanitizers and a busy machine.
   CHECK(seconds < 20);
 }
 
