@@ -199,8 +199,23 @@ TEST_CASE("tensors that do not fit are refused by name") {
   CHECK_THAT(with_extra(graft::tensor_info("base_model.model.score.weight", {2, 8}, values.data())),
              Catch::Contains("tensor 'base_model.model.score.weight' belongs to no module"));
   CHECK(with_extra(graft::tensor_info("base_model.model.lm_head.weight", {11, 2}, values.data())) ==
-        file("tensor 'base_model.model.lm_head.weight' has shape [11, 2], expected [10, 8]; a vocabulary of another "
-             "size than the model's is not supported"));
+        file("tensor 'base_model.model.lm_head.weight' has shape [11, 2], expected [10, 8]; a vocabulary or head of "
+             "another size than the model's is not supported"));
+
+  auto const saved = [&](std::string const& name, std::vector<index_t> const& shape) {
+    Json const before = config_of(b.folder / "a");
+    Json config = before;
+    config["modules_to_save"] = {"lm_head", "v_proj"};
+    write_bytes(b.folder / "a/adapter_config.json", config.dump());
+    auto const result = with_extra(graft::tensor_info("base_model.model." + name, shape, values.data()));
+    write_bytes(b.folder / "a/adapter_config.json", before.dump());
+    return result;
+  };
+  CHECK(saved("lm_head.bias", {10}) == "");
+  CHECK_THAT(saved("lm_head.bias", {9}), Catch::Contains("has shape [9], expected [10]; a vocabulary or head"));
+  CHECK_THAT(saved("lm_head.scale", {10}), Catch::Contains("neither a head nor an embedding"));
+  CHECK_THAT(saved("model.layers.0.self_attn.v_proj.weight", {4, 8}),
+             Catch::Contains("v_proj.weight' replaces a part of the model that is neither a head nor an embedding"));
 
   CHECK(b.with_key("r", 5) == file("tensor '" + a +
                                    "' has shape [4, 8], expected [5, 8] at a site of 8 inputs and 8 "
@@ -308,7 +323,7 @@ TEST_CASE("a failed writing leaves what was there and nothing else") {
 
 TEST_CASE("whatever the bytes of a folder are, it is read or refused") {
   Broken b;
-  auto module = sample(LoRADelta{.rank = 2, .bias = true, .rank_pattern = {{"q_.*", 1}}}, b.sites,
+  auto module = sample(LoRADelta{.rank = 2, .rank_pattern = {{"q_.*", 1}}}, b.sites,
                        {"model.embed_tokens", "model.layers.0.self_attn.q_proj"});
   module.saved["score.weight"] = {{2, 2}, {1, 2, 3, 4}};
   graft::write_peft(b.folder / "a", module, b.sites);

@@ -127,14 +127,17 @@ class PeftReader {
     index_t const site = find_site(sites_, module);
     if (site < 0) return listed ? std::string(name) : "";
     SiteInfo const& info = sites_[site];
-    if (!listed && (info.layer >= 0 || parameter != ".weight")) return {};
-    if (parameter == ".weight") {
-      bool const embedding = info.kind == SiteKind::embedding;
-      std::vector<index_t> const expected{embedding ? info.in : info.out, embedding ? info.out : info.in};
-      if (tensor.shape != expected && info.layer < 0)
-        fail("tensor ", in_quotes(tensor.name), " has shape ", shape_text(tensor.shape), ", expected ",
-             shape_text(expected), "; a vocabulary of another size than the model's is not supported");
-    }
+    bool const weight = parameter == ".weight", embedding = info.kind == SiteKind::embedding;
+    if (!listed && (info.layer >= 0 || !weight)) return {};
+    if (info.layer >= 0 || (!weight && parameter != ".bias"))
+      fail("tensor ", in_quotes(tensor.name), " replaces a part of the model that is neither a head nor an embedding, ",
+           "which is not supported");
+    std::vector<index_t> const expected = !weight     ? std::vector{info.out}
+                                          : embedding ? std::vector{info.in, info.out}
+                                                      : std::vector{info.out, info.in};
+    if (tensor.shape != expected)
+      fail("tensor ", in_quotes(tensor.name), " has shape ", shape_text(tensor.shape), ", expected ",
+           shape_text(expected), "; a vocabulary or head of another size than the model's is not supported");
     return text(info.path, parameter);
   }
 
@@ -179,6 +182,10 @@ class PeftReader {
 
   std::vector<std::string> warnings() const {
     auto result = options_.warnings();
+    for (auto const& [path, tensor] : saved_)
+      if (find_site(sites_, std::string_view(path).substr(0, path.rfind('.'))) < 0)
+        result.push_back(text(file_.path(), ": tensor ", in_quotes(tensor->name), " replaces one of the model's own ",
+                              "that is no site; it has no effect unless the caller gives it one"));
     if (config_.find("layers_to_transform") != nullptr || config_.find("exclude_modules") != nullptr) return result;
     index_t missing = 0;
     std::string example;
