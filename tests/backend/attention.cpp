@@ -1,0 +1,204 @@
+// SPDX-License-Identifier: Apache-2.0
+// Attention over scattered pages against softmax(scale q K^T) V in double: causal, windowed, bidirectional, masked,
+// grouped queries; and a row's bits do not depend on how its sequence is cut into calls or what else is in the batch.
+#include <graft/backend/cpu/attention.hpp>
+#include <graft/testing/buffer.hpp>
+#include <graft/testing/close.hpp>
+#include <graft/testing/random.hpp>
+#include <tests/catch.hpp>
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <deque>
+#include <utility>
+#include <vector>
+
+namespace {
+
+using namespace graft;
+using namespace graft::testing;
+
+/// The keys and values of some sequences, on pages in random order.
+template <class R>
+struct Cache {
+  Cache(AttentionShape const& shape, index_t page_tokens, std::vector<index_t> const& lengths, Random& random)
+      : width(shape.kv_heads * shape.head_dim) {
+    index_t total = 0;
+    for (index_t const tokens : lengths) total += ceil_div(tokens, page_tokens);
+    auto const order = permutation(total, random);
+    memory.resize(static_cast<std::size_t>(total * page_tokens * width * 2 + 5), static_cast<R>(NAN));  // 5: an offset
+    for (index_t p = 0; p < total; ++p) page_data.push_back(memory.data() + p * page_tokens * width * 2);
+    view = {page_data.data(), 5, 5 + page_tokens * width, page_tokens, width};
+    index_t next = 0;
+    for (index_t const tokens : lengths) {
+      pages.emplace_back();
+      for (index_t p = 0; p < ceil_div(tokens, page_tokens); ++p)
+        pages.back().push_back(static_cast<std::int32_t>(order[static_cast<std::size_t>(next++)]));
+      keys.emplace_back(tokens, width), values.emplace_back(tokens, width);
+      fill_normal(keys.back().view(), random);
+      fill_normal(values.back().view(), random);
+    }
+  }
+  AttentionSpan span(std::size_t sequence, index_t first_row, index_t first_token, index_t rows) const {
+    return {pages[sequence].data(), first_row, rows, first_token, first_token + rows, nullptr};
+  }
+  index_t width;
+  std::vector<R> memory;
+  std::vector<R*> page_data;
+  KvView<R> view;
+  std::deque<std::vector<std::int32_t>> pages;
+  std::deque<Buffer<R>> keys, values;
+};
+
+/// One row of attention in double. visible(j): whether key j may be looked at.
+template <class R, class Visible>
+void reference(AttentionShape const& shape, Buffer<R> const& keys, Buffer<R> const& values, R const* q, index_t tokens,
+               Visible visible, double* out) {
+  index_t const shared = shape.heads / shape.kv_heads;
+  for (index_t h = 0; h < shape.heads; ++h) {
+    index_t const at = h / shared * shape.head_dim;
+    std::vector<double> p(static_cast<std::size_t>(tokens), 0.0);
+    double highest = -1e300, sum = 0;
+    for (index_t j = 0; j < tokens; ++j) {
+      double& score = p[static_cast<std::size_t>(j)];
+      for (index_t k = 0; k < shape.head_dim; ++k)
+        score += shape.scale * to_double(q[h * shape.head_dim + k]) * to_double(keys.row(j)[at + k]);
+      if (visible(j)) highest = std::max(highest, score);
+    }
+    for (index_t j = 0; j < tokens; ++j)
+      sum += p[static_cast<std::size_t>(j)] = visible(j) ? std::exp(p[static_cast<std::size_t>(j)] - highest) : 0;
+    for (index_t k = 0; k < shape.head_dim; ++k) {
+      double& o = out[h * shape.head_dim + k];
+      o = 0;
+      for (index_t j = 0; j < tokens && sum > 0; ++j)
+        o += p[static_cast<std::size_t>(j)] / sum * to_double(values.row(j)[at + k]);
+    }
+  }
+}
+
+/// Softmax weights are wrong by scores' errors (sums of head_dim products of size one) and the exponential's 2 ulp.
+template <class R>
+constexpr double bound = 100 * unit_roundoff<R>();
+
+TEMPLATE_TEST_CASE("paged attention equals the formula", "", float, double) {
+  using R = TestType;
+  Random random(1);
+  CpuBackend<R> be;
+  for (auto const& [heads, kv_heads, head_dim] :
+       {std::array<index_t, 3>{1, 1, 6}, {3, 1, 64}, {4, 4, 20}, {8, 1, 10}, {6, 2, 33}})
+    for (index_t const page_tokens : {1, 5, 16, 64})
+      for (auto const& [causal, window] : {std::pair{true, 0}, {true, 7}, {true, 1}, {false, 0}}) {
+        AttentionShape const shape{heads,  kv_heads, head_dim, 1 / std::sqrt(static_cast<double>(head_dim)),
+                                   causal, window};
+        std::vector<index_t> const lengths{1, 23, 70};
+        Cache<R> cache(shape, page_tokens, lengths, random);
+        index_t const rows = 1 + 23 + 70;
+        Buffer<R> q(rows, heads * head_dim, 3), k(rows, cache.width, 1), v(rows, cache.width, 2),
+            out(rows, heads * head_dim, 4);
+        fill_normal(q.view(), random);
+        std::vector<AttentionSpan> spans;
+        index_t row = 0;
+        for (std::size_t s = 0; s < lengths.size(); ++s) {
+          spans.push_back(cache.span(s, row, 0, lengths[s]));
+          for (index_t t = 0; t < lengths[s]; ++t, ++row) {
+            std::copy_n(cache.keys[s].row(t), cache.width, k.row(row));
+            std::copy_n(cache.values[s].row(t), cache.width, v.row(row));
+          }
+        }
+        store_kv<R>(be, cache.view, spans, std::as_const(k).view(), std::as_const(v).view());
+        attention<R>(be, cache.view, shape, spans, std::as_const(q).view(), out.view());
+        Matrix expected(rows, heads * head_dim);
+        row = 0;
+        for (std::size_t s = 0; s < lengths.size(); ++s)
+          for (index_t i = 0; i < lengths[s]; ++i, ++row) {
+            auto const visible = [&, causal = causal, window = window](index_t j) {
+              return !causal || (j <= i && (window == 0 || i - j < window));
+            };
+            reference(shape, cache.keys[s], cache.values[s], q.row(row), lengths[s], visible, expected.view().row(row));
+          }
+        INFO(heads << " heads, " << kv_heads << " of keys, " << head_dim << " wide, pages of " << page_tokens
+                   << ", causal " << causal << ", window " << window);
+        CHECK(worst_row(out.view(), expected) <= bound<R>);
+        REQUIRE(out.gaps_untouched());
+      }
+}
+
+TEST_CASE("masks hide keys in addition, and a row that sees nothing is zero") {
+  Random random(2);
+  CpuBackend<> be;
+  AttentionShape const shape{4, 2, 12, 0.3, false, 0};
+  index_t const tokens = 21;
+  Cache<float> cache(shape, 8, {tokens}, random);
+  std::vector<std::uint8_t> mask(static_cast<std::size_t>(tokens * tokens));
+  for (auto& m : mask) m = pick(random, 0, 2) > 0;
+  for (index_t j = 0; j < tokens; ++j) mask[static_cast<std::size_t>(5 * tokens + j)] = 0;  // row 5 sees nothing
+  for (index_t j = 0; j < 8; ++j) mask[static_cast<std::size_t>(6 * tokens + j)] = 0;       // row 6 nothing of a page
+  AttentionSpan span = cache.span(0, 0, 0, tokens);
+  span.mask = mask.data();
+  std::vector<AttentionSpan> const spans{span};
+  Buffer<float> q(tokens, 48), out(tokens, 48);
+  fill_normal(q.view(), random);
+  store_kv<float>(be, cache.view, spans, std::as_const(cache.keys[0]).view(), std::as_const(cache.values[0]).view());
+  attention<float>(be, cache.view, shape, spans, std::as_const(q).view(), out.view());
+  Matrix expected(tokens, 48);
+  for (index_t i = 0; i < tokens; ++i)
+    reference(
+        shape, cache.keys[0], cache.values[0], q.row(i), tokens,
+        [&](index_t j) { return mask[static_cast<std::size_t>(i * tokens + j)] != 0; }, expected.view().row(i));
+  CHECK(worst_row(out.view(), expected) <= bound<float>);
+  for (index_t k = 0; k < 48; ++k) CHECK(out.row(5)[k] == 0);
+}
+
+TEST_CASE("scores of any size are survived") {
+  Random random(3);
+  CpuBackend<> be;
+  AttentionShape const shape{1, 1, 8, 1, true, 0};
+  Cache<float> cache(shape, 4, {30}, random);
+  Buffer<float> q(30, 8), out(30, 8);
+  fill_normal(q.view(), random, 0, 1000);  // scores of thousands: one key gets everything
+  std::vector<AttentionSpan> const spans{cache.span(0, 0, 0, 30)};
+  store_kv<float>(be, cache.view, spans, std::as_const(cache.keys[0]).view(), std::as_const(cache.values[0]).view());
+  attention<float>(be, cache.view, shape, spans, std::as_const(q).view(), out.view());
+  Matrix expected(30, 8);
+  for (index_t i = 0; i < 30; ++i)
+    reference(
+        shape, cache.keys[0], cache.values[0], q.row(i), 30, [&](index_t j) { return j <= i; }, expected.view().row(i));
+  // scores of 4000 carry errors of 4000 * 8 * 2^-24 = 2e-3, which is the relative error of a softmax weight
+  CHECK(worst_row(out.view(), expected) <= 1e-2);
+}
+
+TEST_CASE("a row's bits do not depend on chunks, neighbours or executor") {
+  Random random(4);
+  AttentionShape const shape{6, 2, 20, 0.25, true, 9};
+  std::vector<index_t> const lengths{40, 11};
+  Cache<float> cache(shape, 8, lengths, random);
+  Buffer<float> q(40, 120), expected(40, 120);
+  fill_normal(q.view(), random);
+  CpuBackend<> serial;
+  ThreadPool pool(3);
+  CpuBackend<> threaded(pool);
+  std::vector<AttentionSpan> const whole{cache.span(0, 0, 0, 40)};
+  store_kv<float>(serial, cache.view, whole, std::as_const(cache.keys[0]).view(),
+                  std::as_const(cache.values[0]).view());
+  attention<float>(serial, cache.view, shape, whole, std::as_const(q).view(), expected.view());
+
+  // sequence 0 in chunks, as the second part of a batch that begins with sequence 1
+  Buffer<float> filler(40, 40);
+  fill_normal(filler.view(), random);
+  for (auto* be : {&serial, &threaded})
+    for (index_t const chunk : {1, 7, 40})
+      for (index_t first = 0; first < 40; first += chunk) {
+        index_t const rows = std::min(chunk, 40 - first);
+        Buffer<float> batch(11 + rows, 120, 2), out(11 + rows, 120, 1);
+        fill_normal(batch.view(), random);
+        for (index_t n = 0; n < rows; ++n) std::copy_n(q.row(first + n), 120, batch.row(11 + n));
+        std::vector<AttentionSpan> const spans{cache.span(1, 0, 0, 11), cache.span(0, 11, first, rows)};
+        std::vector<AttentionSpan> const other{spans[0]};
+        store_kv<float>(*be, cache.view, other, std::as_const(filler).view(), std::as_const(filler).view());
+        attention<float>(*be, cache.view, shape, spans, std::as_const(batch).view(), out.view());
+        REQUIRE(same_bits(out.view().row_range(11, rows), expected.view().row_range(first, rows)));
+      }
+}
+
+}  // namespace
