@@ -20,8 +20,11 @@
 #define GRAFT_EXCEPTIONS 0
 #endif
 
-// Before a loop of few, constant turns whose values live in registers.
-#if defined(__CUDACC__) || defined(__clang__)
+// Before a loop of few, constant turns whose values live in registers. Host code only: nvcc hands neither spelling on
+// to the host's compiler, which unrolls such loops at -O3 on its own.
+#if defined(__CUDACC__)
+#define GRAFT_UNROLL
+#elif defined(__clang__)
 #define GRAFT_UNROLL _Pragma("unroll")
 #elif defined(__GNUC__)
 #define GRAFT_UNROLL _Pragma("GCC unroll 8")
