@@ -53,11 +53,8 @@ std::optional<Format> type_of(Options const& options) {
 struct Written {
   std::string kind, file, architecture;
   std::vector<TensorInfo> tensors;
+  std::vector<std::string> notes;  ///< for standard error, once all went well
 };
-
-void print_notes(std::vector<std::string> const& notes) {
-  for (auto const& note : notes) std::fprintf(stderr, "graft: note: %s\n", note.c_str());
-}
 
 /// Shows which tensor is being written, where somebody may be looking.
 class Progress {
@@ -82,18 +79,17 @@ std::vector<TensorInfo> tensors_of(std::vector<TensorConversion> const& conversi
 }
 
 Written save(Options const& options, GgufModel const& model) {
-  print_notes(model.notes);
   Progress progress(model.tensors.size());
   ThreadPool pool(options.threads);
   write_gguf(options.out, model.metadata, model.tensors, pool, std::ref(progress));
-  return {"model", "gguf", model.metadata.get<std::string>("general.architecture"), tensors_of(model.tensors)};
+  return {"model", "gguf", model.metadata.get<std::string>("general.architecture"), tensors_of(model.tensors),
+          model.notes};
 }
 
 /// Texts to be written beside the weights, by file name.
 using Companions = std::map<std::string, std::string>;
 
 Written save(Options const& options, HfModel const& model, Companions const& companions) {
-  print_notes(model.notes);
   OutputFolder folder(options.out);
   auto const put = [&](std::string const& name, std::string_view content) {
     OutputFile file(folder / name);
@@ -106,14 +102,14 @@ Written save(Options const& options, HfModel const& model, Companions const& com
   ThreadPool pool(options.threads);
   write_safetensors(folder / "model.safetensors", model.tensors, pool, std::ref(progress));
   folder.commit();
-  return {"model", "hf", model.config.value("model_type", ""), tensors_of(model.tensors)};
+  return {"model", "hf", model.config.value("model_type", ""), tensors_of(model.tensors), model.notes};
+}
+
+bool has_tokenizer(Gguf const& file) {
+  return file.metadata.get_or<std::string_view>("tokenizer.ggml.model", "none") != "none";
 }
 
 Companions tokenizer_files(Gguf const& file, index_t positions) {
-  if (file.metadata.get_or<std::string>("tokenizer.ggml.model", "none") == "none") {
-    print_notes({"the file has no tokenizer, so the folder has none"});
-    return {};
-  }
   auto const spec = read_gguf_tokenizer(file.metadata, file.tensors.path());
   check_spec(spec);
   Companions files;
@@ -142,8 +138,10 @@ Companions other_files(fs::path const& folder) {
 Written convert_gguf(Options const& options, bool to_gguf) {
   auto const file = read_gguf(options.in);
   if (to_gguf) return save(options, gguf_model(file, type_of(options)));
-  auto const model = hf_model(file, type_of(options));
-  return save(options, model, tokenizer_files(file, read_gguf_config(file).positions));
+  auto model = hf_model(file, type_of(options));
+  if (has_tokenizer(file)) return save(options, model, tokenizer_files(file, read_gguf_config(file).positions));
+  model.notes.push_back("there is no tokenizer in the file, so there is none in the folder");
+  return save(options, model, {});
 }
 
 Written convert_hf(Options const& options, bool to_gguf) {
@@ -159,9 +157,10 @@ Written convert_hf(Options const& options, bool to_gguf) {
   if (fs::exists(home / "tokenizer.json")) {
     auto const spec = read_hf_tokenizer(home);
     check_spec(spec);
-    print_notes(write_gguf_tokenizer(spec, config.vocabulary, model.metadata));
+    auto const notes = write_gguf_tokenizer(spec, config.vocabulary, model.metadata);
+    model.notes.insert(model.notes.end(), notes.begin(), notes.end());
   } else {
-    print_notes({text(home.string(), " has no tokenizer.json, so the file has no tokenizer")});
+    model.notes.push_back("there is no tokenizer.json in the folder, so there is no tokenizer in the file");
     model.metadata.set("tokenizer.ggml.model", "none");
   }
   return save(options, model);
@@ -186,25 +185,31 @@ Written convert_adapter(Options const& options, bool from_gguf, bool to_gguf) {
   } else {
     read = read_any_peft<CommandAdapters, CommandBackend>(options.in, sites, name);
   }
-  for (auto const& warning : read.warnings) std::fprintf(stderr, "graft: warning: %s\n", warning.c_str());
-  Written written{"adapter", to_gguf ? "gguf" : "peft", engine->config().architecture, {}};
-  std::visit(
-      [&]<class P>(Module<P, CommandBackend> const& module) {
-        if (!to_gguf) {
-          write_peft(options.out, module, sites, {type});
-          written.tensors = read_safetensors(fs::path(options.out) / "adapter_model.safetensors").tensors();
-        } else if constexpr (std::is_same_v<P, LoRADelta>) {
-          write_gguf_lora(options.out, module, sites, engine->config(), type);
-          written.tensors = read_gguf(options.out).tensors.tensors();
-        } else {
-          raise<FormatError>(text(options.in, ": is of peft_type ", P::peft_type, ", only LORA can be a GGUF adapter"));
-        }
-      },
-      read.module);
+  Written written{"adapter", to_gguf ? "gguf" : "peft", engine->config().architecture, {}, read.warnings};
+  try {
+    std::visit(
+        [&]<class P>(Module<P, CommandBackend> const& module) {
+          if (!to_gguf) {
+            write_peft(options.out, module, sites, {type});
+            written.tensors = read_safetensors(fs::path(options.out) / "adapter_model.safetensors").tensors();
+          } else if constexpr (std::is_same_v<P, LoRADelta>) {
+            write_gguf_lora(options.out, module, sites, engine->config(), type);
+            written.tensors = read_gguf(options.out).tensors.tensors();
+          } else {
+            expects(false, "is of peft_type ", P::peft_type, "; only LORA can be a GGUF adapter");
+          }
+        },
+        read.module);
+  } catch (ContractError const& error) {  // what is a wrong call elsewhere is a wrong file here
+    std::string_view reason = error.what();
+    if (reason.starts_with("graft: ")) reason.remove_prefix(7);
+    raise<FormatError>(text(options.in, ": ", reason));
+  }
   return written;
 }
 
 void report(Options const& options, Written const& written) {
+  for (auto const& note : written.notes) std::fprintf(stderr, "graft: note: %s\n", note.c_str());
   std::map<std::string, index_t> formats;
   std::size_t bytes = 0;
   for (auto const& tensor : written.tensors) ++formats[format_info(tensor.format).name], bytes += tensor.bytes;
@@ -243,6 +248,8 @@ void run(Options const& options) {
   if (adapter) return report(options, convert_adapter(options, from_gguf, to_gguf));
 
   if (!options.model.empty()) throw UsageError("--model is for adapters; IN is a model");
+  if (auto const type = type_of(options); !to_gguf && type && format_info(*type).block > 1)
+    throw UsageError(text("a folder's safetensors cannot hold ", options.type, "; f32, f16 and bf16 they can"));
   make_engine(open_model(options.in), {1});  // every tensor the architecture needs is there and of the right shape
   report(options, from_gguf ? convert_gguf(options, to_gguf) : convert_hf(options, to_gguf));
 }
