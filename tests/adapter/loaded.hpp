@@ -60,4 +60,37 @@ struct Loaded : Engine<List, Act> {
   }
 };
 
+/// Relative error allowed against the definition: the longest chain is 108 products, a rotation, up to 80 ranks and
+/// scalings, each sum cancelling little; 200 roundings cover it.
+template <class Act>
+constexpr double bound = 200 * graft::testing::unit_roundoff<Act>();
+
+/// Runs the requests in one batch and returns the largest relative error at any site of any request.
+template <class E, class T>
+double worst(E& engine, std::vector<Request<T>> const& requests) {
+  std::vector<Request<T> const*> pointers;
+  for (auto const& request : requests) pointers.push_back(&request);
+  auto const results = engine.run({&engine.backend}, pointers);
+  double largest = 0;
+  for (std::size_t q = 0; q < requests.size(); ++q)
+    for (index_t s = 0; s < engine.bank.sites().size(); ++s) {
+      auto const& result = results[q][static_cast<std::size_t>(s)];
+      largest = testing::worse(largest, testing::worst_row(result.view(), engine.expected(requests[q], s)));
+    }
+  return largest;
+}
+
+/// The largest error in random batches with random weighted lists over everything loaded.
+template <class List, class Act>
+double worst_of_random(Shape shape, std::uint64_t seed) {
+  Loaded<List, Act> engine(shape, seed);
+  double largest = 0;
+  for (int trial = 0; trial < 6; ++trial) {
+    std::vector<Request<Act>> requests;
+    for (int q = 0; q < 5; ++q) requests.push_back(engine.random_request(0.35, testing::pick(engine.random, 1, 4)));
+    largest = testing::worse(largest, worst(engine, requests));
+  }
+  return largest;
+}
+
 }  // namespace graft_test

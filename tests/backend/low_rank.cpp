@@ -93,8 +93,7 @@ double worst_error(Buffer<X> const& x, Buffer<Y> const& before, Buffer<Y> const&
       double const right = y + sum[static_cast<std::size_t>(o)];
       double const allowed = steps * unit_roundoff<R>() * (magnitude[static_cast<std::size_t>(o)] + std::fabs(y)) +
                              1.01 * unit_roundoff<Y>() * std::fabs(right) + 1e-7 * unit_roundoff<Y>();
-      double const error = std::fabs(to_double(after.row(static_cast<index_t>(n))[o]) - right);
-      if (!(error <= worst * allowed)) worst = error / allowed;
+      worst = worse(worst, std::fabs(to_double(after.row(static_cast<index_t>(n))[o]) - right) / allowed);
     }
   }
   return worst;

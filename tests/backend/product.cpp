@@ -55,10 +55,8 @@ double worst_error(MatrixView<R const> x, Weight const& w, VectorView<R const> b
         sum += product;
         magnitude += std::fabs(product);
       }
-      double const error = std::fabs(to_double(y(n, o)) - sum);
       double const allowed = relative * magnitude + std::numeric_limits<double>::min();
-      if (!(error <= worst * allowed)) worst = error / allowed;
-      if (std::isnan(worst)) return worst;
+      worst = worse(worst, std::fabs(to_double(y(n, o)) - sum) / allowed);
     }
   }
   return worst;

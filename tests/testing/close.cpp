@@ -39,6 +39,11 @@ TEST_CASE("relative L2 distance") {
   CHECK(worst_row(wrong, right) == Approx(std::sqrt(2)));
   CHECK_FALSE(worst_row(matrix(2, 2, {1000, nan, 1, 0}), right) <= 1e9);
 
+  CHECK(worse(1, 2) == 2);
+  CHECK(worse(2, 1) == 2);
+  CHECK(std::isnan(worse(nan, 1)));
+  CHECK(std::isnan(worse(1, nan)));
+
   std::vector<bf16> const half{bf16(3.0f), bf16(4.0f)};
   CHECK(relative_l2(matrix_view(half.data(), 1, 2), a) == 0);
 }

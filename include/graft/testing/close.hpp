@@ -40,6 +40,9 @@ double relative_l2(A const& a, B const& b) {
   return size == 0 ? std::sqrt(difference) : std::sqrt(difference / size);
 }
 
+/// The larger of two errors; a NaN stays, where std::max would forget it.
+inline double worse(double a, double b) { return std::isnan(a) || a > b ? a : b; }
+
 /// The largest relative L2 distance of a row of a from the same row of b.
 template <class A, class B>
 double worst_row(A const& a, B const& b) {
@@ -47,9 +50,7 @@ double worst_row(A const& a, B const& b) {
   for (index_t r = 0; r < a.rows; ++r) {
     Matrix x(1, a.cols), y(1, a.cols);
     for (index_t c = 0; c < a.cols; ++c) x(0, c) = to_double(a(r, c)), y(0, c) = to_double(b(r, c));
-    double const distance = relative_l2(x, y);
-    if (!(distance <= worst)) worst = distance;  // a NaN stays
-    if (std::isnan(worst)) break;
+    worst = worse(worst, relative_l2(x, y));
   }
   return worst;
 }
