@@ -90,6 +90,7 @@ double run(Bank<EngineAdapters, B>& bank, Site site, std::vector<float> const& t
     pool.emplace_back([&, slice] {
       SliceExecutor executor(slice, threads);
       B backend(executor);
+      backend.arena().reserve(workspace_size<T>(backend, bank.sites(), plan));  // from here on nothing allocates
       engine_product(x, w, y, slice);
       between.arrive_and_wait();
       apply_output(backend, site, plan, x_view, y_view);

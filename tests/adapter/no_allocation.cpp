@@ -10,11 +10,10 @@ namespace {
 using namespace graft_test;
 using List = Adapters<IA3Scaling, RoAdRotation, LoRADelta, PedroGenerator>;
 
-/// One step of an engine on buffers that exist, at every site of every layer.
-template <class E, class B, class T>
-void step(E& engine, B& be, Plan<B>& plan, std::vector<RequestRows<B>> const& rows, std::deque<Buffer<T>>& x,
-          std::deque<Buffer<T>>& base, std::deque<Buffer<T>>& y, Buffer<typename B::Act>& hidden) {
-  plan.build(rows);
+/// The calls of one step of an engine on buffers that exist, at every site of every layer.
+template <class E, class B, class T, class H>
+void calls(E& engine, B& be, Plan<B> const& plan, std::deque<Buffer<T>>& x, std::deque<Buffer<T>>& base,
+           std::deque<Buffer<T>>& y, Buffer<H>& hidden) noexcept {
   index_t const n = plan.rows();
   for (index_t l = 0; l < layer_count; ++l)
     observe_prompt(be, l, plan, std::as_const(hidden).view().row_range(0, n),
@@ -33,6 +32,42 @@ void step(E& engine, B& be, Plan<B>& plan, std::vector<RequestRows<B>> const& ro
       apply_output(be, site, plan, in, y[k].view().row_range(0, n));
     }
   }
+}
+
+template <class T, class B = CpuBackend<float>>
+constexpr bool promises(B& be, Site site, Plan<B> const& plan, MatrixView<T> m) {
+  return noexcept(apply_input(be, site, plan, m))&& noexcept(apply_input(be, site, plan, m, m))&& noexcept(apply_output(
+      be, site, plan, m,
+      m))&& noexcept(observe_prompt(be, 0, plan, m,
+                                    m))&& noexcept(apply_block_output(be, site, plan,
+                                                                      m))&& noexcept(apply_rotated(be, site, plan, m));
+}
+
+template <class E, class B, class T>
+void step(E& engine, B& be, Plan<B>& plan, std::vector<RequestRows<B>> const& rows, std::deque<Buffer<T>>& x,
+          std::deque<Buffer<T>>& base, std::deque<Buffer<T>>& y, Buffer<typename B::Act>& hidden) {
+  plan.build(rows);
+  calls(engine, be, plan, x, base, y, hidden);
+}
+
+/// With the reserved workspace not even the first calls of a fresh backend allocate.
+template <class E, class B, class T>
+void check_reserved(Executor& executor, E& engine, std::vector<RequestRows<B>> const& rows, std::deque<Buffer<T>>& x,
+                    std::deque<Buffer<T>>& base, std::deque<Buffer<T>>& y) {
+  Plan<B> plan;
+  plan.build(rows);
+  Buffer<T> hidden(plan.rows(), width, 2);  // prompt rows of the engine's own type
+  testing::fill_normal(hidden.view(), engine.random);
+  B be(executor);
+  std::size_t const bytes = workspace_size<T>(be, engine.bank.sites(), plan);
+  auto const cold = testing::allocation_count();
+  be.arena().reserve(bytes);
+  auto const before = testing::allocation_count();
+  calls(engine, be, plan, x, base, y, hidden);
+  auto const during = testing::allocation_count() - before;
+  CHECK(before - cold > 0);
+  CHECK(during == 0);
+  CHECK(promises(be, Site{}, plan, hidden.view()));
 }
 
 template <class T>
@@ -61,6 +96,7 @@ void check(Executor& executor) {
     prefill.push_back({&state, 9, 9, 8});
     decode.push_back({&state, 1, 0, -1});
   }
+  check_reserved(executor, engine, prefill, x, base, y);
   B be(executor);
   Plan<B> plan;
   auto const cold = testing::allocation_count();
@@ -84,6 +120,7 @@ TEST_CASE("plans and host-engine calls do not allocate after warm-up") {
   check<bf16>(serial);
   check<float>(pool);
   check<bf16>(slice);
+  check<double>(serial);  // of an engine in double, whose backend computes in float
 }
 
 }  // namespace

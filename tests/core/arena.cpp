@@ -89,4 +89,25 @@ TEST_CASE("vectors and matrices come with their shape") {
 
 TEST_CASE("a fresh arena holds nothing") { CHECK(Arena().capacity() == 0); }
 
+TEST_CASE("what was reserved is handed out from memory the arena holds") {
+  Arena arena;
+  for (int round = 0; round < 3; ++round) {
+    ArenaScope const scope(arena);
+    arena.allocate<std::byte>(round * 50'000);  // reserved is what comes on top
+    std::mt19937 random(7);
+    std::vector<index_t> counts;
+    std::size_t bytes = 0;
+    for (int k = 0; k < 60; ++k) {
+      counts.push_back(static_cast<index_t>(random() % 9000));
+      bytes += Arena::bytes_of<double>(counts.back());
+    }
+    arena.reserve(bytes);
+    auto const held = arena.capacity();
+    for (index_t const count : counts) arena.allocate<double>(count);
+    CHECK(arena.capacity() == held);
+    arena.reserve(0);
+    CHECK(arena.capacity() == held);
+  }
+}
+
 }  // namespace

@@ -23,7 +23,7 @@ class Arena {
   T* allocate(index_t count) {
     static_assert(std::is_trivially_copyable_v<T> && std::is_trivially_destructible_v<T>,
                   "graft: an Arena holds plain data only; its elements are never destroyed");
-    return static_cast<T*>(take(static_cast<std::size_t>(count) * sizeof(T)));
+    return static_cast<T*>(take(bytes_of<T>(count)));
   }
   template <class T>
   VectorView<T> vector(index_t size) {
@@ -32,6 +32,18 @@ class Arena {
   template <class T>
   MatrixView<T> matrix(index_t rows, index_t cols) {
     return {allocate<T>(rows * cols), rows, cols, cols};
+  }
+
+  /// Bytes that `count` elements of T take here.
+  template <class T>
+  static constexpr std::size_t bytes_of(index_t count) {
+    return (static_cast<std::size_t>(count) * sizeof(T) + alignment - 1) / alignment * alignment;
+  }
+  /// Makes sure that `bytes` more, the sum of bytes_of(...) of what follows, are handed out without allocation.
+  void reserve(std::size_t bytes) {
+    for (std::size_t k = block_; k < blocks_.size(); ++k)
+      if (blocks_[k].size - (k == block_ ? used_ : 0) >= bytes) return;
+    if (bytes != 0) add_block(bytes);
   }
 
   /// Bytes held, used or not.
@@ -51,19 +63,23 @@ class Arena {
     std::size_t size;
   };
 
+  // bytes is a multiple of the alignment
   void* take(std::size_t bytes) {
-    bytes = (bytes + alignment - 1) / alignment * alignment;
     while (block_ < blocks_.size() && used_ + bytes > blocks_[block_].size) ++block_, used_ = 0;
     if (block_ == blocks_.size()) {
-      std::size_t const size = bytes > minimum_block ? bytes : minimum_block;
-      blocks_.push_back({std::unique_ptr<std::byte, Free>(
-                             static_cast<std::byte*>(::operator new (size, std::align_val_t{alignment}))),
-                         size});
+      add_block(bytes);
       used_ = 0;
     }
     void* const result = blocks_[block_].data.get() + used_;
     used_ += bytes;
     return result;
+  }
+
+  void add_block(std::size_t bytes) {
+    std::size_t const size = bytes > minimum_block ? bytes : minimum_block;
+    blocks_.push_back(
+        {std::unique_ptr<std::byte, Free>(static_cast<std::byte*>(::operator new (size, std::align_val_t{alignment}))),
+         size});
   }
 
   static constexpr std::size_t minimum_block = std::size_t{1} << 16;

@@ -101,12 +101,18 @@ class DeltaScratch {
   MatrixView<R> copy_, t_;
 };
 
+/// The most a DeltaScratch takes.
+template <class R>
+std::size_t delta_scratch_bytes(index_t rows, index_t inputs, index_t max_rank) {
+  return Arena::bytes_of<R>(rows * max_rank) + Arena::bytes_of<R>(rows * padded<R>(inputs));
+}
+
 }  // namespace cpu
 
 /// Adds each batch row's low-rank deltas in place. x [n, i], y [n, o]; elements may be f64, f32, bf16 or f16.
 template <class Act, class X, class Y>
 void apply_low_rank(CpuBackend<Act>& be, LowRankBatch<typename CpuBackend<Act>::Real> const& deltas,
-                    MatrixView<X const> x, MatrixView<Y> y) {
+                    MatrixView<X const> x, MatrixView<Y> y) noexcept {
   ArenaScope scope(be.arena());
   cpu::DeltaScratch<X, typename CpuBackend<Act>::Real> const scratch(be.arena(), x, deltas.max_rank);
   be.executor().run(deltas.tile_count, [&](index_t k) { scratch.add(deltas.tiles[k], deltas.site, y); });
@@ -115,7 +121,7 @@ void apply_low_rank(CpuBackend<Act>& be, LowRankBatch<typename CpuBackend<Act>::
 /// The same on an embedding, where x is a one-hot token: y[n] += sum_k w_k s_k B_k A_k[:, token[n]].
 template <class Act>
 void apply_low_rank_embedding(CpuBackend<Act>& be, LowRankBatch<Act> const& deltas, std::int32_t const* tokens,
-                              index_t vocabulary, MatrixView<Act> y) {
+                              index_t vocabulary, MatrixView<Act> y) noexcept {
   ArenaScope scope(be.arena());
   auto const t = be.arena().template matrix<Act>(y.rows, deltas.max_rank);
   be.executor().run(deltas.tile_count, [&](index_t k) {

@@ -7,13 +7,19 @@
 
 namespace graft {
 
+/// Bytes of the arena that `apply_maps_and_deltas` takes at most for x [rows, inputs], whatever its type and alignment.
+template <class Act>
+std::size_t maps_and_deltas_workspace(CpuBackend<Act> const&, index_t rows, index_t inputs, index_t max_rank) {
+  return cpu::delta_scratch_bytes<typename CpuBackend<Act>::Real>(rows, inputs, max_rank);
+}
+
 /// y = outer(inner(y) + deltas(x)) in place, for every batch row. x [n, i], y [n, o]; elements may be f64, f32, bf16 or
 /// f16. The task that owns a tile of rows does all three steps, so slices of a foreign pool need not wait in between.
 template <class Act, class X, class Y>
 void apply_maps_and_deltas(CpuBackend<Act>& be, RowMapBatch<typename CpuBackend<Act>::Real> const& inner,
                            LowRankBatch<typename CpuBackend<Act>::Real> const& deltas,
                            RowMapBatch<typename CpuBackend<Act>::Real> const& outer, MatrixView<X const> x,
-                           MatrixView<Y> y) {
+                           MatrixView<Y> y) noexcept {
   using R = typename CpuBackend<Act>::Real;
   bool const any_inner = inner.any(), any_delta = deltas.any(), any_outer = outer.any();
   if (!any_inner && !any_delta && !any_outer) return;

@@ -48,7 +48,8 @@ void map_row(RowMapRow<R const> const& map, T* y, index_t first, index_t last) {
 
 /// Applies each batch row's map in place. y [n, size]; T may be f64, f32, bf16 or f16.
 template <class Act, class T>
-void apply_row_map(CpuBackend<Act>& be, RowMapBatch<typename CpuBackend<Act>::Real> const& maps, MatrixView<T> y) {
+void apply_row_map(CpuBackend<Act>& be, RowMapBatch<typename CpuBackend<Act>::Real> const& maps,
+                   MatrixView<T> y) noexcept {
   be.executor().run(ceil_div(y.rows, 8), [&](index_t chunk) {
     for (index_t n = 8 * chunk; n < y.rows && n < 8 * chunk + 8; ++n)
       if (auto const* map = maps.row(n)) cpu::map_row(*map, y.row(n), index_t{0}, y.cols);
