@@ -2,10 +2,12 @@
 // LoRA: low-rank adaptation.
 #pragma once
 
+#include <graft/adapter/parameter_group.hpp>
 #include <graft/adapter/policy.hpp>
 
 #include <cmath>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -108,6 +110,12 @@ struct LoRADelta {
   void init(State<B>& state, auto& random) const {
     double const bound = 1 / std::sqrt(static_cast<double>(state.a.cols));  // Kaiming-uniform with a = sqrt(5)
     for (index_t k = 0; k < state.a.size(); ++k) state.a.data[k] = static_cast<Real<B>>(random.uniform(-bound, bound));
+  }
+
+  /// LoRA+ (Hayou, Ghosh and Yu 2024, arXiv:2402.12354) trains B faster than A.
+  ParameterGroup parameter_group(std::string_view suffix) const {
+    bool const b = suffix.starts_with("lora_B") || suffix == "lora_embedding_B";
+    return b ? ParameterGroup::expansion : ParameterGroup::main;
   }
 
   double scale() const {

@@ -2,6 +2,7 @@
 // PEDRO: vectors made from the prompt.
 #pragma once
 
+#include <graft/adapter/parameter_group.hpp>
 #include <graft/adapter/policy.hpp>
 #include <graft/adapter/rational.hpp>
 
@@ -9,6 +10,7 @@
 #include <array>
 #include <cmath>
 #include <limits>
+#include <string_view>
 
 namespace graft {
 
@@ -75,6 +77,12 @@ struct PedroGenerator {
     v.option("activation", activation);
     v.option("numerator_degree", numerator_degree);
     v.option("denominator_degree", denominator_degree);
+  }
+
+  /// The rational's coefficients are the upper level of the paper's bi-level training.
+  ParameterGroup parameter_group(std::string_view suffix) const {
+    bool const rational = suffix == "pedro_num" || suffix == "pedro_den";
+    return rational ? ParameterGroup::activation : ParameterGroup::main;
   }
 
   bool rational_activation() const { return activation <= Activation::rational_b; }

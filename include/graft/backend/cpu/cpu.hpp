@@ -6,6 +6,7 @@
 #include <graft/backend/cpu/cpu_backend.hpp>
 #include <graft/backend/cpu/elementwise.hpp>
 #include <graft/backend/cpu/fused_product.hpp>
+#include <graft/backend/cpu/loss.hpp>
 #include <graft/backend/cpu/low_rank.hpp>
 #include <graft/backend/cpu/maps_and_deltas.hpp>
 #include <graft/backend/cpu/product.hpp>
