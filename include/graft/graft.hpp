@@ -23,10 +23,12 @@
 #include <graft/backend/cpu/elementwise.hpp>
 #include <graft/backend/cpu/fused_product.hpp>
 #include <graft/backend/cpu/lanes.hpp>
+#include <graft/backend/cpu/loss.hpp>
 #include <graft/backend/cpu/low_rank.hpp>
 #include <graft/backend/cpu/maps_and_deltas.hpp>
 #include <graft/backend/cpu/product.hpp>
 #include <graft/backend/cpu/row_map.hpp>
+#include <graft/backend/loss.hpp>
 #include <graft/backend/low_rank.hpp>
 #include <graft/backend/row_map.hpp>
 #include <graft/backend/weight.hpp>
@@ -38,6 +40,7 @@
 #include <graft/adapter/ia3.hpp>
 #include <graft/adapter/lora.hpp>
 #include <graft/adapter/module.hpp>
+#include <graft/adapter/parameter_group.hpp>
 #include <graft/adapter/pedro.hpp>
 #include <graft/adapter/plan.hpp>
 #include <graft/adapter/policy.hpp>
