@@ -54,6 +54,16 @@
 #include <graft/layer/step.hpp>
 #include <graft/layer/transformer_layer.hpp>
 
+#include <graft/arithmetic/expression.hpp>
+#include <graft/arithmetic/ia3_scales.hpp>
+#include <graft/arithmetic/lora_sum.hpp>
+#include <graft/arithmetic/map_block.hpp>
+#include <graft/arithmetic/materialize.hpp>
+#include <graft/arithmetic/operands.hpp>
+#include <graft/arithmetic/pedro_sum.hpp>
+#include <graft/arithmetic/road_blocks.hpp>
+#include <graft/arithmetic/row_maps.hpp>
+
 #include <graft/arch/architectures.hpp>
 #include <graft/arch/bert.hpp>
 #include <graft/arch/bert_ends.hpp>
