@@ -17,6 +17,7 @@
 
 #include <graft/backend/activation.hpp>
 #include <graft/backend/attention.hpp>
+#include <graft/backend/backend.hpp>
 #include <graft/backend/cpu/attention.hpp>
 #include <graft/backend/cpu/cpu.hpp>
 #include <graft/backend/cpu/cpu_backend.hpp>

@@ -14,6 +14,7 @@
 #pragma once
 
 #include <graft/adapter/plan.hpp>
+#include <graft/backend/backend.hpp>
 #include <graft/core/arena.hpp>
 #include <graft/core/scalar.hpp>
 
@@ -71,6 +72,9 @@ void apply_input(B& be, Site site, Plan<B> const& plan, MatrixView<T, typename B
 template <class B, class X, class Y>
 void apply_output(B& be, Site site, Plan<B> const& plan, MatrixView<X, typename B::Space> x,
                   MatrixView<Y, typename B::Space> y) noexcept {
+  static_assert(AdapterBackend<B>,
+                "graft: adapters cannot be applied by this type, which is not an AdapterBackend; an operation that "
+                "graft/backend/backend.hpp lists is missing, or its header is not included");
   assert(x.rows == plan.rows() && x.cols == site.in && y.rows == plan.rows() && y.cols == site.out);
   apply_maps_and_deltas(be, plan.maps(Stage::output_inner, site.index), plan.low_rank(site.index),
                         plan.maps(Stage::output_outer, site.index), MatrixView<X const, typename B::Space>(x), y);

@@ -2,6 +2,7 @@
 // One layer of a transformer: an architecture's block with a list of adapter policies on a backend.
 #pragma once
 
+#include <graft/backend/backend.hpp>
 #include <graft/layer/linear.hpp>
 #include <graft/layer/step.hpp>
 
@@ -21,6 +22,9 @@ template <class Arch, class AdapterList, class B>
 class TransformerLayer {
   using Checked = detail::CheckedPolicies<AdapterList, B>;
   static_assert(sizeof(Checked) > 0);
+  static_assert(Backend<B>,
+                "graft: the third argument of TransformerLayer is not a Backend; an operation that "
+                "graft/backend/backend.hpp lists is missing, or its header is not included");
   static_assert(Architecture<Arch, B>,
                 "graft: the first argument of TransformerLayer is not an Architecture (see graft/arch/llama.hpp)");
 

@@ -2,6 +2,7 @@
 // The CPU backend with all its operations.
 #pragma once
 
+#include <graft/backend/backend.hpp>
 #include <graft/backend/cpu/attention.hpp>
 #include <graft/backend/cpu/cpu_backend.hpp>
 #include <graft/backend/cpu/elementwise.hpp>
@@ -11,3 +12,9 @@
 #include <graft/backend/cpu/maps_and_deltas.hpp>
 #include <graft/backend/cpu/product.hpp>
 #include <graft/backend/cpu/row_map.hpp>
+
+namespace graft {
+
+static_assert(Backend<CpuBackend<float>> && Backend<CpuBackend<double>>);
+
+}  // namespace graft
