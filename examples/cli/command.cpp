@@ -5,7 +5,6 @@
 #include <charconv>
 #include <cmath>
 #include <cstdio>
-#include <fstream>
 
 namespace graft::cli {
 
@@ -53,39 +52,22 @@ std::pair<std::string, std::string> parse_named_path(std::string const& argument
   return {argument.substr(0, equals), argument.substr(equals + 1)};
 }
 
-std::vector<AdapterUse> JsonLine::adapters() const {
+std::vector<AdapterUse> adapters_of(JsonLine const& line) {
   std::vector<AdapterUse> uses;
-  if (!value.contains("adapters") || value.at("adapters").is_null()) return uses;
-  auto const& list = value.at("adapters");
-  if (!list.is_array()) fail("\"adapters\" should be a list");
+  if (!line.has("adapters")) return uses;
+  auto const& list = line.value.at("adapters");
+  if (!list.is_array()) line.fail("\"adapters\" should be a list");
   for (auto const& item : list) {
     bool const object = item.is_object() && item.contains("name") && item.at("name").is_string();
-    if (!object && !item.is_string()) fail("an adapter should be {\"name\": ..., \"weight\": ...}");
+    if (!object && !item.is_string()) line.fail("an adapter should be {\"name\": ..., \"weight\": ...}");
     if (item.is_string()) {
       uses.push_back({item.get<std::string>(), 1});
       continue;
     }
-    if (item.contains("weight") && !item.at("weight").is_number()) fail("an adapter's weight should be a number");
+    if (item.contains("weight") && !item.at("weight").is_number()) line.fail("an adapter's weight should be a number");
     uses.push_back({item.at("name").get<std::string>(), item.value("weight", 1.0)});
   }
   return uses;
-}
-
-std::vector<JsonLine> read_json_lines(std::string const& path, std::vector<std::string> const& known) {
-  std::ifstream file(path);
-  if (!file) raise<FormatError>(text(path, ": cannot be opened"));
-  std::vector<JsonLine> lines;
-  std::string line;
-  for (index_t number = 1; std::getline(file, line); ++number) {
-    if (line.find_first_not_of(" \t\r") == std::string::npos) continue;
-    JsonLine parsed{text(path, ":", number), nlohmann::json::parse(line, nullptr, false)};
-    if (!parsed.value.is_object()) parsed.fail("is not a JSON object");
-    for (auto const& [key, member] : parsed.value.items())
-      if (std::find(known.begin(), known.end(), key) == known.end()) parsed.fail("unknown key \"", key, "\"");
-    lines.push_back(std::move(parsed));
-  }
-  if (lines.empty()) raise<FormatError>(text(path, ": holds no requests"));
-  return lines;
 }
 
 }  // namespace graft::cli

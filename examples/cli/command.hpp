@@ -4,6 +4,7 @@
 
 #include <examples/cli/engine.hpp>
 
+#include <graft/io/json_lines.hpp>
 #include <graft/text/tokenizer.hpp>
 
 #include <CLI/CLI.hpp>
@@ -40,37 +41,8 @@ AdapterUse parse_use(std::string const& text);
 /// "name=path"; UsageError otherwise.
 std::pair<std::string, std::string> parse_named_path(std::string const& text);
 
-/// A line of a JSON-lines file.
-struct JsonLine {
-  std::string place;  ///< "file:3"
-  nlohmann::json value;
-
-  template <class... Parts>
-  [[noreturn]] void fail(Parts const&... parts) const {
-    raise<FormatError>(text(place, ": ", parts...));
-  }
-  /// The member, or `fallback` where it is missing; FormatError when it has another type.
-  template <class T>
-  T get(std::string const& key, T fallback) const {
-    if (!value.contains(key) || value.at(key).is_null()) return fallback;
-    auto const& member = value.at(key);
-    bool const fits = std::is_same_v<T, std::string> ? member.is_string()
-                      : std::is_same_v<T, bool>      ? member.is_boolean()
-                      : std::is_integral_v<T>        ? member.is_number_integer()
-                      : std::is_floating_point_v<T>  ? member.is_number()
-                                                     : member.is_array();
-    if (!fits) fail("key \"", key, "\" has the unexpected value ", member.dump(-1, ' ', true).substr(0, 80));
-    try {
-      return member.get<T>();
-    } catch (nlohmann::json::exception const&) {
-      fail("key \"", key, "\" has the unexpected value ", member.dump(-1, ' ', true).substr(0, 80));
-    }
-  }
-  std::vector<AdapterUse> adapters() const;
-};
-
-/// All non-empty lines, each a JSON object, whose keys are among `known`.
-std::vector<JsonLine> read_json_lines(std::string const& path, std::vector<std::string> const& known);
+/// The adapters a line of a requests file asks for: names, or objects with "name" and "weight".
+std::vector<AdapterUse> adapters_of(JsonLine const& line);
 
 /// Adds one subcommand to the command.
 void add_info(CLI::App& app);
@@ -78,5 +50,6 @@ void add_logits(CLI::App& app);
 void add_generate(CLI::App& app);
 void add_eval(CLI::App& app);
 void add_convert(CLI::App& app);
+void add_train(CLI::App& app);
 
 }  // namespace graft::cli

@@ -2,6 +2,7 @@
 // graft eval: accuracy over choices, or perplexity and bits per byte of completions.
 #include <examples/cli/command.hpp>
 
+#include <graft/text/completion.hpp>
 #include <graft/text/model_tokenizer.hpp>
 
 #include <cstdio>
@@ -16,6 +17,7 @@ struct Options {
   std::string data, normalize;
   std::vector<std::string> use, choices;
   index_t max_length = 0;
+  bool chat = false;
 };
 
 /// A text after a prompt, ready to be scored.
@@ -41,9 +43,7 @@ class Reader {
   std::vector<Question> read() const {
     std::vector<Question> questions;
     for (auto const& line : read_json_lines(options_.data, {"prompt", "completion", "choices"})) {
-      for (auto const* key : {"prompt", "completion"})
-        if (!line.value.contains(key)) line.fail("needs a \"", key, "\"");
-      auto const prompt = line.get<std::string>("prompt", ""), completion = line.get<std::string>("completion", "");
+      auto const prompt = line.get<std::string>("prompt"), completion = line.get<std::string>("completion");
       auto const choices = line.get<std::vector<std::string>>("choices", options_.choices);
       Question question;
       if (choices.empty()) {
@@ -62,23 +62,17 @@ class Reader {
   }
 
  private:
-  // prompt (+BOS) ++ completion without specials; a prompt that is too long is cut on the left
   Candidate candidate(JsonLine const& line, std::string const& prompt, std::string const& completion) const {
+    auto joined = line.checked([&] {
+      return join_completion(tokenizer_, prompt_tokens(tokenizer_, prompt, options_.chat),
+                             tokenizer_.encode(completion, false, false), longest_);
+    });
     Candidate result;
-    auto const text = tokenizer_.encode(completion, false, false);
-    if (text.empty()) line.fail("has an empty completion");
-    auto tokens = tokenizer_.encode(prompt);
-    if (tokens.empty() && tokenizer_.bos() >= 0) tokens = {tokenizer_.bos()};
-    if (tokens.empty()) line.fail("has an empty prompt, and the tokenizer has no BOS to start from");
-    auto const room = longest_ - static_cast<index_t>(text.size());
-    if (room < 1) line.fail("a completion of ", text.size(), " tokens does not fit into ", longest_);
-    if (static_cast<index_t>(tokens.size()) > room) tokens.erase(tokens.begin(), tokens.end() - room);
-    result.request.first = result.request.prompt_tokens = static_cast<index_t>(tokens.size());
+    result.request.first = result.request.prompt_tokens = joined.prompt;
     result.request.adapters = uses_;
-    result.request.tokens = std::move(tokens);
-    result.request.tokens.insert(result.request.tokens.end(), text.begin(), text.end());
     result.bytes = static_cast<index_t>(completion.size());
-    result.tokens = static_cast<index_t>(text.size());
+    result.tokens = joined.size();
+    result.request.tokens = std::move(joined.tokens);
     return result;
   }
 
@@ -171,6 +165,7 @@ void add_eval(CLI::App& app) {
       ->check(CLI::IsMember({"token", "byte"}));
   command->add_option("--max-length", options->max_length, "tokens of prompt and completion; 0: the model's context")
       ->check(CLI::Range(0, 1 << 24));
+  command->add_flag("--chat", options->chat, "apply the model's chat template to the prompt");
   command->callback([options] { run(*options); });
 }
 

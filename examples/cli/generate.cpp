@@ -2,7 +2,7 @@
 // graft generate: continuations, each request with its own adapters.
 #include <examples/cli/command.hpp>
 
-#include <graft/text/chat_template.hpp>
+#include <graft/text/completion.hpp>
 #include <graft/text/model_tokenizer.hpp>
 
 #include <cstdio>
@@ -42,16 +42,7 @@ std::vector<Request> read_requests(Options const& options, Tokenizer const& toke
   std::vector<Request> requests;
   auto const add = [&](std::string prompt, std::vector<AdapterUse> uses, index_t max_tokens, SamplingOptions sampling) {
     Request request;
-    request.generation.prompt =
-        options.chat
-            ? tokenizer.encode(apply_chat_template(
-                                   tokenizer, nlohmann::ordered_json::array({{{"role", "user"}, {"content", prompt}}})),
-                               false)
-            : tokenizer.encode(prompt);
-    if (request.generation.prompt.empty()) {
-      if (tokenizer.bos() < 0) throw UsageError("the prompt is empty and the tokenizer has no BOS to start from");
-      request.generation.prompt = {tokenizer.bos()};
-    }
+    request.generation.prompt = prompt_tokens(tokenizer, prompt, options.chat);
     for (auto id : {tokenizer.eos(), tokenizer.end_of_turn()})
       if (id >= 0) request.generation.stop.push_back(id);
     request.generation.max_tokens = max_tokens;
@@ -82,7 +73,7 @@ std::vector<Request> read_requests(Options const& options, Tokenizer const& toke
     sampling.seed = line.get<std::uint64_t>("seed", seed_of(options.sampling.seed, number));
     index_t const max_tokens = line.get("max_tokens", options.max_tokens);
     if (max_tokens < 0) line.fail("max_tokens is ", max_tokens);
-    add(line.get<std::string>("prompt", ""), line.adapters(), max_tokens, sampling);
+    add(line.get<std::string>("prompt", ""), adapters_of(line), max_tokens, sampling);
     ++number;
   }
   return requests;

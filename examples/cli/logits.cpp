@@ -22,7 +22,7 @@ std::vector<LogitsRequest> read_requests(std::string const& path) {
     if (request.tokens.empty()) line.fail("needs a non-empty list \"tokens\"");
     request.token_types = line.get<std::vector<std::int32_t>>("token_type_ids", {});
     request.prompt_tokens = line.get<index_t>("prompt_tokens", -1);
-    request.adapters = line.adapters();
+    request.adapters = adapters_of(line);
     if (!request.token_types.empty() && request.token_types.size() != request.tokens.size())
       line.fail("has ", request.tokens.size(), " tokens but ", request.token_types.size(), " token_type_ids");
     if (line.value.contains("prompt_tokens") &&
