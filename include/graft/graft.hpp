@@ -21,6 +21,7 @@
 #include <graft/backend/cpu/attention.hpp>
 #include <graft/backend/cpu/cpu.hpp>
 #include <graft/backend/cpu/cpu_backend.hpp>
+#include <graft/backend/cpu/decompose.hpp>
 #include <graft/backend/cpu/elementwise.hpp>
 #include <graft/backend/cpu/fused_product.hpp>
 #include <graft/backend/cpu/lanes.hpp>
@@ -55,6 +56,7 @@
 #include <graft/layer/step.hpp>
 #include <graft/layer/transformer_layer.hpp>
 
+#include <graft/arithmetic/conversions.hpp>
 #include <graft/arithmetic/expression.hpp>
 #include <graft/arithmetic/ia3_scales.hpp>
 #include <graft/arithmetic/lora_sum.hpp>
@@ -62,6 +64,7 @@
 #include <graft/arithmetic/materialize.hpp>
 #include <graft/arithmetic/operands.hpp>
 #include <graft/arithmetic/pedro_sum.hpp>
+#include <graft/arithmetic/recompress.hpp>
 #include <graft/arithmetic/road_blocks.hpp>
 #include <graft/arithmetic/row_maps.hpp>
 
