@@ -82,6 +82,10 @@ struct IA3Scaling {
   void coefficients(B&, State<B> const& state, RowMapRow<Real<B>> const& out) const {
     for (index_t j = 0; j < out.size; ++j) out.c1[j] = state.l.data[j] - 1;
   }
+  template <class B>
+  void backward(B&, State<B> const&, RowMapRow<Real<B> const> const& grad, State<B>& g) const {
+    for (index_t j = 0; j < grad.size; ++j) g.l.data[j] += grad.c1[j];
+  }
 };
 
 }  // namespace graft

@@ -127,6 +127,15 @@ struct LoRADelta {
   LowRankViews<B> factors(B&, State<B> const& state) const {
     return {state.a, state.b, static_cast<Real<B>>(scale())};
   }
+  template <class B>
+  void backward(B&, State<B> const&, LowRankViews<B> const& grad, State<B>& g) const {
+    auto const add = [](ParameterMatrix<B> const& from, ParameterMatrix<B> const& to) {
+      for (index_t r = 0; r < to.rows; ++r)
+        for (index_t c = 0; c < to.cols; ++c) to(r, c) += from(r, c);
+    };
+    add(grad.a, g.a);
+    add(grad.b, g.b);
+  }
 
   // the bias of B is a row map with e alone
   template <class B>
@@ -136,6 +145,10 @@ struct LoRADelta {
   template <class B>
   void coefficients(B&, State<B> const& state, RowMapRow<Real<B>> const& out) const {
     for (index_t j = 0; j < out.size; ++j) out.e[j] = static_cast<Real<B>>(scale()) * state.b_bias[j];
+  }
+  template <class B>
+  void backward(B&, State<B> const&, RowMapRow<Real<B> const> const& grad, State<B>& g) const {
+    for (index_t j = 0; j < grad.size; ++j) g.b_bias[j] += static_cast<Real<B>>(scale()) * grad.e[j];
   }
 };
 

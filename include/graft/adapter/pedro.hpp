@@ -5,6 +5,7 @@
 #include <graft/adapter/parameter_group.hpp>
 #include <graft/adapter/policy.hpp>
 #include <graft/adapter/rational.hpp>
+#include <graft/backend/activation.hpp>
 
 #include <algorithm>
 #include <array>
@@ -216,6 +217,115 @@ struct PedroGenerator {
       for (index_t r = 0; r < rank; ++r) sum += state.up(j, r) * z[r];
       out[j] = sum;
     }
+  }
+
+  /// Given dy = dL/df: returns dL/dx and adds to the gradients of a rational's coefficients.
+  template <class R>
+  R activate_backward(R x, R dy, R const* a, R const* b, R* da, R* db) const {
+    auto const through = [&](RationalForm form) {
+      return rational_backward(form, a, numerator_degree, b, denominator_degree, x, dy, da, db);
+    };
+    switch (activation) {
+      case Activation::rational_a:
+        return through(RationalForm::a);
+      case Activation::rational_b:
+        return through(RationalForm::b);
+      case Activation::gelu:
+        return dy * activation_derivative(graft::Activation::gelu, x);
+      case Activation::silu:
+        return dy * activation_derivative(graft::Activation::silu, x);
+      default:
+        return dy * activation_derivative(graft::Activation::relu, x);
+    }
+  }
+
+  /// Given dh [d]: adds to dx [p, d] and to the gradient of the pooling's own vector. What `max` took, the first where
+  /// several are equal, gets its gradient. share: [p] as `pool` left it, slope: [p] scratch.
+  template <class B>
+  void pool_backward(State<B> const& state, MatrixView<typename B::Act const, typename B::Space> x,
+                     Real<B> const* share, Real<B> const* dh, Real<B>* slope, State<B>& g,
+                     MatrixView<typename B::Act, typename B::Space> dx) const {
+    using R = Real<B>;
+    index_t const p = x.rows, d = x.cols;
+    auto const add = [&](index_t t, index_t k, R value) { dx(t, k) += static_cast<typename B::Act>(value); };
+    switch (pooling) {
+      case Pooling::last:
+        for (index_t k = 0; k < d; ++k) add(p - 1, k, dh[k]);
+        return;
+      case Pooling::mean:
+        for (index_t t = 0; t < p; ++t)
+          for (index_t k = 0; k < d; ++k) add(t, k, dh[k] / static_cast<R>(p));
+        return;
+      case Pooling::max:
+        for (index_t k = 0; k < d; ++k) {
+          index_t highest = 0;
+          for (index_t t = 1; t < p; ++t)
+            if (x(highest, k) < x(t, k)) highest = t;
+          add(highest, k, dh[k]);
+        }
+        return;
+      case Pooling::attention: {  // of shares w_t = softmax(s)_t: ds_t = w_t (dw_t - sum_u w_u dw_u)
+        R sum = 0, mean = 0;
+        for (index_t t = 0; t < p; ++t) sum += share[t];
+        for (index_t t = 0; t < p; ++t) {
+          slope[t] = 0;
+          for (index_t k = 0; k < d; ++k) slope[t] += dh[k] * static_cast<R>(x(t, k));
+          mean += share[t] / sum * slope[t];
+        }
+        for (index_t t = 0; t < p; ++t) {
+          R const w = share[t] / sum, ds = w * (slope[t] - mean);
+          for (index_t k = 0; k < d; ++k) {
+            g.pool[k] += ds * static_cast<R>(x(t, k));
+            add(t, k, w * dh[k] + ds * state.pool[k]);
+          }
+        }
+      }
+    }
+  }
+
+  /// Elements of scratch `backward` needs for a prompt of p rows.
+  template <class B>
+  index_t backward_scratch_size(State<B> const& state, index_t p) const {
+    return 2 * (state.down.cols + rank + p);
+  }
+
+  /// The gradients of g's tensors and of the prompt's rows, dnormalized or draw [p, d], whichever is pooled; all +=.
+  /// normalized and raw are what `generate` saw, dl [q+v+u] is dL/d(l - 1).
+  template <class B>
+  void backward(B&, State<B> const& state, MatrixView<typename B::Act const, typename B::Space> normalized,
+                MatrixView<typename B::Act const, typename B::Space> raw, VectorView<Real<B>> scratch,
+                VectorView<Real<B> const> dl, State<B>& g, MatrixView<typename B::Act, typename B::Space> dnormalized,
+                MatrixView<typename B::Act, typename B::Space> draw) const {
+    using R = Real<B>;
+    bool const reads_normalized = pooler_input == PoolerInput::normalized;
+    auto const x = reads_normalized ? normalized : raw;
+    index_t const d = state.down.cols;
+    R* const h = scratch.data;   // [d]
+    R* const dh = h + d;         // [d]
+    R* const z = dh + d;         // [r]
+    R* const dz = z + rank;      // [r]
+    R* const share = dz + rank;  // [p], and [p] behind it
+    pool<B>(state, x, share, h);
+    for (index_t r = 0; r < rank; ++r) {
+      z[r] = dz[r] = 0;
+      for (index_t k = 0; k < d; ++k) z[r] += state.down(r, k) * h[k];
+    }
+    for (index_t j = 0; j < dl.size; ++j) {
+      if (!state.up_bias.empty()) g.up_bias[j] += dl[j];
+      for (index_t r = 0; r < rank; ++r) dz[r] += dl[j] * state.up(j, r);
+    }
+    std::fill(dh, dh + d, R{0});
+    for (index_t r = 0; r < rank; ++r) {
+      R const f = activate(z[r], state.numerator.data, state.denominator.data);
+      for (index_t j = 0; j < dl.size; ++j) g.up(j, r) += dl[j] * f;
+      R const slope = activate_backward(z[r], dz[r], state.numerator.data, state.denominator.data, g.numerator.data,
+                                        g.denominator.data);
+      for (index_t k = 0; k < d; ++k) {
+        g.down(r, k) += slope * h[k];
+        dh[k] += slope * state.down(r, k);
+      }
+    }
+    pool_backward<B>(state, x, share, dh, share + x.rows, g, reads_normalized ? dnormalized : draw);
   }
 };
 

@@ -60,6 +60,9 @@ struct Visitor {
 ///   P as_stored(site, shape_of) const;     what only stored tensors tell: shape_of("suffix"), empty when not there
 ///   void describe(policies_at_sites, matches);    (SiteInfo const*, P) pairs: what one configuration must say for all
 ///   static constexpr own_keys;             config keys HF PEFT lacks: written only where they are not the default
+///   void backward(be, state, grad, g) const;      what makes it trainable: turns gradients of what it gives into
+///       gradients of its parameters and adds those to g, a State of the same shapes (see the Trainable concepts);
+///       without it a module can be loaded and applied, not trained
 template <class P, class B>
 concept Policy = std::copyable<P> && requires(P& p, P const& c, typename P::template State<B>& state, SiteInfo const& s,
                                               LayerSites const* l, archetype::Visitor const& v, Random& random) {
@@ -79,6 +82,15 @@ concept RowMapPolicy = Policy<P, B> && requires(P const& p, B& be, typename P::t
   p.coefficients(be, state, out);
 };
 
+/// backward(be, state, grad, g): grad.c1, grad.d and grad.e hold dL/dc, dL/dd and dL/de of the vectors that
+/// coefficients fills, the others are null.
+template <class P, class B>
+concept TrainableRowMap = RowMapPolicy<P, B> &&
+    requires(P const& p, B& be, typename P::template State<B> const& state, RowMapRow<Real<B> const> const& grad,
+             typename P::template State<B>& g) {
+  p.backward(be, state, grad, g);
+};
+
 /// factors(be, state) returns views of A, B and the scale.
 template <class B>
 struct LowRankViews {
@@ -91,6 +103,14 @@ concept LowRankPolicy = Policy<P, B> && requires(P const& p, B& be, typename P::
   { p.factors(be, state) } -> std::same_as<LowRankViews<B>>;
 };
 
+/// backward(be, state, grad, g): grad.a and grad.b hold dL/dA and dL/dB, the scale already in them.
+template <class P, class B>
+concept TrainableLowRank = LowRankPolicy<P, B> &&
+    requires(P const& p, B& be, typename P::template State<B> const& state, LowRankViews<B> const& grad,
+             typename P::template State<B>& g) {
+  p.backward(be, state, grad, g);
+};
+
 /// A policy whose row maps are made from the prompt: generate(be, state, normalized, raw, scratch, out) writes l - 1.
 template <class P, class B>
 concept GeneratedPolicy = Policy<P, B> &&
@@ -99,6 +119,18 @@ concept GeneratedPolicy = Policy<P, B> &&
   { p.scratch_size(state, x.rows) } -> std::same_as<index_t>;
   p.generate(be, state, x, x, out, out);
   { p.rotated_query() } -> std::same_as<bool>;
+};
+
+/// backward(be, state, normalized, raw, scratch, dl, g, dnormalized, draw): dl holds dL/d(l - 1); beside g it adds to
+/// the gradients of the prompt's rows where it reads them. scratch has backward_scratch_size(state, rows) elements.
+template <class P, class B>
+concept TrainableGenerated = GeneratedPolicy<P, B> &&
+    requires(P const& p, B& be, typename P::template State<B> const& state,
+             MatrixView<typename B::Act const, typename B::Space> x, VectorView<Real<B>> scratch,
+             VectorView<Real<B> const> dl, typename P::template State<B>& g,
+             MatrixView<typename B::Act, typename B::Space> dx) {
+  { p.backward_scratch_size(state, x.rows) } -> std::same_as<index_t>;
+  p.backward(be, state, x, x, scratch, dl, g, dx, dx);
 };
 
 /// The policies of a model in wrapping order: each wraps the layer that those before it made.

@@ -31,6 +31,30 @@ GRAFT_HOST_DEVICE R rational(RationalForm form, R const* a, index_t numerator, R
   return p / (1 + q);
 }
 
+/// Given dy = dL/dF: returns dL/dx and adds dL/da_k to da [m+1] and dL/db_k to db [n]. At 0, |.| has slope 0.
+template <class R>
+GRAFT_HOST_DEVICE R rational_backward(RationalForm form, R const* a, index_t numerator, R const* b, index_t denominator,
+                                      R x, R dy, R* da, R* db) {
+  auto const sign = [](R v) { return v < 0 ? R(-1) : v > 0 ? R(1) : R(0); };
+  bool const each = form == RationalForm::a;  // |.| around each term, or around their sum
+  R p = 0, dp = 0, q = 0, dq = 0;             // values and slopes of P and of what |.| is taken of in Q - 1
+  for (index_t k = numerator + 1; k-- > 0;) dp = dp * x + p, p = p * x + a[k];
+  R const v = each ? sign(x) * x : x;
+  for (index_t k = denominator; k-- > 0;) {
+    R const coefficient = each ? sign(b[k]) * b[k] : b[k];
+    dq = dq * v + q + coefficient;
+    q = (q + coefficient) * v;
+  }
+  R const outer = each ? R(1) : sign(q);
+  R const bottom = 1 + outer * q, value = p / bottom;
+  R power = 1;
+  for (index_t k = 0; k <= numerator; ++k, power *= x) da[k] += dy * power / bottom;
+  power = v;
+  for (index_t k = 0; k < denominator; ++k, power *= v)
+    db[k] -= dy * value / bottom * power * (each ? sign(b[k]) : outer);
+  return dy * (dp - value * dq * (each ? sign(x) : outer)) / bottom;
+}
+
 /// Coefficients that start a rational as GELU, fitted on [-3, 3].
 struct RationalFit {
   RationalForm form;

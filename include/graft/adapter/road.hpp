@@ -102,6 +102,19 @@ struct RoAdRotation {
       out.d[j] = j % group_size < group_size / 2 ? -sine : sine;
     }
   }
+
+  template <class B>
+  void backward(B&, State<B> const& state, RowMapRow<Real<B> const> const& grad, State<B>& g) const {
+    using std::cos, std::sin;
+    for (index_t j = 0; j < grad.size; ++j) {
+      auto const [c, s] = entries(j);
+      Real<B> const dc = grad.c1[j], ds = j % group_size < group_size / 2 ? -grad.d[j] : grad.d[j];
+      g.alpha[c] += dc * cos(state.theta[c]);
+      g.theta[c] -= dc * state.alpha[c] * sin(state.theta[c]);
+      g.alpha[s] += ds * sin(state.theta[s]);
+      g.theta[s] += ds * state.alpha[s] * cos(state.theta[s]);
+    }
+  }
 };
 
 }  // namespace graft

@@ -54,4 +54,31 @@ GRAFT_HOST_DEVICE R activate(Activation f, R x) {
   return x;
 }
 
+/// df/dx; 0 at the kink of relu.
+template <class R>
+GRAFT_HOST_DEVICE R activation_derivative(Activation f, R x) {
+  using std::erf, std::tanh;
+  switch (f) {
+    case Activation::silu: {
+      R const s = 1 / (1 + exp_of(-x));
+      return s + x * s * (1 - s);
+    }
+    case Activation::gelu:  // the normal distribution function + x times its density
+      return (1 + erf(x * R(0.70710678118654752440))) / 2 + x * R(0.39894228040143267794) * exp_of(-x * x / 2);
+    case Activation::gelu_tanh: {  // x s(2u) with the logistic s
+      R const u = R(0.79788456080286535588) * (x + R(0.044715) * x * x * x);
+      R const slope = R(0.79788456080286535588) * (1 + 3 * R(0.044715) * x * x);
+      R const s = 1 / (1 + exp_of(-2 * u));
+      return s + x * s * (1 - s) * 2 * slope;
+    }
+    case Activation::relu:
+      return x > 0 ? R(1) : R(0);
+    case Activation::tanh: {
+      R const t = tanh(x);
+      return 1 - t * t;
+    }
+  }
+  return R(1);
+}
+
 }  // namespace graft
