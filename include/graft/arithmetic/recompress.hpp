@@ -85,6 +85,27 @@ DenseMatrix in_double(MatrixView<R> m, double scale = 1) {
   return result;
 }
 
+struct DenseFactors {
+  DenseMatrix b, a;
+};
+
+/// [w_1 s_1 B_1, w_2 s_2 B_2, ...] and [A_1; A_2; ...] of one site, in double.
+template <class B>
+DenseFactors stacked_factors(std::vector<Part<LoRADelta, B>> const& parts) {
+  index_t ranks = 0, first = 0;
+  for (auto const& part : parts) ranks += part.entry->policy.rank;
+  auto const& shape = parts.front().entry->state;
+  DenseFactors stacked{{shape.b.rows, ranks}, {ranks, shape.a.cols}};
+  for (auto const& part : parts) {
+    auto const b = in_double(part.entry->state.b, part.weight * part.entry->policy.scale());
+    auto const a = in_double(part.entry->state.a);
+    std::copy(a.values.begin(), a.values.end(), stacked.a.row(first));
+    for (index_t o = 0; o < b.rows; ++o) std::copy_n(b.row(o), b.cols, stacked.b.row(o) + first);
+    first += b.cols;
+  }
+  return stacked;
+}
+
 }  // namespace detail
 
 /// The module with every site's delta s B A replaced by its best approximation of a smaller rank. The delta itself is
