@@ -69,11 +69,15 @@
 #include <graft/arithmetic/lora_sum.hpp>
 #include <graft/arithmetic/map_block.hpp>
 #include <graft/arithmetic/materialize.hpp>
+#include <graft/arithmetic/merging.hpp>
 #include <graft/arithmetic/operands.hpp>
+#include <graft/arithmetic/paper.hpp>
 #include <graft/arithmetic/pedro_sum.hpp>
 #include <graft/arithmetic/recompress.hpp>
 #include <graft/arithmetic/road_blocks.hpp>
 #include <graft/arithmetic/row_maps.hpp>
+#include <graft/arithmetic/sparsify.hpp>
+#include <graft/arithmetic/weight_search.hpp>
 
 #include <graft/arch/architectures.hpp>
 #include <graft/arch/bert.hpp>
