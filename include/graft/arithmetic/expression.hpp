@@ -28,6 +28,8 @@ struct ModuleTerm {
   Module<P, B> const* module = nullptr;
   double weight = 1;
 };
+template <class P, class B>
+ModuleTerm(Module<P, B> const*, double) -> ModuleTerm<P, B>;
 
 /// A weighted sum of N modules of one method: what `chat + 0.4f * (chat - toxic)` is. It refers to its modules, which
 /// must outlive it.
