@@ -65,6 +65,7 @@
 
 #include <graft/arithmetic/conversions.hpp>
 #include <graft/arithmetic/expression.hpp>
+#include <graft/arithmetic/fold.hpp>
 #include <graft/arithmetic/ia3_scales.hpp>
 #include <graft/arithmetic/lora_sum.hpp>
 #include <graft/arithmetic/map_block.hpp>
