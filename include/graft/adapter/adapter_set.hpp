@@ -2,6 +2,7 @@
 // What a bank publishes: immutable modules, and the composed adapters of a request.
 #pragma once
 
+#include <graft/adapter/backpropagation.hpp>
 #include <graft/adapter/module.hpp>
 
 #include <array>
@@ -23,6 +24,7 @@ struct Generator {
   void (*generate)(B&, void const* policy, void const* state, MatrixView<Act const, typename B::Space> normalized,
                    MatrixView<Act const, typename B::Space> raw, VectorView<Real<B>> scratch,
                    VectorView<Real<B>> out) = nullptr;
+  index_t site = -1;               ///< where its parameters live
   index_t vectors = 0, query = 0;  ///< q + v + u, and q
   bool rotated_query = false;      ///< l_q acts behind RoPE
 };
@@ -37,6 +39,8 @@ struct PublishedModule {
   std::vector<LowRankFactors<Real<B>>> factors;   ///< [sites] or empty
   std::vector<Generator<B>> generators;           ///< [layers] or empty
   bool last_prompt_only = false;                  ///< of maps on SiteKind::hidden
+  Stage stages[2] = {};                           ///< where its maps act, by Side
+  Backpropagation<B> back;                        ///< to the module's parameters
   std::shared_ptr<void const> module;             ///< the Module<P, B> and buffers everything points into
   std::vector<std::unique_ptr<Real<B>[]>> storage;
   std::map<std::string, SavedTensor> const* saved = nullptr;

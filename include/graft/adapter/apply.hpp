@@ -166,6 +166,15 @@ void apply_rotated(B& be, Site site, Plan<B> const& plan, MatrixView<T, typename
     if (auto const maps = plan.maps(stage, site.index); maps.any()) apply_row_map(be, maps, q);
 }
 
+/// Adds the low-rank deltas of an embedding, where x is a one-hot token. tokens [n], h [n, out], in place.
+template <class B>
+void apply_embedding(B& be, Site site, Plan<B> const& plan, std::int32_t const* tokens,
+                     MatrixView<typename B::Act, typename B::Space> h) noexcept {
+  assert(h.rows == plan.rows() && h.cols == site.out);
+  if (auto const deltas = plan.low_rank(site.index); deltas.any())
+    apply_low_rank_embedding(be, deltas, tokens, site.in, h);
+}
+
 /// Bytes of the backend's arena that any one of the calls above needs for a plan, whatever its site or layer. T: the
 /// elements of the prompt rows, which are converted unless they are the backend's activations.
 template <class T, class B>

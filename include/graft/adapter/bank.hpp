@@ -133,6 +133,8 @@ class Bank<Adapters<Ps...>, B> {
     out->name = module->name;
     out->policy = place<P>();
     out->saved = &module->saved;
+    out->stages[0] = stage_of(out->policy, Side::input), out->stages[1] = stage_of(out->policy, Side::output);
+    out->back = backpropagation(*module, sites_->size());
     auto const count = static_cast<std::size_t>(sites_->size());
     for (auto const& entry : module->entries) {
       auto const site = static_cast<std::size_t>(entry.site);
@@ -165,6 +167,7 @@ class Bank<Adapters<Ps...>, B> {
         auto& generator = out->generators[static_cast<std::size_t>(info.layer)];
         generator.policy = &entry.policy;
         generator.state = &entry.state;
+        generator.site = entry.site;
         auto const& layer = sites_->layers()[static_cast<std::size_t>(info.layer)];
         generator.vectors = layer.query.size + layer.value.size + layer.up.size;
         generator.query = layer.query.size;

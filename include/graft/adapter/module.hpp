@@ -100,6 +100,20 @@ struct Module {
     });
   }
 
+  /// A module of the same name with the same values in memory of its own.
+  Module clone() const {
+    Module copy;
+    copy.name = name;
+    copy.policy = policy;
+    copy.entries = entries;
+    copy.saved = saved;
+    copy.target_modules = target_modules, copy.modules_to_save = modules_to_save;
+    copy.base_model = base_model, copy.task_type = task_type;
+    copy.allocate();
+    std::copy_n(parameters_.get(), count_, copy.parameters_.get());
+    return copy;
+  }
+
   /// Fills the tensors with the method's start, the identity.
   void init(std::uint64_t seed) {
     std::fill_n(parameters_.get(), count_, Real<B>{0});  // policies set what does not start at zero

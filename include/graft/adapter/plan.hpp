@@ -20,6 +20,16 @@ struct RequestRows {
   index_t last_prompt = -1;  ///< row of the request that holds the last prompt token, -1: not in this step
 };
 
+/// Rows that share their adapters, and their vectors where those are made from a prompt: what gradients are summed over.
+template <class B>
+struct RowGroup {
+  AdapterSet<B> const* set = nullptr;
+  std::size_t request = 0;                    ///< the first of its requests; the only one where the set generates
+  std::vector<std::int32_t> rows, positioned;  ///< ascending; those that maps on the residual stream act on
+};
+
+enum class PlanUse : std::uint8_t { forward, training };
+
 /// Reusable: after warm-up, building a plan does not allocate. It keeps the adapters of its requests alive.
 template <class B>
 class Plan {
@@ -27,8 +37,8 @@ class Plan {
   using R = Real<B>;
   using Tile = LowRankTile<R>;
 
-  /// ContractError where a request's rows do not add up.
-  void build(std::span<RequestRows<B> const> requests) {
+  /// ContractError where a request's rows do not add up. For training, the plan also knows what the way back needs.
+  void build(std::span<RequestRows<B> const> requests, PlanUse use = PlanUse::forward) {
     for (auto const& r : requests)
       expects(
           r.rows >= 0 && r.prompt_rows >= 0 && r.prompt_rows <= r.rows && r.last_prompt >= -1 && r.last_prompt < r.rows,
@@ -63,7 +73,12 @@ class Plan {
       row += request.rows;
     }
     build_tiles();
+    groups_.clear();
+    if (use == PlanUse::training) build_groups();
   }
+
+  /// In the order of their first rows; only of a plan built for training.
+  std::span<RowGroup<B> const> groups() const { return groups_; }
 
   index_t rows() const { return static_cast<index_t>(request_.size()); }
   index_t max_rank() const { return max_rank_; }
@@ -83,6 +98,21 @@ class Plan {
   RowMapBatch<R> maps(Stage stage, index_t site, std::vector<std::int32_t> const& rows_of) const {
     auto const& tables = tables_[static_cast<std::size_t>(stage)];
     return {tables.data(), rows_of.data(), static_cast<index_t>(tables.size()), site};
+  }
+
+  void build_groups() {
+    for (std::size_t q = 0; q < requests_.size(); ++q) {
+      auto const* const set = pins_[q].get();
+      if (set == nullptr || requests_[q].rows == 0) continue;
+      auto group = std::find_if(groups_.begin(), groups_.end(),
+                                [&](auto const& g) { return g.set == set && !set->generates(); });
+      if (group == groups_.end()) group = groups_.insert(group, {set, q, {}, {}});
+      for (index_t k = 0; k < requests_[q].rows; ++k) {
+        auto const row = static_cast<std::int32_t>(first_[q] + k);
+        group->rows.push_back(row);
+        if (positioned_[static_cast<std::size_t>(row)] >= 0) group->positioned.push_back(row);
+      }
+    }
   }
 
   // Rows that share adapters stand together in tiles, so that a module's factors are read once per tile.
@@ -113,6 +143,7 @@ class Plan {
   std::array<std::vector<RowMapRow<R const> const*>, stage_count> tables_;
   std::vector<std::int32_t> order_;
   std::vector<Tile> tiles_;
+  std::vector<RowGroup<B>> groups_;
   index_t max_rank_ = 0;
 };
 

@@ -45,6 +45,25 @@ class SequenceState {
     work_.resize(static_cast<std::size_t>(4 * widest));
   }
 
+  /// Room for any layer's vectors, laid out as [q before RoPE | v | u | q behind RoPE].
+  index_t vectors() const { return static_cast<index_t>(sum_.size()); }
+  /// The layer whose vectors act at a site, or -1.
+  index_t layer_of(index_t site) const {
+    for (std::size_t l = 0; l < targets_.size(); ++l)
+      if (find_target(static_cast<index_t>(l), site) != nullptr) return static_cast<index_t>(l);
+    return -1;
+  }
+  /// What the vectors alone do at a site, w-weighted l - 1 [out], or null; the site's map composes it with others.
+  R const* diagonal(index_t layer, index_t site) const {
+    auto const* target = find_target(layer, site);
+    return target == nullptr ? nullptr : target->diagonal;
+  }
+  /// f(offset, size, from): outputs [offset, offset + size) of the site are scaled by the layer's vectors from `from`.
+  void for_each_part(index_t layer, index_t site, auto&& f) const {
+    if (auto const* target = find_target(layer, site))
+      for (auto const& part : target->parts) f(part.offset, part.size, part.from);
+  }
+
   std::shared_ptr<AdapterSet<B> const> const& adapters() const { return set_; }
   bool generates() const { return set_ != nullptr && set_->generates(); }
 
@@ -62,6 +81,8 @@ class SequenceState {
         std::copy(from.c1, from.c1 + from.size, to.c1);
         if (from.d != nullptr) std::copy(from.d, from.d + from.size, to.d);
         if (from.e != nullptr) std::copy(from.e, from.e + from.size, to.e);
+        if (targets_[l][k].diagonal != to.c1)
+          std::copy_n(other.targets_[l][k].diagonal, from.size, targets_[l][k].diagonal);
         if (ready_) table_[static_cast<std::size_t>(targets_[l][k].site)] = to;
       }
   }
@@ -91,13 +112,14 @@ class SequenceState {
     sum_vectors(be, static_cast<std::size_t>(layer), normalized, raw, scratch);
     for (auto const& target : targets) {
       index_t const size = target.map.size;
-      R* const diagonal = work_.data();
+      R* const work = work_.data();
+      R* const diagonal = target.diagonal != target.map.c1 ? target.diagonal : work;
       std::fill(diagonal, diagonal + size, R{0});
       for (auto const& part : target.parts)
         for (index_t j = 0; j < part.size; ++j)
           diagonal[part.offset + j] = sum_[static_cast<std::size_t>(part.from + j)];
       // after . diagonal . before
-      RowMapRow<R> inner{diagonal + size, diagonal + 2 * size, diagonal + 3 * size, size, target.map.group, nullptr};
+      RowMapRow<R> inner{work + size, work + 2 * size, work + 3 * size, size, target.map.group, nullptr};
       compose_maps<R>(static_entry(set_->before_generated, target), {diagonal, nullptr, nullptr, size, 0, nullptr},
                       inner);
       compose_maps<R>(inner, static_entry(set_->after_generated, target), target.map);
@@ -113,8 +135,16 @@ class SequenceState {
   struct Target {
     index_t site;
     RowMapRow<R> map;  ///< own memory
+    R* diagonal;       ///< the map's c - 1, or memory of its own where other maps are composed into that
     std::vector<Part> parts;
   };
+
+  Target const* find_target(index_t layer, index_t site) const {
+    if (targets_.empty()) return nullptr;
+    for (auto const& target : targets_[static_cast<std::size_t>(layer)])
+      if (target.site == site) return &target;
+    return nullptr;
+  }
 
   static RowMapRow<R const> static_entry(std::vector<RowMapRow<R const>> const& table, Target const& target) {
     return table.empty() ? RowMapRow<R const>{} : table[static_cast<std::size_t>(target.site)];
@@ -126,18 +156,19 @@ class SequenceState {
         target.parts.push_back({slice.offset, slice.size, from});
         return;
       }
-    bool d = false, e = false;
+    bool d = false, e = false, composed = false;
     index_t group = 0;
     for (auto const* table : {&set_->before_generated, &set_->after_generated}) {
       if (table->empty()) continue;
       auto const& map = (*table)[static_cast<std::size_t>(slice.site)];
       expects(map.next == nullptr && (map.group == 0 || group == 0 || map.group == group), "graft: at ",
               sites[slice.site].path, " a prompt-made map meets row maps of different groups; use one group size");
-      d = d || map.d != nullptr, e = e || map.e != nullptr;
+      d = d || map.d != nullptr, e = e || map.e != nullptr, composed = composed || !map.identity();
       group = std::max(group, map.group);
     }
-    targets_[l].push_back(
-        {slice.site, allocate_map(storage_, sites[slice.site].out, d, e, group), {{slice.offset, slice.size, from}}});
+    auto const map = allocate_map(storage_, sites[slice.site].out, d, e, group);
+    R* const diagonal = composed ? allocate_map(storage_, map.size, false, false, 0).c1 : map.c1;
+    targets_[l].push_back({slice.site, map, diagonal, {{slice.offset, slice.size, from}}});
   }
 
   // sum_ = sum_k w_k (l_k - 1), laid out as [q before RoPE | v | u | q behind RoPE]

@@ -76,8 +76,8 @@ struct Bert {
     return block;
   }
 
-  template <class B>
-  static void forward(B& be, Block<B> const& block, Step<B> const& step,
+  template <class Be, class B>
+  static void forward(Be& be, Block<B> const& block, Step<B> const& step,
                       MatrixView<typename B::Act, typename B::Space> h) {
     using ConstView = MatrixView<typename B::Act const, typename B::Space>;
     observe_prompt(be, block.layer, *step.plan, ConstView(h), ConstView(h));
@@ -92,11 +92,11 @@ struct Bert {
   }
 
  private:
-  template <class B, class View>
-  static void make_keys(B& be, Block<B> const& block, Step<B> const& step, StepChunk<B> const& chunk, View h) {
+  template <class Be, class B, class View>
+  static void make_keys(Be& be, Block<B> const& block, Step<B> const& step, StepChunk<B> const& chunk, View h) {
     using Act = typename B::Act;
     using ConstView = MatrixView<Act const, typename B::Space>;
-    ArenaScope scope(be.arena());
+    auto const scope = be.scope();
     auto const k = be.arena().template matrix<Act>(h.rows, h.cols);
     auto const v = be.arena().template matrix<Act>(h.rows, h.cols);
     linear(be, block.k, *chunk.plan, ConstView(h), k);
@@ -104,25 +104,26 @@ struct Bert {
     store_kv(be, step.kv_of(block.layer), chunk.spans, ConstView(k), ConstView(v));
   }
 
-  template <class B, class View>
-  static void attend(B& be, Block<B> const& block, Step<B> const& step, StepChunk<B> const& chunk, View h) {
+  template <class Be, class B, class View>
+  static void attend(Be& be, Block<B> const& block, Step<B> const& step, StepChunk<B> const& chunk, View h) {
     using Act = typename B::Act;
     using ConstView = MatrixView<Act const, typename B::Space>;
-    ArenaScope scope(be.arena());
+    auto const scope = be.scope();
     auto const q = be.arena().template matrix<Act>(h.rows, h.cols);
     auto const attended = be.arena().template matrix<Act>(h.rows, h.cols);
     linear(be, block.q, *chunk.plan, ConstView(h), q);
     attention(be, step.kv_of(block.layer), block.shape, chunk.spans, ConstView(q), attended);
-    linear(be, block.o, *chunk.plan, ConstView(attended), q);
-    add(be, ConstView(q), h);
+    auto const o = be.arena().template matrix<Act>(h.rows, h.cols);
+    linear(be, block.o, *chunk.plan, ConstView(attended), o);
+    add(be, ConstView(o), h);
     layer_norm(be, ConstView(h), block.attention_norm, block.attention_norm_bias, block.eps, h);
   }
 
-  template <class B, class View>
-  static void feed_forward(B& be, Block<B> const& block, StepChunk<B> const& chunk, View h) {
+  template <class Be, class B, class View>
+  static void feed_forward(Be& be, Block<B> const& block, StepChunk<B> const& chunk, View h) {
     using Act = typename B::Act;
     using ConstView = MatrixView<Act const, typename B::Space>;
-    ArenaScope scope(be.arena());
+    auto const scope = be.scope();
     auto const up = be.arena().template matrix<Act>(h.rows, block.up.site.out);
     auto const down = be.arena().template matrix<Act>(h.rows, h.cols);
     linear(be, block.up, *chunk.plan, ConstView(h), up);

@@ -54,10 +54,11 @@ struct BertEnds {
   }
 
   /// Labels of a classifier, else d.
-  index_t output_width() const { return classifier ? out.linear.weight.rows : embedding.weight.cols; }
+  index_t output_width() const { return classifier ? out.layer.weight.rows : embedding.weight.cols; }
 
   /// h [n, d]
-  void embed(B& be, EndStep<B> const& step, View h) const {
+  template <class Be>
+  void embed(Be& be, EndStep<B> const& step, View h) const {
     embedding.forward(be, step, h);
     gather_rows(be, token_types, step.token_types.data(), h, true);
     add_positions(be, positions, step.positions, position_offset, h);
@@ -65,9 +66,10 @@ struct BertEnds {
   }
 
   /// result [m, output_width] of the wanted rows h [m, d]; of a classifier they are first tokens.
-  void logits(B& be, EndStep<B> const& step, View h, View result) const {
+  template <class Be>
+  void logits(Be& be, EndStep<B> const& step, View h, View result) const {
     if (!classifier) return copy(be, ConstView(h), result);
-    ArenaScope scope(be.arena());
+    auto const scope = be.scope();
     auto const pooled = be.arena().template matrix<Act>(h.rows, h.cols);
     dense.forward(be, step, ConstView(h), pooled);
     activate(be, Activation::tanh, pooled);

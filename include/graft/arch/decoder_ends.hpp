@@ -33,13 +33,15 @@ struct DecoderEnds {
     return ends;
   }
 
-  index_t output_width() const { return head.linear.weight.rows; }
+  index_t output_width() const { return head.layer.weight.rows; }
 
   /// h [n, d]
-  void embed(B& be, EndStep<B> const& step, View h) const { embedding.forward(be, step, h); }
+  template <class Be>
+  void embed(Be& be, EndStep<B> const& step, View h) const { embedding.forward(be, step, h); }
 
   /// logits [m, V] of the wanted rows h [m, d], which are overwritten.
-  void logits(B& be, EndStep<B> const& step, View h, View out) const {
+  template <class Be>
+  void logits(Be& be, EndStep<B> const& step, View h, View out) const {
     rms_norm(be, ConstView(h), norm, eps, h);
     head.forward(be, step, ConstView(h), out);
   }

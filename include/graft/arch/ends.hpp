@@ -6,6 +6,7 @@
 #include <graft/arch/weights.hpp>
 #include <graft/layer/linear.hpp>
 
+#include <algorithm>
 #include <cstdint>
 #include <span>
 #include <string>
@@ -47,16 +48,24 @@ struct Embedding {
   }
 
   /// h [n, d]
-  void forward(B& be, EndStep<B> const& step, MatrixView<typename B::Act, typename B::Space> h) const {
+  template <class Be>
+  void forward(Be& be, EndStep<B> const& step, MatrixView<typename B::Act, typename B::Space> h) const {
     gather_rows(be, weight, step.tokens.data(), h);
     for (auto const& request : step.requests)
       if (auto const* own = request.saved(name))
         gather_rows(be, dense_weight(matrix_view(own->values.data(), weight.rows, weight.cols)),
                     step.tokens.data() + request.first, h.row_range(request.first, request.rows));
-    if (auto const deltas = step.plan->low_rank(site.index); deltas.any())
-      apply_low_rank_embedding(be, deltas, step.tokens.data(), weight.rows, h);
+    apply_embedding(be, site, *step.plan, step.tokens.data(), h);
   }
 };
+
+/// A vector that a request's adapters bring, in the backend's own numbers; it lives in the arena.
+template <class B>
+VectorView<Real<B> const, typename B::Space> replaced_vector(B& be, SavedTensor const& own) {
+  auto const copy = be.arena().template vector<Real<B>>(static_cast<index_t>(own.values.size()));
+  std::copy(own.values.begin(), own.values.end(), copy.begin());
+  return copy;
+}
 
 /// A linear layer behind the transformer's layers, with the adapters of the batch.
 template <class B>
@@ -64,7 +73,7 @@ struct Head {
   using Act = typename B::Act;
   using ConstView = MatrixView<Act const, typename B::Space>;
 
-  Linear<B> linear;  ///< [o, i]
+  Linear<B> layer;  ///< [o, i]
   std::string weight_name, bias_name;
 
   /// With `tied`, that weight instead of one from the file.
@@ -74,14 +83,15 @@ struct Head {
   }
 
   /// x [n, i] is left alone, y [n, o] written.
-  void forward(B& be, EndStep<B> const& step, ConstView x, MatrixView<Act, typename B::Space> y) const {
+  template <class Be>
+  void forward(Be& be, EndStep<B> const& step, ConstView x, MatrixView<Act, typename B::Space> y) const {
     bool any_own = false;
     for (auto const& request : step.requests) any_own = any_own || own_of(request) != Own{};
-    if (!any_own) return graft::linear(be, linear, *step.plan, x, y);
+    if (!any_own) return linear(be, layer, *step.plan, x, y);
 
-    // as graft::linear, but neighbours that share a head are multiplied with it together
-    ArenaScope scope(be.arena());
-    auto const input = adapted_input(be, linear.site, *step.plan, x);
+    // as linear, but neighbours that share a head are multiplied with it together
+    auto const scope = be.scope();
+    auto const input = adapted_input(be, layer.site, *step.plan, x);
     for (std::size_t k = 0; k < step.requests.size();) {
       Own const own = own_of(step.requests[k]);
       index_t const first = step.requests[k].first;
@@ -89,18 +99,14 @@ struct Head {
       for (; k < step.requests.size() && own_of(step.requests[k]) == own; ++k) rows += step.requests[k].rows;
       Weight const weight =
           own.first == nullptr
-              ? linear.weight
-              : dense_weight(matrix_view(own.first->values.data(), linear.weight.rows, linear.weight.cols));
-      ArenaScope bias_scope(be.arena());
-      VectorView<Real<B> const, typename B::Space> bias = linear.bias;
-      if (own.second != nullptr) {
-        auto const copy = be.arena().template vector<Real<B>>(linear.weight.rows);
-        std::copy(own.second->values.begin(), own.second->values.end(), copy.begin());
-        bias = copy;
-      }
+              ? layer.weight
+              : dense_weight(matrix_view(own.first->values.data(), layer.weight.rows, layer.weight.cols));
+      auto const bias_scope = be.scope();
+      VectorView<Real<B> const, typename B::Space> bias = layer.bias;
+      if (own.second != nullptr) bias = replaced_vector(be, *own.second);
       product(be, input.base.row_range(first, rows), weight, bias, y.row_range(first, rows));
     }
-    apply_output(be, linear.site, *step.plan, input.delta, y);
+    apply_output(be, layer.site, *step.plan, input.delta, y);
   }
 
  private:
@@ -112,7 +118,7 @@ struct Head {
 template <class B>
 void add_positions(B& be, Weight const& table, std::span<index_t const> positions, index_t offset,
                    MatrixView<typename B::Act, typename B::Space> h) {
-  ArenaScope scope(be.arena());
+  auto const scope = be.scope();
   auto const rows = be.arena().template vector<std::int32_t>(h.rows);
   for (index_t n = 0; n < h.rows; ++n)
     rows[n] = static_cast<std::int32_t>(positions[static_cast<std::size_t>(n)] + offset);

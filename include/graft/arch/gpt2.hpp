@@ -38,16 +38,18 @@ struct Gpt2Ends {
     return ends;
   }
 
-  index_t output_width() const { return head.linear.weight.rows; }
+  index_t output_width() const { return head.layer.weight.rows; }
 
   /// h [n, d]
-  void embed(B& be, EndStep<B> const& step, View h) const {
+  template <class Be>
+  void embed(Be& be, EndStep<B> const& step, View h) const {
     embedding.forward(be, step, h);
     add_positions(be, positions, step.positions, 0, h);
   }
 
   /// logits [m, V] of the wanted rows h [m, d], which are overwritten.
-  void logits(B& be, EndStep<B> const& step, View h, View out) const {
+  template <class Be>
+  void logits(Be& be, EndStep<B> const& step, View h, View out) const {
     layer_norm(be, ConstView(h), norm, norm_bias, eps, h);
     head.forward(be, step, ConstView(h), out);
   }
@@ -113,29 +115,29 @@ struct Gpt2 {
     return block;
   }
 
-  template <class B>
-  static void forward(B& be, Block<B> const& block, Step<B> const& step,
+  template <class Be, class B>
+  static void forward(Be& be, Block<B> const& block, Step<B> const& step,
                       MatrixView<typename B::Act, typename B::Space> h) {
     using Act = typename B::Act;
     using ConstView = MatrixView<Act const, typename B::Space>;
-    ArenaScope scope(be.arena());
+    auto const scope = be.scope();
     auto const normalized = be.arena().template matrix<Act>(h.rows, h.cols);  // [n,d]
     layer_norm(be, ConstView(h), block.norm_1, block.norm_1_bias, block.eps, normalized);
     observe_prompt(be, block.layer, *step.plan, ConstView(normalized), ConstView(h));
     for (auto const& chunk : step.chunks) {
-      ArenaScope chunk_scope(be.arena());
+      auto const chunk_scope = be.scope();
       auto const rows = h.row_range(chunk.first, chunk.rows);
       auto const x = normalized.row_range(chunk.first, chunk.rows);
       attend(be, block, step, chunk, x, rows);
-      feed_forward(be, block, chunk, x, rows);
+      feed_forward(be, block, chunk, rows);
       apply_block_output(be, block.output, *chunk.plan, rows);
     }
   }
 
  private:
-  // h += c_proj(attention(c_attn(x))); x [n,d] is normalised and then overwritten
-  template <class B, class View>
-  static void attend(B& be, Block<B> const& block, Step<B> const& step, StepChunk<B> const& chunk, View x, View h) {
+  // h += c_proj(attention(c_attn(x))); x [n,d] is normalised
+  template <class Be, class B, class View>
+  static void attend(Be& be, Block<B> const& block, Step<B> const& step, StepChunk<B> const& chunk, View x, View h) {
     using Act = typename B::Act;
     using ConstView = MatrixView<Act const, typename B::Space>;
     index_t const d = h.cols;
@@ -145,21 +147,24 @@ struct Gpt2 {
     store_kv(be, kv, chunk.spans, ConstView(qkv.col_range(d, d)), ConstView(qkv.col_range(2 * d, d)));
     auto const attended = be.arena().template matrix<Act>(x.rows, d);
     attention(be, kv, block.shape, chunk.spans, ConstView(qkv.col_range(0, d)), attended);
-    linear(be, block.o, *chunk.plan, ConstView(attended), x);
-    add(be, ConstView(x), h);
+    auto const o = be.arena().template matrix<Act>(x.rows, d);
+    linear(be, block.o, *chunk.plan, ConstView(attended), o);
+    add(be, ConstView(o), h);
   }
 
-  // h += c_proj(f(c_fc(x))), x = layer_norm(h), written over the scratch given
-  template <class B, class View>
-  static void feed_forward(B& be, Block<B> const& block, StepChunk<B> const& chunk, View x, View h) {
+  // h += c_proj(f(c_fc(x))), x = layer_norm(h)
+  template <class Be, class B, class View>
+  static void feed_forward(Be& be, Block<B> const& block, StepChunk<B> const& chunk, View h) {
     using Act = typename B::Act;
     using ConstView = MatrixView<Act const, typename B::Space>;
+    auto const x = be.arena().template matrix<Act>(h.rows, h.cols);
     layer_norm(be, ConstView(h), block.norm_2, block.norm_2_bias, block.eps, x);
     auto const up = be.arena().template matrix<Act>(x.rows, block.up.site.out);
     linear(be, block.up, *chunk.plan, ConstView(x), up);
     activate(be, block.activation, up);
-    linear(be, block.down, *chunk.plan, ConstView(up), x);
-    add(be, ConstView(x), h);
+    auto const down = be.arena().template matrix<Act>(h.rows, h.cols);
+    linear(be, block.down, *chunk.plan, ConstView(up), down);
+    add(be, ConstView(down), h);
   }
 };
 

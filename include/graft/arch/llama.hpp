@@ -79,29 +79,29 @@ struct Llama {
     return block;
   }
 
-  template <class B>
-  static void forward(B& be, Block<B> const& block, Step<B> const& step,
+  template <class Be, class B>
+  static void forward(Be& be, Block<B> const& block, Step<B> const& step,
                       MatrixView<typename B::Act, typename B::Space> h) {
     using Act = typename B::Act;
     using ConstView = MatrixView<Act const, typename B::Space>;
-    ArenaScope scope(be.arena());
+    auto const scope = be.scope();
     auto const normalized = be.arena().template matrix<Act>(h.rows, h.cols);  // [n,d]
     rms_norm(be, ConstView(h), block.input_norm, block.eps, normalized);
     observe_prompt(be, block.layer, *step.plan, ConstView(normalized), ConstView(h));
     for (auto const& chunk : step.chunks) {
-      ArenaScope chunk_scope(be.arena());
+      auto const chunk_scope = be.scope();
       auto const rows = h.row_range(chunk.first, chunk.rows);
       auto const x = normalized.row_range(chunk.first, chunk.rows);
       attend(be, block, step, chunk, x, rows);
-      feed_forward(be, block, chunk, x, rows);
+      feed_forward(be, block, chunk, rows);
       apply_block_output(be, block.output, *chunk.plan, rows);
     }
   }
 
  private:
   // h += o_proj(attention(x)); x [n,d] is normalised
-  template <class B, class View>
-  static void attend(B& be, Block<B> const& block, Step<B> const& step, StepChunk<B> const& chunk, View x, View h) {
+  template <class Be, class B, class View>
+  static void attend(Be& be, Block<B> const& block, Step<B> const& step, StepChunk<B> const& chunk, View x, View h) {
     using Act = typename B::Act;
     using ConstView = MatrixView<Act const, typename B::Space>;
     auto const q = be.arena().template matrix<Act>(x.rows, block.q.site.out);
@@ -126,19 +126,21 @@ struct Llama {
     add(be, ConstView(o), h);
   }
 
-  // h += down_proj(f(gate_proj(x)) * up_proj(x)), x = rms_norm(h), written over the scratch given
-  template <class B, class View>
-  static void feed_forward(B& be, Block<B> const& block, StepChunk<B> const& chunk, View x, View h) {
+  // h += down_proj(f(gate_proj(x)) * up_proj(x)), x = rms_norm(h)
+  template <class Be, class B, class View>
+  static void feed_forward(Be& be, Block<B> const& block, StepChunk<B> const& chunk, View h) {
     using Act = typename B::Act;
     using ConstView = MatrixView<Act const, typename B::Space>;
+    auto const x = be.arena().template matrix<Act>(h.rows, h.cols);
     rms_norm(be, ConstView(h), block.post_norm, block.eps, x);
     auto const gate = be.arena().template matrix<Act>(x.rows, block.gate.site.out);
     auto const up = be.arena().template matrix<Act>(x.rows, block.up.site.out);
     linear(be, block.gate, *chunk.plan, ConstView(x), gate);
     linear(be, block.up, *chunk.plan, ConstView(x), up);
     activate_gated(be, block.activation, gate, ConstView(up));
-    linear(be, block.down, *chunk.plan, ConstView(gate), x);
-    add(be, ConstView(x), h);
+    auto const down = be.arena().template matrix<Act>(h.rows, h.cols);
+    linear(be, block.down, *chunk.plan, ConstView(gate), down);
+    add(be, ConstView(down), h);
   }
 };
 

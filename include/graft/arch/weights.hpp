@@ -6,6 +6,7 @@
 #include <graft/backend/weight.hpp>
 #include <graft/layer/linear.hpp>
 
+#include <cstdint>
 #include <memory>
 #include <string>
 #include <unordered_map>
@@ -34,16 +35,19 @@ class WeightMap {
   }
 };
 
-/// Small dense tensors (norms, biases) decoded once, kept together.
+/// Small dense tensors (norms, biases), decoded once where the file does not hold them as the backend wants them.
 template <class B>
 class DenseVectors {
  public:
   using R = Real<B>;
   VectorView<R const> load(WeightMap const& weights, std::string const& name, index_t size) {
     Weight const w = weights.matrix(name, 1, size);
+    auto const address = reinterpret_cast<std::uintptr_t>(w.data);
+    if (std::is_same_v<R, float> && w.format == Format::f32 && address % alignof(R) == 0)
+      return by_name_[name] = {reinterpret_cast<R const*>(w.data), size};
     storage_.push_back(std::make_unique<R[]>(static_cast<std::size_t>(size)));
     w.row(0, storage_.back().get());
-    return {storage_.back().get(), size};
+    return by_name_[name] = {storage_.back().get(), size};
   }
   VectorView<R const> load_if_present(WeightMap const& weights, std::string const& name, index_t size) {
     return weights.contains(name) ? load(weights, name, size) : VectorView<R const>{};
@@ -58,8 +62,15 @@ class DenseVectors {
             load_if_present(weights, path + ".bias", info.out), sites.bind(path, info.in, info.out)};
   }
 
+  /// The vector loaded under this name; empty when none was.
+  VectorView<R const> find(std::string const& name) const {
+    auto const found = by_name_.find(name);
+    return found == by_name_.end() ? VectorView<R const>{} : found->second;
+  }
+
  private:
   std::vector<std::unique_ptr<R[]>> storage_;
+  std::unordered_map<std::string, VectorView<R const>> by_name_;
 };
 
 }  // namespace graft

@@ -12,6 +12,8 @@
 namespace graft {
 
 /// What an architecture is: Block<B> holds one layer's frozen weights and sites, forward writes the order of the block.
+/// forward is a template of the backend that runs it: training passes a Recorder, which notes every operation for the
+/// way back. So each value gets a buffer of its own, from be.arena(), and only the residual stream h is added to.
 template <class A, class B>
 concept Architecture = requires(typename A::template Block<B> const& block, B& be, Step<B> const& step,
                                 MatrixView<typename B::Act, typename B::Space> h) {
@@ -34,7 +36,8 @@ class TransformerLayer {
   explicit TransformerLayer(Block block) : block_(std::move(block)) {}
 
   /// h [n, d], in place: the residual stream through this layer, every adapter of the step applied.
-  void forward(B& be, Step<B> const& step, MatrixView<typename B::Act, typename B::Space> h) const {
+  template <class Be>
+  void forward(Be& be, Step<B> const& step, MatrixView<typename B::Act, typename B::Space> h) const {
     Arch::forward(be, block_, step, h);
   }
 

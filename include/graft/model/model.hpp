@@ -41,6 +41,7 @@ class Model {
   Bank& bank() { return bank_; }
   std::vector<Layer> const& layers() const { return layers_; }
   Ends const& ends() const { return ends_; }
+  DenseVectors<B> const& dense() const { return dense_; }
   std::vector<double> const& rope() const { return frequencies_; }
 
   static SiteTable sites_of(ModelConfig const& config) {

@@ -31,6 +31,8 @@ class CpuBackend {
 
   Executor& executor() { return *executor_; }
   Arena& arena() { return arena_; }
+  /// What is taken from the arena from now on is given back when the scope ends.
+  ArenaScope scope() { return ArenaScope(arena_); }
 
  private:
   std::unique_ptr<Executor> own_;

@@ -5,6 +5,8 @@
 #include <graft/backend/cpu/cpu_backend.hpp>
 #include <graft/backend/row_map.hpp>
 
+#include <span>
+
 namespace graft {
 namespace cpu {
 
@@ -45,6 +47,17 @@ void map_row(RowMapRow<R const> const& map, T* y, index_t first, index_t last) {
 }
 
 }  // namespace cpu
+
+/// Applies one map to the listed rows in place. y [n, size]
+template <class Act, class T>
+void apply_row_map(CpuBackend<Act>& be, RowMapRow<typename CpuBackend<Act>::Real const> const& map,
+                   std::span<std::int32_t const> rows, MatrixView<T> y) {
+  auto const count = static_cast<index_t>(rows.size());
+  be.executor().run(ceil_div(count, 8), [&](index_t chunk) {
+    for (index_t k = 8 * chunk; k < count && k < 8 * chunk + 8; ++k)
+      cpu::map_row(map, y.row(rows[static_cast<std::size_t>(k)]), index_t{0}, y.cols);
+  });
+}
 
 /// Applies each batch row's map in place. y [n, size]; T may be f64, f32, bf16 or f16.
 template <class Act, class T>
