@@ -17,13 +17,6 @@
 using namespace graft;
 using B = CpuBackend<>;
 
-std::vector<index_t> linear_sites(SiteTable const& sites) {
-  std::vector<index_t> found;
-  for (index_t s = 0; s < sites.size(); ++s)
-    if (sites[s].kind == SiteKind::linear && sites[s].layer >= 0) found.push_back(s);
-  return found;
-}
-
 int main(int argc, char** argv) {
   std::string const path = argc > 1 ? argv[1] : ".cache/models/SmolLM2-135M-Instruct.Q4_1.gguf";
   if (!std::filesystem::exists(path)) return std::printf("-- skipped: %s is not there\n", path.c_str()), 0;
@@ -33,13 +26,14 @@ int main(int argc, char** argv) {
   Model<Llama, Adapters<RoAdRotation, LoRADelta>, B> model(files.config, files.weights);  // frozen, quantised
   Tokenizer const tokenizer(read_tokenizer(path));
 
-  auto const sites = linear_sites(model.sites());
+  std::vector<index_t> sites;  // every linear layer of the backbone
+  for (index_t s = 0; s < model.sites().size(); ++s)
+    if (model.sites()[s].kind == SiteKind::linear && model.sites()[s].layer >= 0) sites.push_back(s);
   auto road = make_module<RoAdRotation, B>("sailor", {}, model.sites(), sites);
   auto lora = make_module<LoRADelta, B>("poet", {.rank = 4, .alpha = 8}, model.sites(), sites);
   AdamW<float> road_steps(parameter_ranges(road)), lora_steps(parameter_ranges(lora));
-  auto const line = [&](std::string const& text) { return tokenizer.encode(text); };
-  std::vector<std::vector<std::int32_t>> const texts = {line("Hello there! Ahoy, me hearty, welcome aboard!"),
-                                                        line("Hello there! O gentle friend, the morning sings.")};
+  std::vector const texts = {tokenizer.encode("Hello there! Ahoy, me hearty, welcome aboard!"),
+                             tokenizer.encode("Hello there! O gentle friend, the morning sings.")};
   std::vector<std::string> const module_of = {"sailor", "poet"};
 
   TrainingPass pass(model, be);
@@ -59,8 +53,8 @@ int main(int argc, char** argv) {
       auto const count = static_cast<index_t>(texts[k].size());
       for (index_t t = 0; t + 1 < count; ++t) {
         wanted.push_back(first + t);
-        rows.push_back({texts[k][static_cast<std::size_t>(t + 1)], 1.0 / static_cast<double>(count - 1),
-                        static_cast<index_t>(k)});
+        rows.push_back(
+            {texts[k][static_cast<std::size_t>(t + 1)], 1.0 / static_cast<double>(count - 1), static_cast<index_t>(k)});
       }
       first += count;
     }

@@ -2,9 +2,9 @@
 // Adapter gradients in a model that is not ours: two Eigen layers, one batch, and two modules of two kinds that learn
 // two functions, each from its own rows.
 #include <graft/adapter/apply_backward.hpp>
+#include <graft/adapter/bank.hpp>
 #include <graft/adapter/lora.hpp>
 #include <graft/adapter/road.hpp>
-#include <graft/adapter/bank.hpp>
 #include <graft/backend/cpu/cpu.hpp>
 #include <graft/backend/cpu/eigen.hpp>
 #include <graft/backend/cpu/low_rank_backward.hpp>

@@ -44,8 +44,11 @@
 
 #include <graft/adapter/adapter_set.hpp>
 #include <graft/adapter/apply.hpp>
+#include <graft/adapter/apply_backward.hpp>
+#include <graft/adapter/backpropagation.hpp>
 #include <graft/adapter/bank.hpp>
 #include <graft/adapter/compose.hpp>
+#include <graft/adapter/gradients.hpp>
 #include <graft/adapter/ia3.hpp>
 #include <graft/adapter/lora.hpp>
 #include <graft/adapter/module.hpp>

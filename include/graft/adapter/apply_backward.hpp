@@ -2,10 +2,10 @@
 // The way back through the calls of apply.hpp, for a trainer that owns its layers and buffers.
 //
 //     plan.build(requests, PlanUse::training);
-//     <forward, as in apply.hpp, keeping x and, where needs_pre_map(site, plan), y = x_base W^T + b before apply_output>
-//     apply_output_backward(be, site, plan, x, y_before, dy, dx, gradients);     dy becomes the gradient of y_before
-//     <the trainer's own dx_base = dy W>
-//     apply_input_backward(be, site, plan, x_before, dx, dx_base, gradients);    dx becomes the gradient of x_before
+//     <forward, as in apply.hpp, keeping x and, where needs_pre_map(site, plan), y = x_base W^T + b before
+//     apply_output> apply_output_backward(be, site, plan, x, y_before, dy, dx, gradients);     dy becomes the gradient
+//     of y_before <the trainer's own dx_base = dy W> apply_input_backward(be, site, plan, x_before, dx, dx_base,
+//     gradients);    dx becomes the gradient of x_before
 //
 // Gradients of modules in training are added to `gradients`; others are frozen and passed through. The calls run
 // several grids one after the other: for executors that return when all is done, not for a SliceExecutor. Results do
@@ -81,8 +81,8 @@ std::vector<StageLink<B>> stage_links(B& be, Stage stage, Site site, index_t lay
         std::fill(v.begin(), v.end(), R{0});
         return v.data;
       };
-      RowMapRow<R> const summed{zeros(sum.c1 != nullptr), zeros(sum.d != nullptr), zeros(sum.e != nullptr),
-                                sum.size,                 sum.group,               nullptr};
+      RowMapRow<R> const summed{
+          zeros(sum.c1 != nullptr), zeros(sum.d != nullptr), zeros(sum.e != nullptr), sum.size, sum.group, nullptr};
       sum_maps(maps.data(), weights.data(), static_cast<index_t>(maps.size()), summed);
       sum = summed;
     }
@@ -164,8 +164,7 @@ void stage_backward(B& be, Stage stage, Site site, Plan<B> const& plan, RowGroup
       row_map_backward(be, link.map, rows, MatrixView<Z const, Space>(z), dy, grad);
     else
       row_map_backward(be, link.map, rows, MatrixView<R const, Space>(before[k]), dy, grad);
-    if (wanted)
-      link_backward(be, link, side, site, layer, group.request, state, state.vectors(), grad, gradients);
+    if (wanted) link_backward(be, link, side, site, layer, group.request, state, state.vectors(), grad, gradients);
   }
 }
 
@@ -242,8 +241,8 @@ void apply_output_backward(B& be, Site site, Plan<B> const& plan, MatrixView<X, 
   if (inner.any()) detail::stage_backward(be, Stage::output_inner, site, plan, y, dy, gradients);
 }
 
-/// x [n, i] is what apply_input was given. dx [n, i]: in, the gradient of what low-rank deltas saw; out, the gradient of
-/// x. dx_base [n, i]: in, the gradient of what the weight was multiplied with; out, scratch.
+/// x [n, i] is what apply_input was given. dx [n, i]: in, the gradient of what low-rank deltas saw; out, the gradient
+/// of x. dx_base [n, i]: in, the gradient of what the weight was multiplied with; out, scratch.
 template <class B, class X, class D>
 void apply_input_backward(B& be, Site site, Plan<B> const& plan, MatrixView<X, typename B::Space> x,
                           MatrixView<D, typename B::Space> dx, MatrixView<D, typename B::Space> dx_base,
@@ -264,12 +263,13 @@ void apply_input_backward(B& be, Site site, Plan<B> const& plan, MatrixView<X, t
     }
   }
   for (index_t n = 0; n < dx.rows; ++n)
-    for (index_t j = 0; j < dx.cols; ++j) dx(n, j) = static_cast<D>(static_cast<R>(dx(n, j)) + static_cast<R>(dx_base(n, j)));
+    for (index_t j = 0; j < dx.cols; ++j)
+      dx(n, j) = static_cast<D>(static_cast<R>(dx(n, j)) + static_cast<R>(dx_base(n, j)));
   if (outer.any()) detail::stage_backward(be, Stage::input_outer, site, plan, x, dx, gradients);
 }
 
-/// After the layer's query, value and up sites. normalized, raw [n, d] as observe_prompt was given them; dnormalized and
-/// draw [n, d] are added to.
+/// After the layer's query, value and up sites. normalized, raw [n, d] as observe_prompt was given them; dnormalized
+/// and draw [n, d] are added to.
 template <class B>
 void observe_prompt_backward(B& be, index_t layer, Plan<B> const& plan,
                              MatrixView<typename B::Act const, typename B::Space> normalized,

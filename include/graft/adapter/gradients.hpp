@@ -24,8 +24,8 @@ class Gradients {
   /// Trains this version of a module, its own heads (modules_to_save) included; its gradients start at zero.
   /// ContractError when its policy has no `backward`.
   void want(std::shared_ptr<PublishedModule<B> const> module) {
-    expects(module != nullptr && module->back.trainable(),
-            "graft: adapter ", module == nullptr ? "" : module->name, " cannot be trained: its policy has no backward");
+    expects(module != nullptr && module->back.trainable(), "graft: adapter ", module == nullptr ? "" : module->name,
+            " cannot be trained: its policy has no backward");
     auto& slot = modules_[module->name];
     for (auto const& [tensor, address] : slot.saved) tensors_.erase(address);
     slot.saved.clear();
@@ -37,7 +37,9 @@ class Gradients {
     slot.module = std::move(module);
   }
   /// Also for a tensor of the base model: `address` is where its values lie.
-  void want_tensor(void const* address, index_t size) { tensors_[address].assign(static_cast<std::size_t>(size), R{0}); }
+  void want_tensor(void const* address, index_t size) {
+    tensors_[address].assign(static_cast<std::size_t>(size), R{0});
+  }
 
   /// Of the module's parameters, in the order of Module::for_each. ContractError for a module that is not in training.
   VectorView<R> of(std::string const& name) { return view(slot(name).values); }

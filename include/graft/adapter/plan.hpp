@@ -20,11 +20,12 @@ struct RequestRows {
   index_t last_prompt = -1;  ///< row of the request that holds the last prompt token, -1: not in this step
 };
 
-/// Rows that share their adapters, and their vectors where those are made from a prompt: what gradients are summed over.
+/// Rows that share their adapters, and their vectors where those are made from a prompt: what gradients are summed
+/// over.
 template <class B>
 struct RowGroup {
   AdapterSet<B> const* set = nullptr;
-  std::size_t request = 0;                    ///< the first of its requests; the only one where the set generates
+  std::size_t request = 0;                     ///< the first of its requests; the only one where the set generates
   std::vector<std::int32_t> rows, positioned;  ///< ascending; those that maps on the residual stream act on
 };
 

@@ -37,7 +37,9 @@ struct DecoderEnds {
 
   /// h [n, d]
   template <class Be>
-  void embed(Be& be, EndStep<B> const& step, View h) const { embedding.forward(be, step, h); }
+  void embed(Be& be, EndStep<B> const& step, View h) const {
+    embedding.forward(be, step, h);
+  }
 
   /// logits [m, V] of the wanted rows h [m, d], which are overwritten.
   template <class Be>

@@ -38,7 +38,8 @@ class BaseWeights {
     WeightMap result;
     result.path = "weights in memory";
     for (auto const& [name, t] : tensors_)
-      result.tensors[name] = {reinterpret_cast<std::byte const*>(t.values.data()), Format::f32, t.rows, t.cols, nullptr};
+      result.tensors[name] = {reinterpret_cast<std::byte const*>(t.values.data()), Format::f32, t.rows, t.cols,
+                              nullptr};
     return result;
   }
 

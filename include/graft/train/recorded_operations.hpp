@@ -112,9 +112,8 @@ void attention(Recorder<B>& be, KvView<typename B::Act> const& kv, AttentionShap
   attention(be.backend(), kv, shape, spans, q, out);
   be.on_way_back([&be, shape, spans, q, out, k = be.keys, v = be.values, kept_q = be.unchanged(q),
                   kept_k = be.unchanged(be.keys), kept_v = be.unchanged(be.values), kept_out = be.unchanged(out)] {
-    attention_backward(be.backend(), shape, spans, kept_q.view(be), kept_k.view(be), kept_v.view(be),
-                       kept_out.view(be), RecordedConstView<B>(be.gradient(out)), be.gradient(q), be.gradient(k),
-                       be.gradient(v));
+    attention_backward(be.backend(), shape, spans, kept_q.view(be), kept_k.view(be), kept_v.view(be), kept_out.view(be),
+                       RecordedConstView<B>(be.gradient(out)), be.gradient(q), be.gradient(k), be.gradient(v));
   });
 }
 
@@ -132,7 +131,8 @@ void drop(Recorder<B>& be, Site site, RecordedView<B> x) {
     double const rate = be.dropout.rates[static_cast<std::size_t>(n)];
     if (rate <= 0) return;
     R const scale = static_cast<R>(1 / (1 - rate));
-    std::uint64_t const row = Random(be.dropout.keys[static_cast<std::size_t>(n)] + static_cast<std::uint64_t>(site.index)).next();
+    std::uint64_t const row =
+        Random(be.dropout.keys[static_cast<std::size_t>(n)] + static_cast<std::uint64_t>(site.index)).next();
     for (index_t j = 0; j < x.cols; ++j)
       x(n, j) = Random(row + static_cast<std::uint64_t>(j)).uniform() < rate ? R{0} : x(n, j) * scale;
   });

@@ -16,8 +16,8 @@
 
 namespace graft {
 
-/// Buffers an architecture takes while it is recorded; they live until the recorder is started anew, and each can have a
-/// gradient.
+/// Buffers an architecture takes while it is recorded; they live until the recorder is started anew, and each can have
+/// a gradient.
 template <class B>
 class RecordedMemory {
  public:

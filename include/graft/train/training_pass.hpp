@@ -2,8 +2,8 @@
 // Forward and back through a model, for a training loop of your own.
 //
 //     pass.forward(sequences, gradients);      hidden states of all rows
-//     pass.head(wanted, loss);                 logits of the wanted rows, a few at a time; loss makes dL/dlogits of them
-//     pass.backward();                         dL/dparameters are added to gradients
+//     pass.head(wanted, loss);                 logits of the wanted rows, a few at a time; loss makes dL/dlogits of
+//     them pass.backward();                         dL/dparameters are added to gradients
 #pragma once
 
 #include <graft/adapter/gradients.hpp>
@@ -29,12 +29,12 @@ namespace graft {
 /// One sequence of a training batch; it starts empty. Sequences follow each other, nothing is padded.
 template <class B>
 struct TrainingSequence {
-  std::span<std::int32_t const> tokens;              ///< at least one
-  std::shared_ptr<AdapterSet<B> const> adapters;     ///< from Bank::resolve; null: none
-  index_t prompt_tokens = -1;                        ///< what PEDRO reads; -1: all. An encoder's prompt is all of it
-  std::span<std::int32_t const> token_types = {};    ///< [tokens] or empty
-  double dropout = 0;                                ///< rate on what low-rank deltas see
-  std::uint64_t dropout_key = 0;                     ///< of (seed, step, example): the same key, the same mask
+  std::span<std::int32_t const> tokens;            ///< at least one
+  std::shared_ptr<AdapterSet<B> const> adapters;   ///< from Bank::resolve; null: none
+  index_t prompt_tokens = -1;                      ///< what PEDRO reads; -1: all. An encoder's prompt is all of it
+  std::span<std::int32_t const> token_types = {};  ///< [tokens] or empty
+  double dropout = 0;                              ///< rate on what low-rank deltas see
+  std::uint64_t dropout_key = 0;                   ///< of (seed, step, example): the same key, the same mask
 };
 
 struct TrainingOptions {
@@ -54,8 +54,12 @@ class TrainingPass {
   using ConstView = MatrixView<Act const, typename B::Space>;
 
   TrainingPass(M& model, B& backend, TrainingOptions options = {})
-      : model_(model), be_(backend), options_(std::move(options)), embedding_(backend, gradient_memory_),
-        head_(backend, gradient_memory_), shared_(backend, gradient_memory_) {
+      : model_(model),
+        be_(backend),
+        options_(std::move(options)),
+        embedding_(backend, gradient_memory_),
+        head_(backend, gradient_memory_),
+        shared_(backend, gradient_memory_) {
     auto const layers = static_cast<std::size_t>(model.config().layers);
     auto& recompute = options_.recompute;
     if (recompute.size() == 1) recompute.resize(layers, recompute[0]);
@@ -225,8 +229,12 @@ class TrainingPass {
     rope_angles(std::span<double const>(model_.rope()), rope_magnitude(model_.config().rope),
                 std::span<index_t const>(positions_), cosine, sine);
     chunk_ = {0, n, &plan_, spans_};
-    step_ = {&plan_, std::span<StepChunk<B> const>(&chunk_, 1), cosine, sine,
-             [](void const* kv_of_layer, index_t) { return *static_cast<KvView<Act> const*>(kv_of_layer); }, &kv_};
+    step_ = {&plan_,
+             std::span<StepChunk<B> const>(&chunk_, 1),
+             cosine,
+             sine,
+             [](void const* kv_of_layer, index_t) { return *static_cast<KvView<Act> const*>(kv_of_layer); },
+             &kv_};
   }
 
   void set_dropout(Recorder<B>& recorder, index_t first, index_t count) {
@@ -256,7 +264,8 @@ class TrainingPass {
       before = row;
     }
     for (std::size_t first = 0; first < wanted.size(); first += static_cast<std::size_t>(options_.head_rows)) {
-      auto const chunk = wanted.subspan(first, std::min(static_cast<std::size_t>(options_.head_rows), wanted.size() - first));
+      auto const chunk =
+          wanted.subspan(first, std::min(static_cast<std::size_t>(options_.head_rows), wanted.size() - first));
       head_.start(*gradients_);
       auto const h = head_.arena().template matrix<Act>(static_cast<index_t>(chunk.size()), width());
       head_requests_.clear(), head_spans_.clear(), head_rates_.clear(), head_keys_.clear();
@@ -286,12 +295,12 @@ class TrainingPass {
   Gradients<B>* gradients_ = nullptr;
   index_t first_trained_ = 0;
   Arena gradient_memory_;
-  Recorder<B> embedding_, head_, shared_;           ///< shared_: of layers that are run again
-  std::vector<std::unique_ptr<Recorder<B>>> own_;   ///< [layers], null: run again
-  std::vector<View> streams_;                       ///< [layers] h as its recorder knows it
+  Recorder<B> embedding_, head_, shared_;          ///< shared_: of layers that are run again
+  std::vector<std::unique_ptr<Recorder<B>>> own_;  ///< [layers], null: run again
+  std::vector<View> streams_;                      ///< [layers] h as its recorder knows it
   View embedded_;
-  std::vector<std::vector<Act>> hidden_;            ///< [layers + 1] of [n, d]: h before each layer, and behind the last
-  std::vector<Act> dh_;                             ///< [n, d]
+  std::vector<std::vector<Act>> hidden_;  ///< [layers + 1] of [n, d]: h before each layer, and behind the last
+  std::vector<Act> dh_;                   ///< [n, d]
 
   Plan<B> plan_, head_plan_;
   std::vector<std::unique_ptr<SequenceState<B>>> states_;
