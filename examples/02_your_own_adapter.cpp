@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// A policy of your own: BitFit, a bias on a layer's output, in 24 lines. It then works in the bank, in mixed batches
+// A policy of your own: BitFit, a bias on a layer's output, in 30 lines. It then works in the bank, in mixed batches
 // with the other kinds, and in PEFT-style folders, without a change anywhere else.
 #include <graft/adapter/apply.hpp>
 #include <graft/adapter/bank.hpp>
@@ -38,6 +38,11 @@ struct BitFit {
   template <class B>
   void coefficients(B&, State<B> const& state, graft::RowMapRow<graft::Real<B>> const& out) const {
     for (graft::index_t j = 0; j < out.size; ++j) out.e[j] = state.e[j];
+  }
+  // To be trained: grad.e is dL/de of what coefficients wrote; g, a State like the first, collects.
+  template <class B>
+  void backward(B&, State<B> const&, graft::RowMapRow<graft::Real<B> const> const& grad, State<B>& g) const {
+    for (graft::index_t j = 0; j < grad.size; ++j) g.e[j] += grad.e[j];
   }
 };
 // [/policy]

@@ -6,6 +6,7 @@
 #include <graft/testing/close.hpp>
 #include <graft/testing/gradient_check.hpp>
 #include <graft/testing/random.hpp>
+#include <tests/backend/poison.hpp>
 #include <tests/catch.hpp>
 
 #include <cmath>
@@ -68,6 +69,7 @@ TEST_CASE("gradients of norms equal differences of the norms") {
       };
       auto const backward = [&](Buffer<double>& dy, Buffer<double>& dx, VectorView<double> dweight,
                                 VectorView<double> dbias) {
+        graft_test::poison(be);
         auto const weights = row_of(std::as_const(weight));
         if (rms)
           rms_norm_backward(be, std::as_const(x).view(), weights, 1e-5, std::as_const(dy).view(), dx.view(), dweight);
@@ -111,6 +113,7 @@ TEST_CASE("the gradient of a norm of heads equals differences, and sums over hea
   };
   Buffer<double> dx = w, dweight(1, 20);
   set(dweight.view(), 0.0);
+  graft_test::poison(be);
   rms_norm_heads_backward(be, std::as_const(x).view(), row_of(std::as_const(weight)), 1e-6, dx.view(), row_of(dweight));
   CHECK(gradient_error(f, x.view(), Matrix(dx.view()).view()) <= 1);
   CHECK(gradient_error(f, weight.view(), Matrix(dweight.view()).view()) <= 1);

@@ -9,6 +9,7 @@
 #include <graft/testing/maps.hpp>
 #include <tests/catch.hpp>
 
+#include <cmath>
 #include <vector>
 
 namespace {
@@ -53,6 +54,7 @@ TEST_CASE("gradients of row maps equal differences, every form and group") {
       Buffer<double> z(row_count, size, 3), y(row_count, size), w(row_count, size, 1);
       fill_normal(z.view(), random);
       fill_normal(w.view(), random);
+      for (std::int32_t n : {1, 3, 4, 6}) std::fill_n(z.row(n), size, NAN);  // what is not listed is not read
       auto const f = [&] {
         for (index_t n = 0; n < row_count; ++n) std::copy_n(z.row(n), size, y.row(n));
         apply_row_map(be, RowMapBatch<double>{&table, request.data(), 1, 0}, y.view());
@@ -68,7 +70,8 @@ TEST_CASE("gradients of row maps equal differences, every form and group") {
       REQUIRE(dy.gaps_untouched());
       Matrix dz(row_count, size);
       for (auto const n : listed) std::copy_n(dy.row(n), size, dz.view().row(n));
-      CHECK(gradient_error(f, z.view(), dz.view()) <= 1);
+      for (auto const n : listed)
+        CHECK(gradient_error(f, z.view().row_range(n, 1), std::as_const(dz).view().row_range(n, 1)) <= 1);
       auto const check = [&](std::vector<double>& parameters, std::vector<double> gradient) {
         for (double& value : gradient) value -= 0.5;
         CHECK(gradient_error(f, VectorView<double>{parameters.data(), static_cast<index_t>(parameters.size())},

@@ -61,4 +61,30 @@ concept Backend = AdapterBackend<B> &&
   attention(be, kv, shape, spans, x, y);
 };
 
+/// What it must offer to training besides: the gradients of these operations.
+template <class B>
+concept TrainingBackend = Backend<B> &&
+    requires(B& be, index_t n, double number, Weight const& weight, std::int32_t const* index, Activation f,
+             typename B::Real real, typename B::Real* numbers, RowMapRow<typename B::Real const> const& map,
+             RowMapRow<typename B::Real> const& map_gradient, LowRankFactors<typename B::Real> const& factors,
+             std::span<std::int32_t const> rows, VectorView<typename B::Act const, typename B::Space> vector,
+             VectorView<typename B::Act, typename B::Space> sum, MatrixView<typename B::Act const, typename B::Space> x,
+             MatrixView<typename B::Act, typename B::Space> y, AttentionShape const& shape,
+             std::span<AttentionSpan const> spans) {
+  product_transposed(be, x, weight, y);
+  weight_gradient(be, x, x, y);
+  bias_gradient(be, x, sum);
+  gather_rows_backward(be, index, x, y);
+  rms_norm_backward(be, x, vector, number, x, y, sum);
+  rms_norm_heads_backward(be, x, vector, number, y, sum);
+  layer_norm_backward(be, x, vector, number, x, y, sum, sum);
+  activate_backward(be, f, x, y);
+  activate_gated_backward(be, f, x, x, y, y);
+  rotate_backward(be, x, x, n, y);
+  attention_backward(be, shape, spans, x, x, x, x, x, y, y, y);
+  requires noexcept(row_map_backward(be, map, rows, x, y, map_gradient));
+  requires noexcept(low_rank_backward(be, factors, real, rows, x, x, y, numbers, numbers));
+  requires noexcept(low_rank_embedding_backward(be, factors, real, rows, index, n, x, numbers, numbers));
+};
+
 }  // namespace graft

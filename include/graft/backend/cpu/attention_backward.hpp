@@ -119,23 +119,6 @@ class AttentionBackward {
     return s;
   }
 
-  // of a block's row, in lanes: a plain loop would wait for each step
-  static Act largest(Act const* row) {
-    Lanes<Act> high = load(row);
-    for (index_t t = lane_count<Act>; t < attention_block; t += lane_count<Act>) {
-      Lanes<Act> const next = load(row + t);
-      high = next > high ? next : high;
-    }
-    Act top = high[0];
-    for (index_t k = 1; k < lane_count<Act>; ++k) top = std::max(top, high[k]);
-    return top;
-  }
-  static Act total_of(Act const* row) {
-    Lanes<Act> sums{};
-    for (index_t t = 0; t < attention_block; t += lane_count<Act>) sums += load(row + t);
-    return cpu::sum(sums);
-  }
-
   void sum_block(Block const& b) const {
     auto const s = scores(b);
     for (index_t r = 0; r < b.queries; ++r) {
@@ -143,10 +126,11 @@ class AttentionBackward {
       Act& top = highest(b.query + r, b.head);
       Act& sum = total(b.query + r, b.head);
       Act const before = top;
-      top = std::max(top, largest(row));
+      top = std::max(top, highest_of(row, b.keys));
       if (top == hidden) continue;
-      for (index_t t = 0; t < attention_block; ++t) row[t] = exp_of(row[t] - top);
-      sum = (sum == 0 ? Act{0} : sum * exp_of(before - top)) + total_of(row);
+      for (index_t t = 0; t < b.keys; ++t) row[t] = exp_of(row[t] - top);
+      Act const here = sum_of(row, b.keys, [](auto p) { return p; });
+      sum = here + (sum == 0 ? Act{0} : sum * exp_of(before - top));
     }
   }
 

@@ -21,6 +21,6 @@
 
 namespace graft {
 
-static_assert(Backend<CpuBackend<float>> && Backend<CpuBackend<double>>);
+static_assert(TrainingBackend<CpuBackend<float>> && TrainingBackend<CpuBackend<double>>);
 
 }  // namespace graft

@@ -30,6 +30,19 @@ R sum_of(R const* x, index_t count, F f) {
   return total;
 }
 
+/// The largest of count >= 1 values; several running maxima, because one would wait for itself at every element.
+template <class Act>
+Act highest_of(Act const* x, index_t count) {
+  constexpr index_t width = 16;
+  Act best[width];
+  std::fill(best, best + width, x[0]);
+  index_t k = 0;
+  for (; k + width <= count; k += width)
+    for (index_t j = 0; j < width; ++j) best[j] = x[k + j] > best[j] ? x[k + j] : best[j];
+  for (; k < count; ++k) best[0] = std::max(best[0], x[k]);
+  return *std::max_element(best, best + width);
+}
+
 template <class R>
 R dot(R const* x, R const* y, index_t count) {
   Lanes<R> acc{};

@@ -16,19 +16,6 @@ namespace cpu {
 // About 4,096 exponentials outweigh handing a chunk out; the grid depends on the shape alone.
 inline index_t loss_rows_per_chunk(index_t cols) { return std::max<index_t>(1, 4096 / std::max<index_t>(1, cols)); }
 
-/// The largest of count >= 1 values; several running maxima, because one would wait for itself at every element.
-template <class Act>
-Act highest_of(Act const* x, index_t count) {
-  constexpr index_t width = 16;
-  Act best[width];
-  std::fill(best, best + width, x[0]);
-  index_t k = 0;
-  for (; k + width <= count; k += width)
-    for (index_t j = 0; j < width; ++j) best[j] = x[k + j] > best[j] ? x[k + j] : best[j];
-  for (; k < count; ++k) best[0] = std::max(best[0], x[k]);
-  return *std::max_element(best, best + width);
-}
-
 /// x = exp(x - highest); the sum, in double over blocks, so that V = 150,000 costs no more digits than 1,024.
 template <class Act>
 double exponentials(Act* x, index_t count, Act highest) {

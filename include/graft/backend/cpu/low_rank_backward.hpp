@@ -47,7 +47,7 @@ template <class Act, class X, class G, class D>
 void low_rank_backward(CpuBackend<Act>& be, LowRankFactors<typename CpuBackend<Act>::Real> const& f,
                        typename CpuBackend<Act>::Real weight, std::span<std::int32_t const> rows, MatrixView<X const> x,
                        MatrixView<G const> dy, MatrixView<D> dx, typename CpuBackend<Act>::Real* da,
-                       typename CpuBackend<Act>::Real* db_transposed) {
+                       typename CpuBackend<Act>::Real* db_transposed) noexcept {
   using R = typename CpuBackend<Act>::Real;
   if (f.rank == 0 || rows.empty()) return;
   ArenaScope scope(be.arena());
@@ -87,7 +87,8 @@ template <class Act, class G>
 void low_rank_embedding_backward(CpuBackend<Act>& be, LowRankFactors<typename CpuBackend<Act>::Real> const& f,
                                  typename CpuBackend<Act>::Real weight, std::span<std::int32_t const> rows,
                                  std::int32_t const* tokens, index_t vocabulary, MatrixView<G const> dy,
-                                 typename CpuBackend<Act>::Real* da, typename CpuBackend<Act>::Real* db_transposed) {
+                                 typename CpuBackend<Act>::Real* da,
+                                 typename CpuBackend<Act>::Real* db_transposed) noexcept {
   using R = typename CpuBackend<Act>::Real;
   if (f.rank == 0 || rows.empty()) return;
   ArenaScope scope(be.arena());

@@ -62,9 +62,14 @@ template <int M, int N, bool Whole, class R>
 /// out += a b.  a [m, k], b [k, j], out [m, j]. A row of out does not depend on the other rows of a, bit for bit.
 template <class R>
 void add_product(Strided<R> a, MatrixView<R const> b, MatrixView<R> out) {
+  alignas(64) R packed[outer_tile_depth * outer_tile_registers * lane_count<R>];
   auto const columns = [&]<int N, bool Whole>(index_t first, index_t count) {
     for (index_t k = 0; k < b.rows; k += outer_tile_depth) {
-      auto const part = b.row_range(k, std::min(outer_tile_depth, b.rows - k)).col_range(first, count);
+      auto part = b.row_range(k, std::min(outer_tile_depth, b.rows - k)).col_range(first, count);
+      if (out.rows >= 32 && part.stride != count) {  // rows at some strides would chase each other from the cache
+        for (index_t r = 0; r < part.rows; ++r) std::copy_n(part.row(r), count, packed + r * count);
+        part = {packed, part.rows, count, count};
+      }
       auto const rows = [&]<int M>(index_t m) {
         Strided<R> const from{a.data + m * a.row + k * a.step, a.row, a.step};
         outer_tile<M, N, Whole>(from, part, out.row_range(m, M).col_range(first, count), count);

@@ -18,7 +18,7 @@ namespace graft {
 template <class Act, class Z, class G>
 void row_map_backward(CpuBackend<Act>& be, RowMapRow<typename CpuBackend<Act>::Real const> const& map,
                       std::span<std::int32_t const> rows, MatrixView<Z const> z, MatrixView<G> dy,
-                      RowMapRow<typename CpuBackend<Act>::Real> const& grad) {
+                      RowMapRow<typename CpuBackend<Act>::Real> const& grad) noexcept {
   using R = typename CpuBackend<Act>::Real;
   index_t const group = map.group != 0 ? map.group : grad.group;
   auto const parameters = [&](Z const* input, G const* slope, index_t first, index_t last) {

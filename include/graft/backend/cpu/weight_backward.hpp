@@ -23,7 +23,13 @@ void for_columns(CpuBackend<Act>& be, index_t columns, FunctionRef<void(index_t,
 template <class Act>
 void weight_gradient(CpuBackend<Act>& be, MatrixView<Act const> dy, MatrixView<Act const> x, MatrixView<Act> dw) {
   cpu::for_columns(be, dy.cols, [&](index_t first, index_t last) {
-    cpu::add_product(cpu::transposed(dy.col_range(first, last - first)), x, dw.row_range(first, last - first));
+    alignas(64) Act panel[cpu::outer_tile_depth * 64];  // dy's rows lie pages apart where o is large
+    for (index_t n = 0; n < dy.rows; n += cpu::outer_tile_depth) {
+      index_t const used = std::min(cpu::outer_tile_depth, dy.rows - n), count = last - first;
+      for (index_t k = 0; k < used; ++k) std::copy_n(dy.row(n + k) + first, count, panel + k * count);
+      cpu::add_product(cpu::transposed(matrix_view(panel, used, count)), x.row_range(n, used),
+                       dw.row_range(first, count));
+    }
   });
 }
 
