@@ -9,7 +9,7 @@
 #include <graft/arch/architectures.hpp>
 #include <graft/io/model_files.hpp>
 #include <graft/testing/random.hpp>
-#include <graft/train/base_weights.hpp>
+#include <graft/train/trainable_weights.hpp>
 #include <graft/train/training_pass.hpp>
 
 #include <algorithm>
@@ -251,7 +251,7 @@ TEST_CASE("every option of PEDRO has its gradient") {
 TEST_CASE("the gradient of every tensor of a backbone equals central differences") {
   for (std::string const name : {"llama_biased", "qwen3", "gpt2", "roberta_classifier"}) {
     auto const files = files_of(name);
-    BaseWeights weights(files.weights);
+    TrainableWeights weights(files.weights);
     with_architecture(files.config.architecture, [&]<class Arch>() {
       auto const loss = [&](Gradients<B>& gradients, bool back) {
         Fixture<Arch> f(files.config, weights.map());

@@ -29,12 +29,12 @@ namespace graft {
 /// One sequence of a training batch; it starts empty. Sequences follow each other, nothing is padded.
 template <class B>
 struct TrainingSequence {
-  std::span<std::int32_t const> tokens;            ///< at least one
-  std::shared_ptr<AdapterSet<B> const> adapters;   ///< from Bank::resolve; null: none
-  index_t prompt_tokens = -1;                      ///< what PEDRO reads; -1: all. An encoder's prompt is all of it
-  std::span<std::int32_t const> token_types = {};  ///< [tokens] or empty
-  double dropout = 0;                              ///< rate on what low-rank deltas see
-  std::uint64_t dropout_key = 0;                   ///< of (seed, step, example): the same key, the same mask
+  std::span<std::int32_t const> tokens;                ///< at least one
+  std::shared_ptr<AdapterSet<B> const> adapters = {};  ///< from Bank::resolve; null: none
+  index_t prompt_tokens = -1;                          ///< what PEDRO reads; -1: all. An encoder's prompt is all of it
+  std::span<std::int32_t const> token_types = {};      ///< [tokens] or empty
+  double dropout = 0;                                  ///< rate on what low-rank deltas see
+  std::uint64_t dropout_key = 0;                       ///< of (seed, step, example): the same key, the same mask
 };
 
 struct TrainingOptions {

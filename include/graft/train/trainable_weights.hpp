@@ -12,18 +12,18 @@
 namespace graft {
 
 /// A model's tensors in f32, in memory that may be changed. Models made from `map()` read it as it is now.
-class BaseWeights {
+class TrainableWeights {
  public:
-  BaseWeights() = default;
+  TrainableWeights() = default;
   /// A copy of every tensor, decoded.
-  explicit BaseWeights(WeightMap const& from) {
+  explicit TrainableWeights(WeightMap const& from) {
     for (auto const& [name, weight] : from.tensors) {
       auto const to = add(name, weight.rows, weight.cols);
       for (index_t k = 0; k < weight.rows; ++k) weight.row(k, to.row(k));
     }
   }
-  BaseWeights(BaseWeights&&) = default;
-  BaseWeights& operator=(BaseWeights&&) = default;
+  TrainableWeights(TrainableWeights&&) = default;
+  TrainableWeights& operator=(TrainableWeights&&) = default;
 
   /// A new tensor [rows, cols] of zeros; a vector has one row.
   MatrixView<float> add(std::string const& name, index_t rows, index_t cols) {
@@ -81,7 +81,8 @@ void const* tensor_address(M const& model, std::string const& name) {
 template <class M>
 void want_base(Gradients<typename M::B>& gradients, M const& model, std::string const& name) {
   auto const& weight = model.weights().tensors.at(name);
-  expects(weight.row_order == nullptr, "graft: ", name, " is stored in another row order; train a BaseWeights copy");
+  expects(weight.row_order == nullptr, "graft: ", name,
+          " is stored in another row order; train a TrainableWeights copy");
   gradients.want_tensor(tensor_address(model, name), weight.rows * weight.cols);
 }
 /// Its gradient, [rows * cols].
