@@ -18,10 +18,14 @@ void ModelOptions::add_to(CLI::App& command, bool adapters_too) {
   command.add_flag("--json", json, "print JSON");
 }
 
-std::unique_ptr<Engine> ModelOptions::open() const {
+void ModelOptions::check() const {
   if (device == "cuda") raise<ContractError>("this build of graft has no CUDA backend; use --device cpu");
   if (precision == "native")
     std::fprintf(stderr, "graft: warning: there are no native-precision kernels yet; computing exactly\n");
+}
+
+std::unique_ptr<Engine> ModelOptions::open() const {
+  check();
   auto engine = make_engine(open_model(model), {threads});
   std::vector<std::string> names;
   for (auto const& adapter : adapters) {

@@ -32,6 +32,8 @@ struct ModelOptions {
   bool json = false;
 
   void add_to(CLI::App& command, bool adapters_too = true);
+  /// Refuses devices and warns of precisions that this build does not have.
+  void check() const;
   /// Opens the model and loads the adapters.
   std::unique_ptr<Engine> open() const;
 };

@@ -15,6 +15,7 @@ int main(int argc, char** argv) {
   graft::cli::add_info(app);
   graft::cli::add_logits(app);
   graft::cli::add_generate(app);
+  graft::cli::add_train(app);
   graft::cli::add_eval(app);
   graft::cli::add_convert(app);
   try {
