@@ -42,7 +42,10 @@ class ArchitectureEngine final : public Engine {
       input.token_types = request.token_types;
       inputs.push_back(input);
       auto const count = static_cast<index_t>(request.tokens.size());
-      for (index_t k = 0; k < (config().classifier ? 1 : count); ++k) wanted.push_back(row + k);
+      if (config().classifier)
+        wanted.push_back(row + context_.answer_row(request.tokens));
+      else
+        for (index_t k = 0; k < count; ++k) wanted.push_back(row + k);
       row += count;
     }
     std::vector<float> all(wanted.size() * static_cast<std::size_t>(output_width()));
@@ -58,7 +61,7 @@ class ArchitectureEngine final : public Engine {
   }
 
   std::vector<std::vector<double>> scores(std::span<ScoreRequest const> requests) override {
-    expects(Arch::causal, "graft: a ", config().architecture, " model is an encoder and gives no token probabilities");
+    check_language_model("gives no token probabilities");
     std::vector<Sequence<CommandBackend>> sequences;
     sequences.reserve(requests.size());
     std::vector<SequenceInput<CommandBackend>> inputs;
@@ -92,13 +95,19 @@ class ArchitectureEngine final : public Engine {
 
   std::vector<Generation> generate(std::span<GenerationRequest const> requests,
                                    std::function<void(std::size_t, std::int32_t)> on_token) override {
+    check_language_model("cannot generate");
     if constexpr (Arch::causal)
       return graft::generate(context_, requests, on_token);
     else
-      raise<ContractError>(text("graft: a ", config().architecture, " model is an encoder and cannot generate"));
+      return {};
   }
 
  private:
+  void check_language_model(char const* what) const {
+    expects(Arch::causal && config().language_model, "graft: ", config().name, " is ",
+            Arch::causal ? "a classifier" : "an encoder", " and ", what);
+  }
+
   ThreadPool pool_;
   CommandBackend backend_;
   Model<Arch, CommandAdapters, CommandBackend> model_;

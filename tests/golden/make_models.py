@@ -545,6 +545,104 @@ def roberta():
     c.finish()
 
 
+# --------------------------------------------------------------------------------------------------------- more heads
+
+
+@case
+def llama_saved_ends():
+    """Adapters that bring an embedding, a head, or both."""
+    c = Case("llama_saved_ends", "LlamaForCausalLM", llama_config(vocab_size=47))
+    c.peft("head", lora(["q_proj"], r=2, modules_to_save=["lm_head"]))
+    c.peft("embedding", lora(["v_proj"], r=3, modules_to_save=["embed_tokens"]))
+    c.peft("both", road("road_2", 2, ["down_proj"], modules_to_save=["lm_head", "embed_tokens"]))
+    c.request(7)
+    for name in ("head", "embedding", "both"):
+        c.request(5 + len(name), [name])
+    c.finish()
+
+
+@case
+def qwen2_windows():
+    """Sliding windows in the layers from the second on."""
+    config = llama_config(
+        Qwen2Config, head_dim=None, num_hidden_layers=3, use_sliding_window=True, sliding_window=4, max_window_layers=1
+    )
+    c = Case("qwen2_windows", "Qwen2ForCausalLM", config)
+    c.peft("lora", lora(["k_proj", "up_proj"], r=3))
+    c.request(17)
+    c.request(9, ["lora"])
+    c.finish()
+
+
+@case
+def llama_classifier():
+    """The answer stands at the last token that is not padding; each adapter brings its own score."""
+    c = Case("llama_classifier", "LlamaForSequenceClassification", llama_config(num_labels=3, pad_token_id=1))
+    c.peft("lora", lora(ALL_LINEAR, r=3, task_type="SEQ_CLS"))
+    c.peft("road", road("road_4", 2, task_type="SEQ_CLS"))
+    c.peft("adapted", lora(["q_proj", "score"], r=2))  # a delta on the base's score instead
+    c.request(9)
+    c.request(6)
+    c.requests[-1]["tokens"] = [1, 5, 1, 9, 1, 1]
+    c.request(12, ["lora"])
+    c.request(5, ["road"])
+    c.requests[-1]["tokens"][-1] = 1
+    c.request(8, ["adapted"])
+    c.finish()
+
+
+@case
+def gpt2_classifier():
+    """No padding token: the last token, whichever it is."""
+    config = gpt2_config(vocab_size=53, n_embd=24, n_head=3, n_inner=40, num_labels=2, pad_token_id=None)
+    c = Case("gpt2_classifier", "GPT2ForSequenceClassification", config)
+    c.peft("lora", lora(["c_attn", "c_proj"], r=3, task_type="SEQ_CLS", fan_in_fan_out=True))
+    c.peft("ia3", IA3Config(
+        target_modules=["c_attn", "mlp.c_proj"], feedforward_modules=["mlp.c_proj"], task_type="SEQ_CLS",
+        fan_in_fan_out=True,
+    ))  # fmt: skip
+    c.request(9)
+    c.request(7, ["lora"])
+    c.request(11, ["ia3"])
+    c.finish()
+
+
+@case
+def bert_masked():
+    """Logits over the vocabulary for every token; `dense` means the head's transform too."""
+    c = Case("bert_masked", "BertForMaskedLM", bert_config(hidden_act="relu"))
+    c.peft("lora", lora(["query", "dense"], r=3))
+    c.peft("all", lora("all-linear", r=2))
+    c.request(9, token_type_ids=[0] * 4 + [1] * 5)
+    c.request(6, ["lora"])
+    c.request(8, ["all"])
+    c.finish()
+
+
+@case
+def roberta_masked():
+    """The decoder has a weight and a bias of its own; padding tokens are not counted in the positions."""
+    config = bert_config(
+        RobertaConfig, type_vocab_size=1, pad_token_id=1, layer_norm_eps=1e-5, tie_word_embeddings=False
+    )
+    c = Case("roberta_masked", "RobertaForMaskedLM", config)
+    c.peft("road", road("road_1", 4, ["query", "lm_head.dense", "output.dense"]))
+    c.request(9)
+    c.requests[-1]["tokens"][3] = c.requests[-1]["tokens"][8] = 1
+    c.request(7, ["road"])
+    c.finish()
+
+
+@case
+def bert_all_linear():
+    """A bare model: its pooler is adapted too, and does not matter."""
+    c = Case("bert_all_linear", "BertModel", bert_config())
+    c.peft("lora", lora("all-linear", r=2))
+    c.request(7)
+    c.request(8, ["lora"])
+    c.finish()
+
+
 if __name__ == "__main__":
     MODELS.mkdir(parents=True, exist_ok=True)
     for name in sys.argv[1:] or CASES:

@@ -41,8 +41,9 @@ class ModelOf final : public AnyModel<Act> {
                  MatrixView<Act> out) override {
       context_.forward(inputs, wanted, out);
     }
-    void forward_first(std::span<SequenceInput<B> const> inputs, MatrixView<Act> out) override {
-      context_.forward_first(inputs, out);
+    index_t answer_row(std::span<std::int32_t const> tokens) const override { return context_.answer_row(tokens); }
+    void classify(std::span<SequenceInput<B> const> inputs, MatrixView<Act> out) override {
+      context_.classify(inputs, out);
     }
     void forward_last(std::span<SequenceInput<B> const> inputs, MatrixView<Act> out) override {
       context_.forward_last(inputs, out);

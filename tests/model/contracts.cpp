@@ -104,7 +104,7 @@ TEST_CASE("an encoder sees the whole input at once") {
   CHECK(refused(s, Input{&q, one}) == "");
 }
 
-TEST_CASE("a classifier answers in first rows") {
+TEST_CASE("a classifier that is an encoder answers in first rows") {
   Session s("bert_classifier");
   auto a = s.start(), b = s.start();
   Tokens const three{4, 5, 6}, two{7, 8};
@@ -114,14 +114,34 @@ TEST_CASE("a classifier answers in first rows") {
   for (std::vector<index_t> const& wanted : {std::vector<index_t>{0, 4}, {1, 3}, {0, 2}}) {
     index_t const wrong = wanted[0] == 0 ? wanted[1] : wanted[0];
     CHECK(refused([&] { s.context->forward(inputs, wanted, view); }) ==
-          text("graft: a classifier answers in the first row of each input; wanted row ", wrong, " is not one"));
+          text("graft: a classifier answers in one row of each input (see answer_row); wanted row ", wrong,
+               " is not one"));
   }
-  s.context->forward_first(inputs, view);
+  s.context->classify(inputs, view);
   auto const first = out;
   a.truncate(0), b.truncate(0);
   std::vector<index_t> const wanted{3};
   s.context->forward(inputs, wanted, matrix_view(out.data(), 1, 3));
   CHECK(same_bits(out.data(), first.data() + 3, 3));
+}
+
+TEST_CASE("a classifier that is a decoder answers at the last token that is not padding") {
+  Session s("llama_classifier");  // padding is 1
+  auto a = s.start(), b = s.start(), c = s.start();
+  Tokens const padded{4, 5, 6, 1, 1}, plain{7, 8}, nothing{1, 1};
+  CHECK(s.context->answer_row(padded) == 2);
+  CHECK(s.context->answer_row(plain) == 1);
+  CHECK(s.context->answer_row(nothing) == 0);
+  std::vector<Input> const inputs{{&a, padded}, {&b, plain}, {&c, nothing}};
+  std::vector<float> out(9);
+  std::vector<index_t> const last{4, 6, 7}, right{2, 6, 7};
+  CHECK(refused([&] { s.context->forward(inputs, last, matrix_view(out.data(), 3, 3)); }) ==
+        "graft: a classifier answers in one row of each input (see answer_row); wanted row 4 is not one");
+  s.context->classify(inputs, matrix_view(out.data(), 3, 3));
+  auto const all = out;
+  for (auto* q : {&a, &b, &c}) q->truncate(0);
+  s.context->forward(inputs, right, matrix_view(out.data(), 3, 3));
+  CHECK(same_bits(out.data(), all.data(), 9));
 }
 
 TEST_CASE("a prompt that PEDRO reads comes in one piece") {

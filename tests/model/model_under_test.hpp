@@ -34,7 +34,8 @@ class AnyContext {
   virtual Sequence<B> start(std::span<AdapterUse const> adapters = {}) = 0;
   virtual void forward(std::span<SequenceInput<B> const> inputs, std::span<index_t const> wanted,
                        MatrixView<Act> out) = 0;
-  virtual void forward_first(std::span<SequenceInput<B> const> inputs, MatrixView<Act> out) = 0;
+  virtual index_t answer_row(std::span<std::int32_t const> tokens) const = 0;
+  virtual void classify(std::span<SequenceInput<B> const> inputs, MatrixView<Act> out) = 0;
   virtual void forward_last(std::span<SequenceInput<B> const> inputs, MatrixView<Act> out) = 0;
 };
 
@@ -102,7 +103,10 @@ Answers<Act> answer(AnyModel<Act> const& model, AnyContext<Act>& context, std::s
     sequences.push_back(context.start(request.adapters));
     inputs.push_back({&sequences.back(), request.tokens, request.prompt_tokens, {}, {}, request.token_types});
     auto const count = static_cast<index_t>(request.tokens.size());
-    for (index_t k = 0; k < (model.config().classifier ? 1 : count); ++k) wanted.push_back(row + k);
+    if (model.config().classifier)
+      wanted.push_back(row + context.answer_row(request.tokens));
+    else
+      for (index_t k = 0; k < count; ++k) wanted.push_back(row + k);
     row += count;
   }
   index_t const width = model.output_width();

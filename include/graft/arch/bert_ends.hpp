@@ -8,11 +8,13 @@
 namespace graft {
 
 /// h = layer_norm(W_e[token] + W_t[type] + W_p[position + offset]), offset = padding index + 1 for RoBERTa, else 0.
-/// A padding token is a token like any other: leave it out.
+/// A padding token is a token like any other, except that RoBERTa gives it the padding index as its position.
 ///
-/// Without a head the output of a row is its last hidden state [d]. A classifier's output is [labels], read off the
-/// sequence's first token: logits = out(tanh(dense(h))), where (dense, out) are BERT's (pooler.dense, classifier) and
-/// RoBERTa's (classifier.dense, classifier.out_proj).
+/// Without a head the output of a row is its last hidden state [d]. With one, (dense, out) are BERT's and RoBERTa's
+///     classifier, [labels] off the sequence's first token:  out(tanh(dense(h)))
+///         pooler.dense, classifier                                        classifier.dense, classifier.out_proj
+///     masked language model, [V] for every token:           out(layer_norm(f(dense(h))))
+///         cls.predictions.transform.dense, cls.predictions.decoder        lm_head.dense, lm_head.decoder
 template <class B>
 struct BertEnds {
   using Act = typename B::Act;
@@ -24,15 +26,17 @@ struct BertEnds {
   VectorView<Real<B> const, typename B::Space> norm, norm_bias;  ///< [d]
   double eps = 0;
   index_t position_offset = 0;
-  bool classifier = false;
-  Head<B> dense, out;  ///< [d, d], [labels, d]
+  bool has_head = false;
+  Activation head_activation = Activation::tanh;
+  VectorView<Real<B> const, typename B::Space> head_norm, head_norm_bias;  ///< [d], of a masked language model
+  Head<B> dense, out;                                                      ///< [d, d], [labels, d] or [V, d]
 
   static void add_sites(ModelConfig const& c, SiteTable& sites) {
     sites.add(
         {-1, "word_embeddings", c.prefix + "embeddings.word_embeddings", c.vocabulary, c.width, SiteKind::embedding});
     // a bare model has a pooler too: adapters may sit there, though its last hidden states do not depend on it
     sites.add_linear(-1, dense_name(c), dense_path(c), c.width, c.width);
-    if (c.classifier) sites.add_linear(-1, out_path(c), out_path(c), c.width, static_cast<index_t>(c.labels.size()));
+    if (c.classifier || c.language_model) sites.add_linear(-1, out_path(c), out_path(c), c.width, c.head_outputs());
   }
 
   static BertEnds load(ModelConfig const& c, WeightMap const& w, SiteTable const& sites, DenseVectors<B>& vectors) {
@@ -45,16 +49,22 @@ struct BertEnds {
     ends.norm_bias = vectors.load(w, embeddings + "LayerNorm.bias", c.width);
     ends.eps = c.norm_eps;
     ends.position_offset = c.position_offset;
-    ends.classifier = c.classifier;
-    if (c.classifier) {
-      ends.dense = Head<B>::load(w, sites, vectors, dense_path(c));
-      ends.out = Head<B>::load(w, sites, vectors, out_path(c));
+    ends.has_head = c.classifier || c.language_model;
+    if (!ends.has_head) return ends;
+    ends.dense = Head<B>::load(w, sites, vectors, dense_path(c));
+    if (c.language_model) {
+      std::string const head_norm = roberta(c) ? "lm_head.layer_norm" : "cls.predictions.transform.LayerNorm";
+      ends.head_norm = vectors.load(w, head_norm + ".weight", c.width);
+      ends.head_norm_bias = vectors.load(w, head_norm + ".bias", c.width);
+      ends.head_activation = roberta(c) ? Activation::gelu : c.activation;
     }
+    ends.out =
+        Head<B>::load(w, sites, vectors, out_path(c), c.language_model && c.tied ? &ends.embedding.weight : nullptr);
     return ends;
   }
 
-  /// Labels of a classifier, else d.
-  index_t output_width() const { return classifier ? out.layer.weight.rows : embedding.weight.cols; }
+  /// Labels, V, or d without a head.
+  index_t output_width() const { return has_head ? out.layer.weight.rows : embedding.weight.cols; }
 
   /// h [n, d]
   template <class Be>
@@ -68,19 +78,31 @@ struct BertEnds {
   /// result [m, output_width] of the wanted rows h [m, d]; of a classifier they are first tokens.
   template <class Be>
   void logits(Be& be, EndStep<B> const& step, View h, View result) const {
-    if (!classifier) return copy(be, ConstView(h), result);
+    if (!has_head) return copy(be, ConstView(h), result);
     auto const scope = be.scope();
-    auto const pooled = be.arena().template matrix<Act>(h.rows, h.cols);
-    dense.forward(be, step, ConstView(h), pooled);
-    activate(be, Activation::tanh, pooled);
-    out.forward(be, step, ConstView(pooled), result);
+    auto const x = be.arena().template matrix<Act>(h.rows, h.cols);
+    dense.forward(be, step, ConstView(h), x);
+    activate(be, head_activation, x);
+    if (head_norm.empty()) return out.forward(be, step, ConstView(x), result);
+    auto const normalized = be.arena().template matrix<Act>(h.rows, h.cols);
+    layer_norm(be, ConstView(x), head_norm, head_norm_bias, eps, normalized);
+    out.forward(be, step, ConstView(normalized), result);
   }
 
  private:
-  static bool roberta_head(ModelConfig const& c) { return c.architecture == "roberta" && c.classifier; }
-  static std::string dense_name(ModelConfig const& c) { return roberta_head(c) ? "classifier.dense" : "pooler.dense"; }
-  static std::string dense_path(ModelConfig const& c) { return (roberta_head(c) ? "" : c.prefix) + dense_name(c); }
-  static std::string out_path(ModelConfig const& c) { return roberta_head(c) ? "classifier.out_proj" : "classifier"; }
+  static bool roberta(ModelConfig const& c) { return c.architecture == "roberta"; }
+  // a module's name in its class, and its path
+  static std::string dense_name(ModelConfig const& c) {
+    if (c.language_model) return roberta(c) ? "lm_head.dense" : "cls.predictions.transform.dense";
+    return roberta(c) && c.classifier ? "classifier.dense" : "pooler.dense";
+  }
+  static std::string dense_path(ModelConfig const& c) {
+    return (dense_name(c) == "pooler.dense" ? c.prefix : "") + dense_name(c);
+  }
+  static std::string out_path(ModelConfig const& c) {
+    if (c.language_model) return roberta(c) ? "lm_head.decoder" : "cls.predictions.decoder";
+    return roberta(c) ? "classifier.out_proj" : "classifier";
+  }
 };
 
 }  // namespace graft

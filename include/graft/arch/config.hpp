@@ -28,11 +28,16 @@ struct ModelConfig {
   std::vector<bool> windowed;  ///< [layers] or empty: which layers the window holds for (all, when empty)
   bool tied = true;            ///< the head is the embedding
   Activation activation = Activation::silu;
-  index_t token_types = 0;          ///< BERT
-  index_t position_offset = 0;      ///< RoBERTa: position of the first token
+  index_t token_types = 0;      ///< BERT
+  index_t position_offset = 0;  ///< RoBERTa: position of the first token
+  index_t padding = -1;         ///< the padding token, -1: none; a classifier that is a decoder reads the last other
   std::vector<std::string> labels;  ///< of a classification head; empty: language model or bare encoder
   bool classifier = false;
-  bool language_model = true;
+  bool language_model = true;  ///< with a head over the vocabulary, causal or masked
+
+  /// The path of a decoder's head and its outputs.
+  std::string decoder_head() const { return classifier ? "score" : "lm_head"; }
+  index_t head_outputs() const { return classifier ? static_cast<index_t>(labels.size()) : vocabulary; }
 
   index_t window_of(index_t layer) const {
     return windowed.empty() || windowed[static_cast<std::size_t>(layer)] ? window : 0;

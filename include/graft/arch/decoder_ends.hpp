@@ -7,7 +7,7 @@
 
 namespace graft {
 
-/// h = W_e[token];  logits = rms_norm(h) W_h^T, W_h = W_e when tied.
+/// h = W_e[token];  logits = rms_norm(h) W_h^T, W_h = W_e when tied. A classifier's head is "score", [labels, d].
 template <class B>
 struct DecoderEnds {
   using Act = typename B::Act;
@@ -16,19 +16,20 @@ struct DecoderEnds {
 
   Embedding<B> embedding;                             ///< [V, d]
   VectorView<Real<B> const, typename B::Space> norm;  ///< [d]
-  Head<B> head;                                       ///< [V, d]
+  Head<B> head;                                       ///< [V, d] or [labels, d]
   double eps = 0;
 
   static void add_sites(ModelConfig const& c, SiteTable& sites) {
     sites.add({-1, "embed_tokens", c.prefix + "embed_tokens", c.vocabulary, c.width, SiteKind::embedding});
-    sites.add_linear(-1, "lm_head", "lm_head", c.width, c.vocabulary);
+    sites.add_linear(-1, c.decoder_head(), c.decoder_head(), c.width, c.head_outputs());
   }
 
   static DecoderEnds load(ModelConfig const& c, WeightMap const& w, SiteTable const& sites, DenseVectors<B>& dense) {
     DecoderEnds ends;
     ends.embedding = Embedding<B>::load(w, sites, c.prefix + "embed_tokens", c.vocabulary, c.width);
     ends.norm = dense.load(w, c.prefix + "norm.weight", c.width);
-    ends.head = Head<B>::load(w, sites, dense, "lm_head", c.tied ? &ends.embedding.weight : nullptr);
+    ends.head =
+        Head<B>::load(w, sites, dense, c.decoder_head(), c.tied && !c.classifier ? &ends.embedding.weight : nullptr);
     ends.eps = c.norm_eps;
     return ends;
   }
@@ -41,7 +42,7 @@ struct DecoderEnds {
     embedding.forward(be, step, h);
   }
 
-  /// logits [m, V] of the wanted rows h [m, d], which are overwritten.
+  /// logits [m, V] or [m, labels] of the wanted rows h [m, d], which are overwritten.
   template <class Be>
   void logits(Be& be, EndStep<B> const& step, View h, View out) const {
     rms_norm(be, ConstView(h), norm, eps, h);

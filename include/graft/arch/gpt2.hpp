@@ -9,7 +9,8 @@
 
 namespace graft {
 
-/// h = W_e[token] + W_p[position];  logits = layer_norm(h) W_h^T, W_h = W_e when tied.
+/// h = W_e[token] + W_p[position];  logits = layer_norm(h) W_h^T, W_h = W_e when tied. A classifier's
+/// head is "score", [labels, d].
 template <class B>
 struct Gpt2Ends {
   using Act = typename B::Act;
@@ -24,7 +25,7 @@ struct Gpt2Ends {
 
   static void add_sites(ModelConfig const& c, SiteTable& sites) {
     sites.add({-1, "wte", c.prefix + "wte", c.vocabulary, c.width, SiteKind::embedding});
-    sites.add_linear(-1, "lm_head", "lm_head", c.width, c.vocabulary);
+    sites.add_linear(-1, c.decoder_head(), c.decoder_head(), c.width, c.head_outputs());
   }
 
   static Gpt2Ends load(ModelConfig const& c, WeightMap const& w, SiteTable const& sites, DenseVectors<B>& dense) {
@@ -33,7 +34,8 @@ struct Gpt2Ends {
     ends.positions = w.matrix(c.prefix + "wpe.weight", c.positions, c.width);
     ends.norm = dense.load(w, c.prefix + "ln_f.weight", c.width);
     ends.norm_bias = dense.load(w, c.prefix + "ln_f.bias", c.width);
-    ends.head = Head<B>::load(w, sites, dense, "lm_head", c.tied ? &ends.embedding.weight : nullptr);
+    ends.head =
+        Head<B>::load(w, sites, dense, c.decoder_head(), c.tied && !c.classifier ? &ends.embedding.weight : nullptr);
     ends.eps = c.norm_eps;
     return ends;
   }
@@ -47,7 +49,7 @@ struct Gpt2Ends {
     add_positions(be, positions, step.positions, 0, h);
   }
 
-  /// logits [m, V] of the wanted rows h [m, d], which are overwritten.
+  /// logits [m, V] or [m, labels] of the wanted rows h [m, d], which are overwritten.
   template <class Be>
   void logits(Be& be, EndStep<B> const& step, View h, View out) const {
     layer_norm(be, ConstView(h), norm, norm_bias, eps, h);

@@ -70,28 +70,43 @@ inline RopeConfig hf_rope(JsonObject const& config, ModelConfig const& model) {
   return rope;
 }
 
+/// What stands behind a decoder's last layer.
+inline void hf_decoder_head(JsonObject const& config, ModelConfig& m, std::string const& model_class) {
+  m.classifier = model_class.ends_with("ForSequenceClassification");
+  m.language_model = !m.classifier;
+  if (m.classifier)
+    m.padding = config.get_or<index_t>("pad_token_id", -1);
+  else if (!model_class.empty() && !model_class.ends_with("ForCausalLM") && !model_class.ends_with("LMHeadModel"))
+    config.fail("a ", model_class, " is not supported for ", m.architecture,
+                " (the causal language model and ForSequenceClassification are)");
+}
+
 inline void hf_decoder(JsonObject const& config, ModelConfig& m) {
   m.prefix = "model.";
   m.vocabulary = config.size("vocab_size");
   m.width = config.size("hidden_size");
   m.layers = config.size("num_hidden_layers");
   m.heads = config.size("num_attention_heads");
-  m.kv_heads = config.size_or("num_key_value_heads", m.heads);
-  m.head_dim = config.size_or("head_dim", m.width / m.heads);
+  // what transformers takes where the key is absent; null means something else
+  auto const absent = [&](char const* key, index_t fallback) { return config.json().contains(key) ? 0 : fallback; };
+  bool const qwen = m.architecture.starts_with("qwen"), mistral = m.architecture == "mistral";
+  index_t const kv_heads = absent("num_key_value_heads", qwen ? 32 : mistral ? 8 : 0);
+  m.kv_heads = config.size_or("num_key_value_heads", kv_heads != 0 ? kv_heads : m.heads);
+  m.head_dim = config.size_or("head_dim", m.architecture == "qwen3" ? 128 : m.width / m.heads);
   m.ffn = config.size("intermediate_size");
   m.positions = config.size_or("max_position_embeddings", 2048);
   m.norm_eps = config.get_or<double>("rms_norm_eps", 1e-6);
   m.tied = config.get_or<bool>("tie_word_embeddings", false);
   m.activation = hf_activation(config, "hidden_act", "silu");
   m.rope = hf_rope(config, m);
-  if (m.architecture == "mistral") m.window = config.size_or("sliding_window", 0);
-  if (m.architecture.starts_with("qwen") && config.get_or<bool>("use_sliding_window", false)) {
-    m.window = config.size_or("sliding_window", 0);
-    auto const first = config.get_or<index_t>("max_window_layers", 0);  // layers below it attend to everything
+  if (mistral || (qwen && config.get_or<bool>("use_sliding_window", false)))
+    m.window = config.size_or("sliding_window", absent("sliding_window", 4096));
+  if (qwen && m.window != 0) {
+    auto const first = config.get_or<index_t>("max_window_layers", 28);  // layers below it attend to everything
     m.windowed.resize(static_cast<std::size_t>(m.layers));
     for (index_t l = 0; l < m.layers; ++l) m.windowed[static_cast<std::size_t>(l)] = l >= first;
   }
-  if (config.has("layer_types")) {
+  if (config.has("layer_types") && qwen) {
     auto const types = config.get<std::vector<std::string>>("layer_types");
     if (static_cast<index_t>(types.size()) != m.layers)
       config.fail("layer_types has ", types.size(), " entries for ", m.layers, " layers");
@@ -133,15 +148,19 @@ inline void hf_bert(JsonObject const& config, ModelConfig& m, std::string const&
   m.norm_eps = config.get_or<double>("layer_norm_eps", 1e-12);
   m.activation = hf_activation(config, "hidden_act", "gelu");
   m.token_types = config.size_or("type_vocab_size", 2);
-  if (m.architecture == "roberta") m.position_offset = config.get_or<index_t>("pad_token_id", 1) + 1;
+  if (m.architecture == "roberta") {
+    m.padding = config.get_or<index_t>("pad_token_id", 1);
+    m.position_offset = m.padding + 1;
+  }
   if (auto const type = config.get_or<std::string>("position_embedding_type", "absolute"); type != "absolute")
     config.fail("position embeddings of type ", in_quotes(type), " are not supported");
   for (auto const* key : {"is_decoder", "add_cross_attention"})
     if (config.get_or<bool>(key, false)) config.fail(in_quotes(key), " is not supported");
-  m.language_model = false;
+  m.tied = config.get_or<bool>("tie_word_embeddings", true);
+  m.language_model = model_class.ends_with("ForMaskedLM");
   m.classifier = model_class.ends_with("ForSequenceClassification");
-  if (!m.classifier && !model_class.ends_with("Model"))
-    config.fail("a ", model_class, " is not supported (the bare model and ForSequenceClassification are)");
+  if (!m.language_model && !m.classifier && !model_class.ends_with("Model"))
+    config.fail("a ", model_class, " is not supported (the bare model, ForMaskedLM and ForSequenceClassification are)");
 }
 
 }  // namespace detail
@@ -156,17 +175,14 @@ inline ModelConfig read_hf_config(std::filesystem::path const& path) {
   std::string const model_class = classes.empty() ? "" : classes[0];
   if (m.architecture == "llama" || m.architecture == "mistral" || m.architecture == "qwen2" ||
       m.architecture == "qwen3")
-    detail::hf_decoder(config, m);
+    detail::hf_decoder(config, m), detail::hf_decoder_head(config, m, model_class);
   else if (m.architecture == "gpt2")
-    detail::hf_gpt2(config, m);
+    detail::hf_gpt2(config, m), detail::hf_decoder_head(config, m, model_class);
   else if (m.architecture == "bert" || m.architecture == "roberta")
     detail::hf_bert(config, m, model_class.empty() ? "Model" : model_class);
   else
     config.fail("architecture ", in_quotes(m.architecture),
                 " is not supported (llama, mistral, qwen2, qwen3, gpt2, bert, roberta are)");
-  if (m.language_model && !model_class.empty() && !model_class.ends_with("ForCausalLM") &&
-      !model_class.ends_with("LMHeadModel"))
-    config.fail("a ", model_class, " is not supported for ", m.architecture, " (the causal language model is)");
   if (m.classifier) {
     index_t labels = config.size_or("num_labels", 2);
     if (config.has("id2label")) labels = static_cast<index_t>(config.json().at("id2label").size());

@@ -65,7 +65,9 @@ inline std::string class_name(ModelConfig const& config, std::string name, bool 
   if (encoder && name.ends_with(".beta")) name.replace(name.size() - 5, 5, ".bias");
   std::string const with = config.architecture + ".";
   if (encoder && config.prefix.empty() && name.starts_with(with)) return name.substr(with.size());
-  bool const head = name.starts_with("lm_head.") || name.starts_with("classifier.");
+  bool head = false;
+  for (std::string_view const module : {"lm_head.", "classifier.", "score.", "cls."})
+    head = head || name.starts_with(module);
   return prefixed || head ? name : config.prefix + name;
 }
 
@@ -85,6 +87,10 @@ inline WeightMap hf_weights(ModelConfig& config, TensorFile const& file) {
   if (config.tied && !map.contains(config.prefix + "embed_tokens.weight") && map.contains("lm_head.weight") &&
       config.architecture != "gpt2")
     map.tensors[config.prefix + "embed_tokens.weight"] = map.tensors["lm_head.weight"];
+  // a masked language model keeps its decoder's bias beside the decoder, and has it there alone where they are tied
+  for (std::string const head : {"cls.predictions.", "lm_head."})
+    if (map.contains(head + "bias") && (config.tied || !map.contains(head + "decoder.bias")))
+      map.tensors[head + "decoder.bias"] = map.tensors[head + "bias"];
   return map;
 }
 

@@ -194,6 +194,9 @@ class PeftReader {
       auto const is_this = [&](auto const& name) { return is_module(info.path, name); };
       auto const lists = [&](auto const& names) { return std::any_of(names.begin(), names.end(), is_this); };
       if (info.kind == SiteKind::rotated_q || found_.contains(s) || !lists(config_.target_modules)) continue;
+      auto const& saved = config_.modules_to_save;  // what is replaced as a whole is not adapted
+      if (std::any_of(saved.begin(), saved.end(), [&](auto const& one) { return is_inside_module(info.path, one); }))
+        continue;
       if (++missing == 1) example = info.path;
     }
     if (missing > 0)

@@ -60,7 +60,7 @@ class Context {
 
   /// Runs all inputs as one batch, inputs in order, tokens in order: batch row n. `wanted` lists batch rows, ascending;
   /// out [wanted, output width] receives their logits, or last hidden states of an encoder without a head. A classifier
-  /// answers in the first row of each input, and no other may be wanted. Sequences grow by their tokens. ContractError
+  /// answers in one row of each input, and no other may be wanted. Sequences grow by their tokens. ContractError
   /// before any work when something does not fit; then nothing has changed.
   void forward(std::span<SequenceInput<B> const> inputs, std::span<index_t const> wanted, View out) {
     check(inputs, wanted, out);
@@ -98,12 +98,22 @@ class Context {
     forward(inputs, wanted_, out);
   }
   /// What a classifier says of every input, [inputs, labels].
-  void forward_first(std::span<SequenceInput<B> const> inputs, View out) {
+  void classify(std::span<SequenceInput<B> const> inputs, View out) {
     wanted_.clear();
     index_t row = 0;
-    for (auto const& input : inputs)
-      wanted_.push_back(std::exchange(row, row + static_cast<index_t>(input.tokens.size())));
+    for (auto const& input : inputs) {
+      wanted_.push_back(row + answer_row(input.tokens));
+      row += static_cast<index_t>(input.tokens.size());
+    }
     forward(inputs, wanted_, out);
+  }
+  /// The row of an input in which a classifier answers: the first in an encoder; in a decoder the last whose token is
+  /// not the padding token, as in transformers, or the first when all are.
+  index_t answer_row(std::span<std::int32_t const> tokens) const {
+    auto row = static_cast<index_t>(tokens.size()) - 1;
+    if (!M::Arch::causal) row = 0;
+    while (row > 0 && tokens[static_cast<std::size_t>(row)] == model_.config().padding) --row;
+    return row;
   }
 
  private:
@@ -155,21 +165,21 @@ class Context {
       expects(row > before && row < rows, "graft: wanted row ", row, " is out of order or outside the batch of ", rows);
       before = row;
     }
-    if (model_.config().classifier) check_first_rows(inputs, wanted);
+    if (model_.config().classifier) check_answer_rows(inputs, wanted);
     expects(
         out.rows == static_cast<index_t>(wanted.size()) && (wanted.empty() || out.cols == model_.ends().output_width()),
         "graft: logits should be [", wanted.size(), ", ", model_.ends().output_width(), "], they are [", out.rows, ", ",
         out.cols, "]");
   }
 
-  static void check_first_rows(std::span<SequenceInput<B> const> inputs, std::span<index_t const> wanted) {
+  void check_answer_rows(std::span<SequenceInput<B> const> inputs, std::span<index_t const> wanted) const {
     std::size_t next = 0;
     index_t row = 0;
     for (auto const& in : inputs) {
-      if (next < wanted.size() && wanted[next] == row) ++next;
+      if (next < wanted.size() && wanted[next] == row + answer_row(in.tokens)) ++next;
       row += static_cast<index_t>(in.tokens.size());
     }
-    expects(next == wanted.size(), "graft: a classifier answers in the first row of each input; wanted row ",
+    expects(next == wanted.size(), "graft: a classifier answers in one row of each input (see answer_row); wanted row ",
             next < wanted.size() ? wanted[next] : 0, " is not one");
   }
 
@@ -195,11 +205,14 @@ class Context {
                            (first_step || in.prompt_tokens >= 0) && last >= 0 && last < count ? last : -1});
       whole_.push_back({in.sequence->kv().pages.data(), static_cast<index_t>(tokens_.size()), count, length,
                         length + count, in.mask.empty() ? nullptr : in.mask.data()});
+      index_t position = length;
       for (index_t k = 0; k < count; ++k) {
         auto const at = static_cast<std::size_t>(k);
+        // where positions count from behind the padding token's, as in RoBERTa, padding has that one and is not counted
+        bool const padding = model_.config().position_offset > 0 && in.tokens[at] == model_.config().padding;
         tokens_.push_back(in.tokens[at]);
         token_types_.push_back(in.token_types.empty() ? 0 : in.token_types[at]);
-        positions_.push_back(in.positions.empty() ? length + k : in.positions[at]);
+        positions_.push_back(!in.positions.empty() ? in.positions[at] : padding ? -1 : position++);
       }
     }
     plan_.build(requests_);
