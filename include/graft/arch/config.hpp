@@ -12,6 +12,9 @@
 namespace graft {
 
 struct ModelConfig {
+  /// More layers or labels no file may claim: memory is taken for them before any tensor is looked at.
+  static constexpr index_t most_layers = 100000, most_labels = 100000;
+
   std::string architecture;  ///< "llama", "mistral", "qwen2", "qwen3", "gpt2", "bert", "roberta"
   std::string prefix;        ///< what paths of the backbone begin with: "model.", "transformer.", "bert.", ...
   std::string name;          ///< where it came from, for messages

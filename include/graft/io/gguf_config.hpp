@@ -18,7 +18,8 @@ inline ModelConfig read_gguf_config(Gguf const& file) {
     fail("architecture ", in_quotes(architecture), " is not supported in GGUF files (llama, qwen2, qwen3, gpt2 are)");
   auto const size = [&](std::string const& key) {
     auto const value = static_cast<index_t>(meta.template get<std::uint32_t>(architecture + "." + key));
-    if (value <= 0) fail("metadata key ", in_quotes(architecture + "." + key), " is 0");
+    if (value <= 0 || value > index_t{1} << 31)
+      fail("metadata key ", in_quotes(architecture + "." + key), " is ", value, ", expected a size from 1 to 2^31");
     return value;
   };
   auto const size_or = [&](std::string const& key, index_t fallback) {
@@ -33,6 +34,7 @@ inline ModelConfig read_gguf_config(Gguf const& file) {
   m.name = meta.contains("general.name") ? std::string(meta.template get<std::string_view>("general.name")) : path;
   m.prefix = architecture == "gpt2" ? "transformer." : "model.";
   m.layers = size("block_count");
+  if (m.layers > m.most_layers) fail(m.layers, " layers are not believable");
   m.width = size("embedding_length");
   m.ffn = size("feed_forward_length");
   m.heads = size("attention.head_count");
@@ -61,6 +63,7 @@ inline ModelConfig read_gguf_config(Gguf const& file) {
   if (m.rope.dimensions % 2 != 0 || m.rope.dimensions > m.head_dim)
     fail("RoPE over ", m.rope.dimensions, " columns is not possible");
   m.rope.theta = number_or("rope.freq_base", 10000);
+  if (!(m.rope.theta > 0)) fail("RoPE's base is ", m.rope.theta, ", expected a positive number");
   auto const scaling = meta.contains(architecture + ".rope.scaling.type")
                            ? std::string(meta.template get<std::string_view>(architecture + ".rope.scaling.type"))
                            : std::string("none");

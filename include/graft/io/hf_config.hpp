@@ -64,6 +64,7 @@ inline RopeConfig hf_rope(JsonObject const& config, ModelConfig const& model) {
     if (rope.scaling != RopeConfig::Scaling::none && !(rope.factor > 0)) r.fail("RoPE's factor must be positive");
   }
   if (!(rope.theta > 0)) config.fail("rope_theta must be positive");
+  if (!(partial > 0 && partial <= 1)) config.fail("partial_rotary_factor is ", partial, ", expected 0 to 1");
   rope.dimensions = static_cast<index_t>(partial * static_cast<double>(model.head_dim));
   if (rope.dimensions <= 0 || rope.dimensions % 2 != 0 || rope.dimensions > model.head_dim)
     config.fail("RoPE over ", rope.dimensions, " of ", model.head_dim, " columns of a head is not possible");
@@ -85,7 +86,7 @@ inline void hf_decoder(JsonObject const& config, ModelConfig& m) {
   m.prefix = "model.";
   m.vocabulary = config.size("vocab_size");
   m.width = config.size("hidden_size");
-  m.layers = config.size("num_hidden_layers");
+  m.layers = config.size("num_hidden_layers", m.most_layers);
   m.heads = config.size("num_attention_heads");
   // what transformers takes where the key is absent; null means something else
   auto const absent = [&](char const* key, index_t fallback) { return config.json().contains(key) ? 0 : fallback; };
@@ -123,7 +124,7 @@ inline void hf_gpt2(JsonObject const& config, ModelConfig& m) {
   m.prefix = "transformer.";
   m.vocabulary = config.size("vocab_size");
   m.width = config.size("n_embd");
-  m.layers = config.size("n_layer");
+  m.layers = config.size("n_layer", m.most_layers);
   m.heads = m.kv_heads = config.size("n_head");
   m.head_dim = m.width / m.heads;
   m.ffn = config.size_or("n_inner", 4 * m.width);
@@ -140,7 +141,7 @@ inline void hf_bert(JsonObject const& config, ModelConfig& m, std::string const&
   m.prefix = model_class.ends_with("Model") ? "" : m.architecture + ".";
   m.vocabulary = config.size("vocab_size");
   m.width = config.size("hidden_size");
-  m.layers = config.size("num_hidden_layers");
+  m.layers = config.size("num_hidden_layers", m.most_layers);
   m.heads = m.kv_heads = config.size("num_attention_heads");
   m.head_dim = m.width / m.heads;
   m.ffn = config.size("intermediate_size");
@@ -151,6 +152,8 @@ inline void hf_bert(JsonObject const& config, ModelConfig& m, std::string const&
   if (m.architecture == "roberta") {
     m.padding = config.get_or<index_t>("pad_token_id", 1);
     m.position_offset = m.padding + 1;
+    if (m.padding < 0 || m.position_offset >= m.positions)
+      config.fail("pad_token_id is ", m.padding, ", which leaves no position of the model's ", m.positions);
   }
   if (auto const type = config.get_or<std::string>("position_embedding_type", "absolute"); type != "absolute")
     config.fail("position embeddings of type ", in_quotes(type), " are not supported");
@@ -184,7 +187,7 @@ inline ModelConfig read_hf_config(std::filesystem::path const& path) {
     config.fail("architecture ", in_quotes(m.architecture),
                 " is not supported (llama, mistral, qwen2, qwen3, gpt2, bert, roberta are)");
   if (m.classifier) {
-    index_t labels = config.size_or("num_labels", 2);
+    index_t labels = config.has("num_labels") ? config.size("num_labels", m.most_labels) : 2;
     if (config.has("id2label")) labels = static_cast<index_t>(config.json().at("id2label").size());
     m.labels.resize(static_cast<std::size_t>(labels));
     for (index_t k = 0; k < labels; ++k) m.labels[static_cast<std::size_t>(k)] = text("LABEL_", k);

@@ -47,11 +47,10 @@ class JsonObject {
   T get_or(std::string const& key, T fallback) const {
     return has(key) ? get<T>(key) : fallback;
   }
-  /// A positive size.
-  index_t size(std::string const& key) const {
+  /// A positive size; two of them multiplied fit an index.
+  index_t size(std::string const& key, index_t most = index_t{1} << 31) const {
     auto const value = get<index_t>(key);
-    if (value <= 0 || value > index_t{1} << 40)
-      fail("key ", in_quotes(key), " is ", value, ", expected a positive size");
+    if (value <= 0 || value > most) fail("key ", in_quotes(key), " is ", value, ", expected a size from 1 to ", most);
     return value;
   }
   index_t size_or(std::string const& key, index_t fallback) const { return has(key) ? size(key) : fallback; }

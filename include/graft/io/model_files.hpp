@@ -130,6 +130,13 @@ inline WeightMap gguf_weights(ModelConfig const& config, Gguf const& file) {
   return map;
 }
 
+/// A layer has tensors; more layers than those are refused before anything is made for each of them.
+inline void check_layers(ModelFiles const& files) {
+  if (static_cast<std::size_t>(files.config.layers) > files.weights.tensors.size())
+    raise<FormatError>(text(files.weights.path, ": has ", files.weights.tensors.size(), " tensors for a model of ",
+                            files.config.layers, " layers"));
+}
+
 }  // namespace detail
 
 /// Reads the configuration and maps the weights of `path`: a .gguf file, a .safetensors file with config.json beside
@@ -143,12 +150,14 @@ inline ModelFiles open_model(std::filesystem::path const& path) {
     files.gguf = read_gguf(path);
     files.config = read_gguf_config(*files.gguf);
     files.weights = detail::gguf_weights(files.config, *files.gguf);
+    detail::check_layers(files);
     return files;
   }
   files.folder = folder ? path : path.parent_path();
   files.config = read_hf_config(files.folder / "config.json");
   files.weights = detail::hf_weights(
       files.config, folder || path.extension() == ".json" ? read_sharded_safetensors(path) : read_safetensors(path));
+  detail::check_layers(files);
   return files;
 }
 

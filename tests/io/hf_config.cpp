@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: Apache-2.0
+// config.json: what a key left out means, and sizes that no model has.
+#include <tests/catch.hpp>
+#include <tests/io/files.hpp>
+
+#include <graft/io/model_files.hpp>
+
+#include <nlohmann/json.hpp>
+
+#include <filesystem>
+#include <string>
+
+namespace {
+
+using namespace graft;
+using Json = nlohmann::json;
+
+/// A golden model's folder whose config.json may be changed.
+struct Folder {
+  explicit Folder(std::string const& name) : golden(std::filesystem::path(GRAFT_TEST_DATA "/models") / name) {
+    config = Json::parse(graft_test::read_bytes(golden / "config.json"));
+    std::filesystem::copy(golden / "model.safetensors", folder / "model.safetensors");
+  }
+  Folder& set(char const* key, Json value) { return config[key] = std::move(value), *this; }
+  Folder& drop(char const* key) { return config.erase(key), *this; }
+
+  ModelConfig read() const {
+    graft_test::write_bytes(folder / "config.json", config.dump());
+    return read_hf_config(folder / "config.json");
+  }
+  /// The sentence with which the model is refused, paths left out.
+  std::string refusal() const {
+    graft_test::write_bytes(folder / "config.json", config.dump());
+    try {
+      open_model(folder.path());
+    } catch (FormatError const& error) {
+      std::string const sentence = error.what();
+      return sentence.substr(folder.path().string().size() + 1);
+    }
+    return "";
+  }
+
+  std::filesystem::path golden;
+  graft_test::TemporaryFolder folder;
+  Json config;
+};
+
+TEST_CASE("a key that config.json leaves out has the value transformers gives it, null is another") {
+  Folder mistral("mistral");
+  CHECK(mistral.read().window == 5);
+  CHECK(mistral.drop("sliding_window").read().window == 4096);
+  CHECK(mistral.set("sliding_window", nullptr).read().window == 0);
+  CHECK(mistral.set("num_attention_heads", 16).set("hidden_size", 64).drop("num_key_value_heads").read().kv_heads == 8);
+  CHECK(mistral.set("num_key_value_heads", nullptr).read().kv_heads == 16);
+
+  Folder llama("llama_lora");
+  CHECK(llama.drop("num_key_value_heads").read().kv_heads == 4);
+  CHECK(llama.drop("head_dim").read().head_dim == 8);
+  CHECK(Folder("qwen3").drop("head_dim").read().head_dim == 128);
+
+  Folder qwen("qwen2_windows");
+  qwen.drop("layer_types");
+  CHECK(qwen.read().window_of(0) == 0);
+  CHECK(qwen.read().window_of(1) == 4);
+  CHECK(qwen.set("num_hidden_layers", 29).drop("max_window_layers").read().window_of(27) == 0);
+  CHECK(qwen.read().window_of(28) == 4);
+  CHECK(qwen.set("use_sliding_window", false).read().window_of(28) == 0);
+}
+
+TEST_CASE("sizes that no model has are refused before memory is taken for them") {
+  auto const with = [](char const* name, char const* key, Json value) {
+    return Folder(name).set(key, std::move(value)).refusal();
+  };
+  REQUIRE(Folder("llama_lora").refusal() == "");
+  CHECK(with("llama_lora", "num_hidden_layers", 1000000000) ==
+        "config.json: key 'num_hidden_layers' is 1000000000, expected a size from 1 to 100000");
+  CHECK(with("llama_lora", "num_hidden_layers", 30000).starts_with("model.safetensors: has "));
+  CHECK(with("llama_lora", "num_attention_heads", 1ll << 40).starts_with("config.json: key 'num_attention_heads' is "));
+  CHECK(with("llama_lora", "vocab_size", 0) ==
+        "config.json: key 'vocab_size' is 0, expected a size from 1 to 2147483648");
+  CHECK(with("bert_classifier", "id2label", nullptr) == "");  // two labels
+  Folder labels("bert_classifier");
+  labels.drop("id2label").set("num_labels", 1ll << 30);
+  CHECK(labels.refusal() == "config.json: key 'num_labels' is 1073741824, expected a size from 1 to 100000");
+  CHECK(with("roberta", "pad_token_id", -7) ==
+        "config.json: pad_token_id is -7, which leaves no position of the model's 40");
+  CHECK(with("roberta", "pad_token_id", 39) ==
+        "config.json: pad_token_id is 39, which leaves no position of the model's 40");
+  CHECK(with("llama_lora", "partial_rotary_factor", 1e300).starts_with("config.json: partial_rotary_factor is "));
+}
+
+TEST_CASE("classes that graft has no head for are refused by name") {
+  auto const as = [](char const* name, char const* one) {
+    return Folder(name).set("architectures", Json::array({one})).refusal();
+  };
+  CHECK(as("llama_lora", "LlamaForTokenClassification") ==
+        "config.json: a LlamaForTokenClassification is not supported for llama (the causal language model and "
+        "ForSequenceClassification are)");
+  CHECK(as("bert", "BertForQuestionAnswering") ==
+        "config.json: a BertForQuestionAnswering is not supported (the bare model, ForMaskedLM and "
+        "ForSequenceClassification are)");
+}
+
+}  // namespace
