@@ -6,6 +6,8 @@
 #include <graft/backend/attention.hpp>
 #include <graft/layer/rope.hpp>
 
+#include <cstdint>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -37,6 +39,17 @@ struct ModelConfig {
   std::vector<std::string> labels;  ///< of a classification head; empty: language model or bare encoder
   bool classifier = false;
   bool language_model = true;  ///< with a head over the vocabulary, causal or masked
+
+  /// The row of a sequence in which a classifier answers: the first in an encoder; in a decoder the last whose token is
+  /// not the padding token, as in transformers, or the first when all are.
+  index_t answer_row(std::span<std::int32_t const> tokens, bool causal) const {
+    index_t row = causal ? static_cast<index_t>(tokens.size()) - 1 : 0;
+    while (row > 0 && tokens[static_cast<std::size_t>(row)] == padding) --row;
+    return row;
+  }
+  /// Whether a token is not counted in positions: where they begin behind the padding token's, as in RoBERTa, padding
+  /// has that one, -1 before the offset.
+  bool uncounted(std::int32_t token) const { return position_offset > 0 && token == padding; }
 
   /// The path of a decoder's head and its outputs.
   std::string decoder_head() const { return classifier ? "score" : "lm_head"; }

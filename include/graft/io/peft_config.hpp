@@ -165,12 +165,12 @@ class PeftOptionReader {
   std::vector<std::string> warnings() const {
     // what concerns training, the choice of modules (the tensors' names tell it) or other files
     static constexpr std::string_view without_effect[] = {
-        "peft_type",     "task_type",         "auto_mapping",        "peft_version",   "base_model_name_or_path",
-        "revision",      "inference_mode",    "target_modules",      "bias",           "exclude_modules",
-        "lora_dropout",  "modules_to_save",   "layers_to_transform", "layers_pattern", "fan_in_fan_out",
-        "init_weights",  "init_lora_weights", "init_ia3_weights",    "megatron_core",  "megatron_config",
-        "loftq_config",  "eva_config",        "corda_config",        "lora_ga_config", "qalora_group_size",
-        "runtime_config"};
+        "peft_type",      "task_type",          "auto_mapping",        "peft_version",   "base_model_name_or_path",
+        "revision",       "inference_mode",     "target_modules",      "bias",           "exclude_modules",
+        "lora_dropout",   "modules_to_save",    "layers_to_transform", "layers_pattern", "fan_in_fan_out",
+        "init_weights",   "init_lora_weights",  "init_ia3_weights",    "megatron_core",  "megatron_config",
+        "loftq_config",   "eva_config",         "corda_config",        "lora_ga_config", "qalora_group_size",
+        "runtime_config", "ensure_weight_tying"};
     std::vector<std::string> result;
     for (auto const& [key, value] : config_.document.items())
       if (says_something(value) && !keys_.contains(key) &&

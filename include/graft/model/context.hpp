@@ -107,13 +107,9 @@ class Context {
     }
     forward(inputs, wanted_, out);
   }
-  /// The row of an input in which a classifier answers: the first in an encoder; in a decoder the last whose token is
-  /// not the padding token, as in transformers, or the first when all are.
+  /// The row of an input in which a classifier answers.
   index_t answer_row(std::span<std::int32_t const> tokens) const {
-    auto row = static_cast<index_t>(tokens.size()) - 1;
-    if (!M::Arch::causal) row = 0;
-    while (row > 0 && tokens[static_cast<std::size_t>(row)] == model_.config().padding) --row;
-    return row;
+    return model_.config().answer_row(tokens, M::Arch::causal);
   }
 
  private:
@@ -208,11 +204,10 @@ class Context {
       index_t position = length;
       for (index_t k = 0; k < count; ++k) {
         auto const at = static_cast<std::size_t>(k);
-        // where positions count from behind the padding token's, as in RoBERTa, padding has that one and is not counted
-        bool const padding = model_.config().position_offset > 0 && in.tokens[at] == model_.config().padding;
+        bool const uncounted = model_.config().uncounted(in.tokens[at]);
         tokens_.push_back(in.tokens[at]);
         token_types_.push_back(in.token_types.empty() ? 0 : in.token_types[at]);
-        positions_.push_back(!in.positions.empty() ? in.positions[at] : padding ? -1 : position++);
+        positions_.push_back(!in.positions.empty() ? in.positions[at] : uncounted ? -1 : position++);
       }
     }
     plan_.build(requests_);

@@ -40,8 +40,9 @@ class Trainer {
         optimizer_(module, make_optimizer(options)),
         pass_(model, be, {.recompute = {options.recompute}}) {
     auto const& config = model.config();
-    expects(config.classifier || config.language_model, "graft: this ", config.architecture,
-            " model has no head, there is nothing to learn from");
+    expects(config.classifier || (config.language_model && M::Arch::causal), "graft: this ", config.architecture,
+            config.language_model ? " model predicts masked tokens, which cannot be trained"
+                                  : " model has no head, there is nothing to learn from");
     expects(!data_.train.empty(), "graft: there are no examples to train on");
     expects(options.batch > 0 && options.accumulate > 0, "graft: batch and accumulate must be positive, they are ",
             options.batch, " and ", options.accumulate);
@@ -240,7 +241,7 @@ class Trainer {
         rows.push_back({example->tokens[static_cast<std::size_t>(k)], weight});
       }
       if (example->first_loss == 0) {
-        wanted.push_back(row);
+        wanted.push_back(row + model_.config().answer_row(example->tokens, M::Arch::causal));
         rows.push_back({example->label, weight});
         if (example->target) targets.push_back(static_cast<Act>(*example->target));
       }

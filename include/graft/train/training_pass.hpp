@@ -109,7 +109,7 @@ class TrainingPass {
 
   /// Makes the logits of the wanted rows (ascending), at most head_rows at a time, in order. loss(first, logits) gets
   /// those of wanted[first, first + logits.rows), [rows, output width], and must replace them by dL/dlogits. A
-  /// classifier answers in the first row of each sequence.
+  /// classifier answers in one row of each sequence, ModelConfig::answer_row.
   void head(std::span<index_t const> wanted, FunctionRef<void(index_t first, View logits)> loss) {
     each_head_chunk(wanted, [&](index_t first, View h, View logits) {
       loss(first, logits);
@@ -200,11 +200,12 @@ class TrainingPass {
       index_t const prompt = !M::Arch::causal || s.prompt_tokens < 0 ? count : s.prompt_tokens;
       requests_.push_back({states_.back().get(), count, states_.back()->generates() ? prompt : 0, prompt - 1});
       request_spans_.push_back({first, count, s.adapters.get()});
+      index_t position = 0;
       for (index_t k = 0; k < count; ++k) {
         auto const at = static_cast<std::size_t>(k);
         tokens_.push_back(s.tokens[at]);
         token_types_.push_back(s.token_types.empty() ? 0 : s.token_types[at]);
-        positions_.push_back(k);
+        positions_.push_back(model_.config().uncounted(s.tokens[at]) ? -1 : position++);
         rates_.push_back(s.dropout);
         keys_.push_back(Random(s.dropout_key).next() + static_cast<std::uint64_t>(k) * 0x9e3779b97f4a7c15u);
       }
