@@ -4,9 +4,9 @@
     python compare_unseen.py build/bin/graft [--seeds 0:200] [--only gpt2] [--keep DIR]
 
 Every seed makes one small model (architecture, sizes, options drawn at random), several adapters by PEFT with randomly
-drawn options, and one mixed batch of requests. Each request's answer must lie within 2e-5 relative L2 of what PEFT gives
-it alone in double precision (rotary angles, norms and softmax are f32 in transformers). Nothing is written into the
-repository; this is a search for mistakes, the golden files are the record.
+drawn options, and one mixed batch of requests. Each request's answer must lie within 1e-4 relative L2, the promise of
+exact precision, of what PEFT gives it alone in double precision (rotary angles, norms and softmax are f32 in
+transformers). Nothing is written into the repository; this is a search for mistakes, the golden files are the record.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from safetensors.torch import load_file
 
 from golden import adapter_value, fill_model, load, relative, run
 
-BOUND = 2e-5
+BOUND = 1e-4
 DECODERS = ["llama", "mistral", "qwen2", "qwen3"]
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
