@@ -70,6 +70,10 @@ struct Case {
   std::filesystem::path folder;
   std::vector<Request> requests;
 };
+/// Whether it is a language model that goes on from its prompt.
+inline bool is_decoder(Case const& c) {
+  return !c.name.starts_with("bert") && !c.name.starts_with("roberta") && !c.name.ends_with("_classifier");
+}
 /// All of them, by name; there is at least one.
 std::vector<Case> const& cases();
 Case const& case_of(std::string const& name);

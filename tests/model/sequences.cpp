@@ -16,8 +16,6 @@ namespace {
 
 using B = CpuBackend<float>;
 
-bool is_decoder(Case const& c) { return !c.name.starts_with("bert") && !c.name.starts_with("roberta"); }
-
 std::vector<std::int32_t> part(std::vector<std::int32_t> const& tokens, std::size_t first, std::size_t count) {
   return {tokens.begin() + static_cast<std::ptrdiff_t>(first),
           tokens.begin() + static_cast<std::ptrdiff_t>(first + count)};
