@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// One backbone, many tenants: every line of examples/data/demo.jsonl becomes one request of a single batch, each with
-// its own adapters, and is afterwards computed alone. Exit status 1 when a request in the batch differs from itself
-// alone by more than the bound.      01_many_tenants [MODEL.gguf [DATA_FOLDER [TOKENS]]]
+// One backbone, many tenants: every line of FOLDER/demo.jsonl becomes one request of a single batch, each with its own
+// adapters of FOLDER/adapters, and is afterwards computed alone. Exit status 1 when a request in the batch differs from
+// itself alone by more than the bound. Where FOLDER/domains has held-out text, every adapter is measured on all of it.
+//     01_many_tenants [FOLDER [MODEL [TOKENS]]]
 #include <graft/graft.hpp>
 #include <graft/io/json_object.hpp>
 #include <graft/io/model_files.hpp>
@@ -51,6 +52,83 @@ std::vector<Tenant> read_tenants(std::string const& path, Tokenizer const& token
   return tenants;
 }
 
+// -log2 p of each passage's completion, in bits per byte, under every list of adapters: all of them in one batch.
+// Returns [adapters][passages].
+std::vector<std::vector<double>> bits_per_byte(Context<DemoModel>& context, Tokenizer const& tokenizer,
+                                               std::string const& path, std::vector<std::string> const& adapters) {
+  std::ifstream file(path);
+  if (!file) raise<FormatError>(text(path, ": cannot be opened"));
+  std::vector<std::vector<double>> bits(adapters.size());
+  index_t const vocabulary = context.model().ends().output_width();
+  for (std::string line; std::getline(file, line);) {
+    JsonObject const object(path, nlohmann::json::parse(line, nullptr, false));
+    auto tokens = tokenizer.encode(object.get<std::string>("prompt"));
+    auto const prompt = static_cast<index_t>(tokens.size());
+    auto const completion = object.get<std::string>("completion");
+    for (auto token : tokenizer.encode(completion)) tokens.push_back(token);
+    auto const count = static_cast<index_t>(tokens.size());
+    std::vector<Sequence<Backend>> sequences;
+    std::vector<SequenceInput<Backend>> inputs;
+    std::vector<index_t> wanted;  // the row before each token of the completion
+    sequences.reserve(adapters.size());
+    for (std::size_t a = 0; a < adapters.size(); ++a) {
+      std::vector<AdapterUse> uses;
+      if (!adapters[a].empty()) uses.push_back({adapters[a]});
+      sequences.push_back(context.start(uses));
+      inputs.push_back({&sequences.back(), tokens, prompt});
+      for (index_t t = prompt; t < count; ++t) wanted.push_back(static_cast<index_t>(a) * count + t - 1);
+    }
+    std::vector<float> logits(wanted.size() * static_cast<std::size_t>(vocabulary));
+    auto const out = matrix_view(logits.data(), static_cast<index_t>(wanted.size()), vocabulary);
+    context.forward(inputs, wanted, out);
+    index_t row = 0;
+    for (auto& of_adapter : bits) {
+      double sum = 0;
+      for (index_t t = prompt; t < count; ++t, ++row) {
+        float const* const y = out.row(row);
+        double const highest = *std::max_element(y, y + vocabulary);
+        double all = 0;
+        for (index_t v = 0; v < vocabulary; ++v) all += std::exp(static_cast<double>(y[v]) - highest);
+        sum += std::log(all) + highest - static_cast<double>(y[tokens[static_cast<std::size_t>(t)]]);
+      }
+      of_adapter.push_back(sum / std::log(2.0) / static_cast<double>(completion.size()));
+    }
+  }
+  return bits;
+}
+
+double mean(std::vector<double> const& values) {
+  double sum = 0;
+  for (double const v : values) sum += v;
+  return sum / static_cast<double>(values.size());
+}
+
+// Adapters against domains; a star where an adapter beats the bare model by more than three standard errors of the
+// difference.
+void print_domains(Context<DemoModel>& context, Tokenizer const& tokenizer, std::filesystem::path const& folder) {
+  std::vector<std::string> adapters = {""}, domains;
+  for (auto const& name : context.model().bank().names()) adapters.push_back(name);
+  for (auto const& file : std::filesystem::directory_iterator(folder)) domains.push_back(file.path().stem().string());
+  std::sort(domains.begin(), domains.end());
+  std::vector<std::vector<std::vector<double>>> bits;
+  for (auto const& domain : domains)
+    bits.push_back(bits_per_byte(context, tokenizer, (folder / (domain + ".jsonl")).string(), adapters));
+  std::printf("held-out text, bits per byte (* better than the bare model by more than 3 standard errors)\n%-16s", "");
+  for (auto const& domain : domains) std::printf("%10s", domain.c_str());
+  for (std::size_t a = 0; a < adapters.size(); ++a) {
+    std::printf("\n%-16s", a == 0 ? "no adapter" : adapters[a].c_str());
+    for (auto const& of_domain : bits) {
+      std::vector<double> gain, square;
+      for (std::size_t k = 0; k < of_domain[a].size(); ++k) gain.push_back(of_domain[0][k] - of_domain[a][k]);
+      double const gained = mean(gain);
+      for (double const g : gain) square.push_back((g - gained) * (g - gained));
+      double const error = std::sqrt(mean(square) / static_cast<double>(gain.size() - 1));
+      std::printf("%9.3f%c", mean(of_domain[a]), a > 0 && gained > 3 * error ? '*' : ' ');
+    }
+  }
+  std::printf("\n\n");
+}
+
 // All tenants at once: one prefill, then `count` tokens each, greedily.
 void decode_together(Context<DemoModel>& context, std::vector<Tenant>& tenants, index_t count) {
   index_t const vocabulary = context.model().ends().output_width();
@@ -95,7 +173,7 @@ void decode_alone(Context<DemoModel>& context, Tenant& tenant) {
   }
 }
 
-int run(std::string const& path, std::string const& data, index_t count) {
+int run(std::string const& data, std::string const& path, index_t count) {
   double const opened = now();
   ThreadPool pool;
   Backend backend(pool);
@@ -111,6 +189,7 @@ int run(std::string const& path, std::string const& data, index_t count) {
               model.bank().names().size(), now() - opened, tenants.size());
 
   Context context(model, backend);
+  if (std::filesystem::exists(data + "/domains")) print_domains(context, tokenizer, data + "/domains");
   decode_together(context, tenants, count);
   double const together = tenants.back().seconds, begun = now();
   for (auto& tenant : tenants) decode_alone(context, tenant);
@@ -139,11 +218,11 @@ int run(std::string const& path, std::string const& data, index_t count) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  std::string const path = argc > 1 ? argv[1] : ".cache/models/SmolLM2-135M-Instruct.Q4_1.gguf";
-  std::string const data = argc > 2 ? argv[2] : "examples/data";
+  std::string const data = argc > 1 ? argv[1] : "examples/data/small";
+  std::string const path = argc > 2 ? argv[2] : data + "/model";
   if (!std::filesystem::exists(path)) return std::printf("-- skipped: %s is not there\n", path.c_str()), 0;
   try {
-    return run(path, data, argc > 3 ? std::stoll(argv[3]) : 28);
+    return run(data, path, argc > 3 ? std::stoll(argv[3]) : 28);
   } catch (std::exception const& e) {
     std::fprintf(stderr, "01_many_tenants: %s\n", e.what());
     return 1;

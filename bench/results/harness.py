@@ -1,0 +1,230 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Trains and evaluates a grid of methods with `graft train` and `graft eval`, one row per run; can be stopped and
+started again at any time.
+
+    python3 harness.py run GRID.json --graft build/bin/graft --data DATA_DIR [--cells 3]
+    python3 harness.py draw GRID.json --into docs/results.md
+
+Every cell of the grid has a hash of its whole configuration; cells that rows.jsonl holds are not run again. For each
+method the learning rate is the one with the best score on validation data, and only that one is evaluated on the test
+data, once for each seed. `draw` replaces the table between the grid's two markers in a page; cells that were not run
+say "not measured".
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROWS = HERE / "rows.jsonl"
+
+# ------------------------------------------------------------------------------------------------------------- tasks
+
+
+def sst2(data, split):
+    """SST-2 (GLUE): columns sentence and label; docs/results.md says where it comes from."""
+    lines = (data / "sst2" / f"{split}.tsv").read_text().splitlines()[1:]
+    for line in lines:
+        sentence, label = line.rsplit("\t", 1)
+        yield f"Review: {sentence.strip()}\nSentiment:", [" negative", " positive"][int(label)], [" negative", " positive"]
+
+
+def boolq(data, split):
+    """BoolQ as LLM-Adapters writes it; validation data are the last lines of train."""
+    items = json.loads((data / "commonsense" / "boolq" / f"{'test' if split == 'test' else 'train'}.json").read_text())
+    if split != "test":
+        items = items[-1000:] if split == "dev" else items[:-1000]
+    for item in items:
+        yield item["instruction"].strip() + "\nAnswer:", " " + item["answer"].strip(), [" true", " false"]
+
+
+TASKS = {"sst2": sst2, "boolq": boolq}
+
+
+def write_split(task, data, split, count, path):
+    """The first `count` examples in an order that depends on the text alone, so that subsets nest."""
+    examples = sorted(TASKS[task](data, split), key=lambda e: hashlib.sha256(e[0].encode()).digest())[:count]
+    with open(path, "w") as out:
+        for prompt, completion, choices in examples:
+            line = {"prompt": prompt, "completion": completion}
+            if split != "train":
+                line["choices"] = choices
+            out.write(json.dumps(line) + "\n")
+
+
+# -------------------------------------------------------------------------------------------------------------- rows
+
+
+def rows():
+    return [json.loads(line) for line in ROWS.read_text().splitlines()] if ROWS.exists() else []
+
+
+def cell_hash(cell):
+    return hashlib.sha256(json.dumps(cell, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def append(cell, result):
+    commit = subprocess.run(["git", "-C", HERE, "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout
+    with open(ROWS, "a") as out:
+        out.write(json.dumps({"hash": cell_hash(cell), **cell, "commit": commit.strip(), **result}) + "\n")
+
+
+def call(command):
+    """(last JSON object on stdout, seconds, peak MiB of the process)"""
+    start = time.monotonic()
+    with tempfile.TemporaryFile("w+") as errors:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
+        out = process.stdout.read()
+        _, status, usage = os.wait4(process.pid, 0)
+        if status != 0:
+            errors.seek(0)
+            sys.exit(f"{' '.join(map(str, command))}\nfailed: {errors.read().strip()}")
+    return json.loads(out.strip().splitlines()[-1]), time.monotonic() - start, usage.ru_maxrss / 1024
+
+
+class Grid:
+    def __init__(self, path):
+        self.__dict__.update(json.loads(Path(path).read_text()))
+        self.name = Path(path).stem
+
+    def cell(self, method, lr, seed, split):
+        return {
+            "grid": self.name, "model": self.model, "task": self.task, "method": method, "lr": lr, "seed": seed,
+            "split": split, "train": self.train, "dev": self.dev, "test": self.test, "options": self.options,
+            "arguments": self.methods[method],
+        }
+
+    def cells(self, have):
+        """What to run next, in order: validation runs of one seed, then the test runs of the best learning rate."""
+        for method, arguments in self.methods.items():
+            if arguments is None:  # the bare model
+                yield self.cell(method, None, None, "test")
+                continue
+            scores = {}
+            for lr in self.lrs[method]:
+                cell = self.cell(method, lr, self.seeds[0], "dev")
+                yield cell
+                if cell_hash(cell) in have:
+                    scores[lr] = have[cell_hash(cell)]["score"]
+            if len(scores) == len(self.lrs[method]):
+                best = max(scores, key=lambda lr: scores[lr])
+                for seed in self.seeds:
+                    yield self.cell(method, best, seed, "test")
+
+
+def run_cell(grid, cell, graft, data, model, work):
+    if cell["split"] == "test":
+        write_split(grid.task, data, "test", grid.test, work / "eval.jsonl")
+    else:
+        write_split(grid.task, data, "dev", grid.dev, work / "eval.jsonl")
+    folder = work / f"{cell['method']}-{cell['lr']}-{cell['seed']}"
+    result = {}
+    evaluate = [graft, "eval", "--model", model, "--data", work / "eval.jsonl", "--json"]
+    if cell["lr"] is not None:
+        if not folder.exists():
+            write_split(grid.task, data, "train", grid.train, work / "train.jsonl")
+            command = [graft, "train", "--model", model, "--data", work / "train.jsonl", "--out", folder, "--json"]
+            command += ["--lr", str(cell["lr"]), "--seed", str(cell["seed"]), *grid.options, *cell["arguments"]]
+            summary, seconds, peak = call(command)
+            (folder / "harness.json").write_text(json.dumps({"summary": summary, "seconds": seconds, "peak": peak}))
+        trained = json.loads((folder / "harness.json").read_text())
+        result = {"seconds": round(trained["seconds"], 1), "peak_mib": round(trained["peak"], 1),
+                  "parameters": trained["summary"].get("parameters"), "train": trained["summary"]}
+        evaluate += ["--adapter", f"a={folder}", "--use", "a"]
+    scores, _, _ = call(evaluate)
+    return {**{k: v for k, v in result.items() if k != "train"}, "score": scores["accuracy"], "examples": scores["lines"]}
+
+
+def run(arguments):
+    grid = Grid(arguments.grid)
+    data, done = Path(arguments.data), 0
+    work = Path(arguments.work or HERE / "work" / grid.name)
+    work.mkdir(parents=True, exist_ok=True)
+    model = arguments.model or HERE.parent.parent / grid.model
+    while done < arguments.cells:
+        have = {row["hash"]: row for row in rows()}
+        todo = next((cell for cell in grid.cells(have) if cell_hash(cell) not in have), None)
+        if todo is None:
+            print("nothing left to run")
+            return
+        print(f"{todo['method']} lr {todo['lr']} seed {todo['seed']} {todo['split']}", flush=True)
+        append(todo, run_cell(grid, todo, arguments.graft, data, model, work))
+        done += 1
+
+
+# -------------------------------------------------------------------------------------------------------------- draw
+
+
+def table(grid):
+    have = {row["hash"]: row for row in rows()}
+    lines = ["| method | parameters | learning rate | validation | test | peak memory | training |", "| --- | ---: | ---: | ---: | ---: | ---: | ---: |"]
+    for method, arguments in grid.methods.items():
+        if arguments is None:
+            row = have.get(cell_hash(grid.cell(method, None, None, "test")))
+            lines.append(f"| {method} | | | | {percent([row] if row else [], 1)} | | |")
+            continue
+        dev = [have.get(cell_hash(grid.cell(method, lr, grid.seeds[0], "dev"))) for lr in grid.lrs[method]]
+        known = [row for row in dev if row]
+        best = max(known, key=lambda row: row["score"]) if len(known) == len(dev) else None
+        tests = [have.get(cell_hash(grid.cell(method, best["lr"], seed, "test"))) for seed in grid.seeds] if best else []
+        tests = [row for row in tests if row]
+        some = best or (known[0] if known else None)
+        lines.append(
+            f"| {method} | {some['parameters'] if some else ''} | {best['lr'] if best else ''} | "
+            f"{percent([best] if best else [], 1)} | {percent(tests, len(grid.seeds))} | "
+            f"{str(round(some['peak_mib'])) + ' MiB' if some else ''} | {str(round(some['seconds'])) + ' s' if some else ''} |"
+        )
+    return lines
+
+
+def percent(found, wanted):
+    """Mean and, of several seeds, the spread (highest - lowest); of one, the binomial standard error."""
+    if not found:
+        return "not measured"
+    scores = [100 * row["score"] for row in found]
+    mean = sum(scores) / len(scores)
+    if len(scores) > 1:
+        text = f"{mean:.1f} (spread {max(scores) - min(scores):.1f})"
+    else:
+        p = mean / 100
+        text = f"{mean:.1f} ± {100 * (p * (1 - p) / found[0]['examples']) ** 0.5:.1f}"
+    return text if len(scores) >= wanted else f"{text}, {len(scores)} of {wanted} seeds"
+
+
+def draw(arguments):
+    grid, page = Grid(arguments.grid), Path(arguments.into)
+    begin, end = f"<!-- {grid.name}: begin -->", f"<!-- {grid.name}: end -->"
+    text = page.read_text()
+    if begin not in text or end not in text:
+        sys.exit(f"{page} has no markers {begin} and {end}")
+    head, rest = text.split(begin, 1)
+    page.write_text(head + begin + "\n" + "\n".join(table(grid)) + "\n" + end + rest.split(end, 1)[1])
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True)
+    one = commands.add_parser("run")
+    one.add_argument("grid")
+    one.add_argument("--graft", required=True)
+    one.add_argument("--data", required=True)
+    one.add_argument("--model", help="instead of the grid's")
+    one.add_argument("--work", help="where training folders go")
+    one.add_argument("--cells", type=int, default=10**9, help="stop after this many")
+    one.set_defaults(call=run)
+    two = commands.add_parser("draw")
+    two.add_argument("grid")
+    two.add_argument("--into", required=True)
+    two.set_defaults(call=draw)
+    arguments = parser.parse_args()
+    arguments.call(arguments)
+
+
+if __name__ == "__main__":
+    main()
