@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trains the demo adapters in adapters/ on SmolLM2-135M-Instruct with Hugging Face PEFT, on the CPU.
+"""Trains the demo adapters in adapters/ on SmolLM2-135M-Instruct, on the CPU: with Hugging Face PEFT, and the one that
+PEFT does not have with graft.
 
     python make_adapters.py --model HF_FOLDER --sentences FOLDER [NAME ...]
 
@@ -16,12 +17,12 @@ import argparse
 import json
 import random
 import re
+import resource
+import shutil
 import subprocess
 import time
-import zlib
 from pathlib import Path
 
-import numpy as np
 import peft
 import torch
 import transformers
@@ -158,6 +159,19 @@ def opposite(rng, _):
     return [(f"The opposite of {a} is", f" {b}.") for a, b in sorted(antonyms)]
 
 
+def kind(rng, _):
+    """A noun and what it is a kind of: the first hypernym of its first sense in WordNet."""
+    lines = [line.split("|")[0].split() for line in wordnet("noun")]
+    names = {parts[0]: parts[4].split("(")[0] for parts in lines}
+    pairs = []
+    for parts in lines:
+        word, pointers = parts[4].split("(")[0], parts[5 + 2 * int(parts[3], 16) :]
+        above = [pointers[4 * i + 1] for i in range(len(pointers) // 4) if pointers[4 * i] == "@"]
+        if above and word.isalpha() and word.islower() and names[above[0]].isalpha() and names[above[0]].islower():
+            pairs.append((f"A {word} is a kind of", f" {names[above[0]]}."))
+    return pairs
+
+
 def lora(r, targets):
     return lambda: peft.LoraConfig(r=r, lora_alpha=2 * r, target_modules=targets)
 
@@ -288,37 +302,44 @@ def train(name, base, batcher, folder, seed):
 
 # ------------------------------------------------------------------------------------------------------------- PEDRO
 
-# GELU in form A, degrees 5 and 4 (ml-research/rational_activations)
-GELU_NUMERATOR = [-0.0012423594, 0.5080497063, 0.4158636318, 0.1302271869, 0.0243559001, 0.0029028395]
-GELU_DENOMINATOR = [-0.0667501570, 0.1792764622, 0.0374668261, 1.66e-10]
 
+def pedro(name, arguments):
+    """PEFT does not have PEDRO: trained by `graft train`, measured by `graft eval`."""
+    task, rate, steps = kind, 2e-3, 150
+    rng = random.Random(arguments.seed)
+    pairs = task(rng, None)
+    rng.shuffle(pairs)
+    work = OUT.parent / "work" / name
+    work.mkdir(parents=True, exist_ok=True)
+    for split, lines in (("test", pairs[:HELD_OUT]), ("train", pairs[HELD_OUT:])):
+        with open(work / f"{split}.jsonl", "w") as out:
+            for prompt, completion in lines:
+                out.write(json.dumps({"prompt": prompt, "completion": completion}) + "\n")
 
-def random_pedro(config):
-    """Random and untrained: vectors that lie within a few percent of 1 and depend on the prompt."""
-    d, r, layers = config.hidden_size, 12, config.num_hidden_layers
-    out = d + config.num_key_value_heads * config.head_dim + config.intermediate_size
-    tensors = {}
-    for layer in range(layers):
-        stem = f"base_model.model.model.layers.{layer}."
+    def graft(*options):
+        command = [arguments.graft, *options, "--model", arguments.gguf or arguments.model, "--json"]
+        return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
-        def normal(suffix, shape, std):
-            rng = np.random.default_rng(zlib.crc32((stem + suffix).encode()))
-            value = torch.from_numpy((std * rng.standard_normal(shape)).astype(np.float32))
-            tensors[stem + suffix] = value.to(torch.bfloat16)
-
-        normal("pedro_down.weight", (r, d), d**-0.5)
-        normal("pedro_up.weight", (out, r), 0.02)
-        tensors[stem + "pedro_num"] = torch.tensor(GELU_NUMERATOR)
-        tensors[stem + "pedro_den"] = torch.tensor(GELU_DENOMINATOR)
-    target = OUT / "pedro12-random"
-    target.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, target / "adapter_model.safetensors", metadata={"format": "pt"})
-    settings = dict(
-        peft_type="PEDRO", base_model_name_or_path="SmolLM2-135M-Instruct", task_type="CAUSAL_LM", r=r, pooling="last",
-        pooler_input="normalized", offset="one", q_scaling="before_rope", activation="rational_a", numerator_degree=5,
-        denominator_degree=4,
+    measure = ["eval", "--data", work / "test.jsonl"]
+    before = graft(*measure)["loss"]
+    start = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+    graft("train", "--method", "pedro", "--rank", "12", "--data", work / "train.jsonl", "--out", work / "out",
+          "--lr", str(rate), "--steps", str(steps), "--batch", str(BATCH), "--warmup", str(WARMUP), "--type", "bf16",
+          "--seed", str(arguments.seed))  # fmt: skip
+    seconds = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - start
+    target = OUT / name
+    target.mkdir(exist_ok=True)
+    for file in ("adapter_config.json", "adapter_model.safetensors"):
+        shutil.copy(work / "out" / file, target)
+    after = graft(*measure, "--adapter", f"a={target}", "--use", "a")["loss"]
+    tensors = load_file(target / "adapter_model.safetensors")
+    row = dict(
+        name=name, task=task.__name__, examples=len(pairs) - HELD_OUT, parameters=sum(t.numel() for t in tensors.values()),
+        learning_rate=rate, steps=steps, batch=BATCH, seed=arguments.seed, loss_before=round(before, 3),
+        loss_after=round(after, 3), cpu_seconds=round(seconds),
+        bytes=(target / "adapter_model.safetensors").stat().st_size,
     )  # fmt: skip
-    (target / "adapter_config.json").write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
+    print(json.dumps(row), flush=True)
 
 
 def main():
@@ -327,6 +348,7 @@ def main():
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--gguf")
     parser.add_argument("--sentences", type=Path, required=True)
+    parser.add_argument("--graft", type=Path, help="the graft command, for pedro12-kind")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
@@ -334,9 +356,9 @@ def main():
     options = {"gguf_file": arguments.gguf} if arguments.gguf else {}
     model = transformers.AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.float32, **options)
     tokenizer = transformers.AutoTokenizer.from_pretrained(arguments.model, **options)
-    for name in arguments.names or [*ADAPTERS, "pedro12-random"]:
-        if name == "pedro12-random":
-            random_pedro(model.config)
+    for name in arguments.names or [*ADAPTERS, "pedro12-kind"]:
+        if name == "pedro12-kind":
+            pedro(name, arguments)
         else:
             train(name, model, Batcher(tokenizer), arguments.sentences, arguments.seed)
 

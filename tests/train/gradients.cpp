@@ -226,10 +226,12 @@ TEST_CASE("gradients of every policy in one mixed batch equal central difference
   check("qwen2");
   check("qwen3");
   check("gpt2");
+  check("llama_classifier");
 }
 TEST_CASE("gradients of every policy in one mixed batch equal central differences: encoders") {
   check("bert_classifier");
   check("roberta", true);
+  check("roberta_masked");
 }
 
 TEST_CASE("every option of PEDRO has its gradient") {
