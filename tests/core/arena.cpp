@@ -45,8 +45,9 @@ TEST_CASE("what an arena hands out is aligned and does not overlap") {
 TEST_CASE("the same work a second time takes the same memory and no more") {
   Arena arena;
   std::vector<std::byte*> first;
-  {
+  for (int warming = 0; warming < 2; ++warming) {  // blocks are joined behind the first round
     ArenaScope const scope(arena);
+    first.clear();
     for (auto const& piece : take_many(arena, 2)) first.push_back(piece.data);
   }
   auto const warm = arena.capacity();
@@ -72,6 +73,19 @@ TEST_CASE("an inner scope gives back only its own") {
   }
   CHECK(arena.vector<float>(50'000).data == inner_data);
   CHECK(std::all_of(kept.begin(), kept.end(), [](float x) { return x == 3.f; }));
+}
+
+TEST_CASE("work of changing sizes does not grow the arena beyond its largest") {
+  Arena arena;
+  index_t largest = 0;
+  for (index_t round = 0; round < 200; ++round) {
+    index_t const rows = 500 + round * 37 % 500;
+    largest = std::max(largest, rows);
+    ArenaScope const scope(arena);
+    for (int buffer = 0; buffer < 10; ++buffer) arena.matrix<float>(rows, 64);
+  }
+  // ten buffers of the largest size, and what a round that did not fit added before its blocks were joined
+  CHECK(arena.capacity() <= 2 * 10 * static_cast<std::size_t>(largest) * 64 * sizeof(float));
 }
 
 TEST_CASE("vectors and matrices come with their shape") {

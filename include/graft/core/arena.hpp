@@ -41,6 +41,7 @@ class Arena {
   }
   /// Makes sure that `bytes` more, the sum of bytes_of(...) of what follows, are handed out without allocation.
   void reserve(std::size_t bytes) {
+    if (block_ == 0 && used_ == 0 && blocks_.size() > 1) join();
     for (std::size_t k = block_; k < blocks_.size(); ++k)
       if (blocks_[k].size - (k == block_ ? used_ : 0) >= bytes) return;
     if (bytes != 0) add_block(bytes);
@@ -82,6 +83,14 @@ class Arena {
          size});
   }
 
+  // One block as large as all of them: pieces of other sizes would leave gaps in the old ones for ever.
+  void join() {
+    std::size_t const size = capacity();
+    blocks_.clear();
+    if (void* const data = ::operator new (size, std::align_val_t{alignment}, std::nothrow))
+      blocks_.push_back({std::unique_ptr<std::byte, Free>(static_cast<std::byte*>(data)), size});
+  }
+
   static constexpr std::size_t minimum_block = std::size_t{1} << 16;
   std::vector<Block> blocks_;
   std::size_t block_ = 0, used_ = 0;
@@ -91,7 +100,11 @@ class Arena {
 class ArenaScope {
  public:
   explicit ArenaScope(Arena& arena) : arena_(arena), block_(arena.block_), used_(arena.used_) {}
-  ~ArenaScope() { arena_.block_ = block_, arena_.used_ = used_; }
+  ~ArenaScope() {
+    bool const joins = block_ == 0 && used_ == 0 && arena_.block_ > 0;
+    arena_.block_ = block_, arena_.used_ = used_;
+    if (joins) arena_.join();
+  }
   ArenaScope(ArenaScope const&) = delete;
   ArenaScope& operator=(ArenaScope const&) = delete;
 
