@@ -6,12 +6,12 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 case ${1:-small} in
-  small) data=examples/data/small model=examples/data/small/model ;;
-  smollm2) data=examples/data ;;
+  small) data=examples/data/small model=examples/data/small/model tokens=80 ;;
+  smollm2) data=examples/data tokens=28 ;;
   *) echo "demo.sh: expected nothing or smollm2, got $1" >&2; exit 2 ;;
 esac
 bash cmake/setup.sh
 [ -n "${model:-}" ] || model=$(bash cmake/fetch_model.sh)
 cmake -S . -B build
 cmake --build build --parallel --target 01_many_tenants
-exec build/bin/01_many_tenants "$data" "$model"
+exec build/bin/01_many_tenants "$data" "$model" "$tokens"
