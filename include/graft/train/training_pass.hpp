@@ -7,13 +7,8 @@
 #pragma once
 
 #include <graft/adapter/gradients.hpp>
-#include <graft/backend/cpu/attention_backward.hpp>
+#include <graft/backend/backend.hpp>
 #include <graft/backend/cpu/cpu.hpp>
-#include <graft/backend/cpu/elementwise_backward.hpp>
-#include <graft/backend/cpu/low_rank_backward.hpp>
-#include <graft/backend/cpu/product_transposed.hpp>
-#include <graft/backend/cpu/row_map_backward.hpp>
-#include <graft/backend/cpu/weight_backward.hpp>
 #include <graft/model/model.hpp>
 #include <graft/train/recorded_operations.hpp>
 
@@ -47,6 +42,10 @@ struct TrainingOptions {
 /// Buffers for steps over one model; used by one thread at a time.
 template <class M>
 class TrainingPass {
+  static_assert(
+      TrainingBackend<typename M::B>,
+      "graft: this model's backend cannot train: it is not a TrainingBackend (see graft/backend/backend.hpp)");
+
  public:
   using B = typename M::B;
   using Act = typename B::Act;
