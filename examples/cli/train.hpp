@@ -38,7 +38,7 @@ struct MethodDefaults<LoRADelta> {
   static constexpr std::string_view name = "lora";
   static constexpr double rate = 2e-4;
   static LoRADelta policy(ModelConfig const& model) {
-    return {.rank = 16, .alpha = 32, .fan_in_fan_out = model.architecture == "gpt2"};  // its Conv1D
+    return {.rank = 16, .fan_in_fan_out = model.architecture == "gpt2"};  // its Conv1D
   }
   static std::vector<std::string> targets(ModelConfig const&) { return {}; }
 };
@@ -83,8 +83,8 @@ P policy_of(TrainCommand const& command, ModelConfig const& model) {
       throw UsageError(std::string(reason.substr(reason.starts_with("graft: ") ? 7 : 0)));
     }
   };
+  if constexpr (requires { policy.alpha; }) policy.alpha = 0;
   if (command.rank) set("r", *command.rank);
-  if constexpr (requires { policy.alpha; }) policy.alpha = 2 * static_cast<double>(policy.rank);
   if (command.alpha) set("lora_alpha", *command.alpha);
   if (command.variant) set("variant", *command.variant);
   if (command.group_size) set("group_size", *command.group_size);
@@ -93,6 +93,8 @@ P policy_of(TrainCommand const& command, ModelConfig const& model) {
     if (equals == std::string::npos) throw UsageError(text("expected --set KEY=VALUE, got ", setting));
     set(setting.substr(0, equals), setting.substr(equals + 1));
   }
+  if constexpr (requires { policy.alpha; })
+    if (policy.alpha == 0) policy.alpha = 2 * static_cast<double>(policy.rank);  // nobody said it
   return policy;
 }
 

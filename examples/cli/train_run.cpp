@@ -26,14 +26,12 @@ std::atomic<bool> interrupted = false;
 static_assert(std::atomic<bool>::is_always_lock_free);  // so that a signal handler may set it
 
 // The first Ctrl-C ends the training behind the current step, a second one the program.
-struct StopOnSignals {
-  StopOnSignals() {
-    struct sigaction action = {};
-    action.sa_handler = [](int) { interrupted = true; };
-    action.sa_flags = static_cast<int>(SA_RESETHAND);
-    for (int const signal : {SIGINT, SIGTERM}) ::sigaction(signal, &action, nullptr);
-  }
-};
+void stop_on_signals() {
+  struct sigaction action = {};
+  action.sa_handler = [](int) { interrupted = true; };
+  action.sa_flags = static_cast<int>(SA_RESETHAND);
+  for (int const signal : {SIGINT, SIGTERM}) ::sigaction(signal, &action, nullptr);
+}
 
 class Hash {  // FNV-1a: names files in messages, keeps nobody out
  public:
@@ -113,8 +111,10 @@ Json described(TrainCommand const& c, P const& policy, ModelFiles const& files, 
 }
 
 TrainingData read_data(TrainCommand const& c, ModelFiles const& files) {
-  Tokenizer const tokenizer(read_tokenizer(c.model.model));
   auto const& config = files.config;
+  expects(config.classifier || config.language_model, "graft: ", c.model.model,
+          " has no head, there is nothing to learn");
+  Tokenizer const tokenizer(read_tokenizer(c.model.model));
   index_t const longest = config.positions - config.position_offset;
   if (c.max_length > longest)
     throw UsageError(text("--max-length is ", c.max_length, ", the model has ", longest, " positions"));
@@ -148,6 +148,23 @@ void add_heads(Module<P, B>& module, SiteTable const& sites, WeightMap const& we
     }
     module.modules_to_save = {first};
   }
+}
+
+/// What would have no effect is refused.
+template <class P, class B>
+void check_use(TrainCommand const& c, Module<P, B> const& module) {
+  auto const ranges = parameter_ranges(module);
+  auto const has = [&](ParameterGroup group) {
+    return std::any_of(ranges.begin(), ranges.end(), [&](auto const& range) { return range.group == group; });
+  };
+  auto const demand = [&](bool used, bool has_effect, std::string const& flag, std::string const& why) {
+    if (used && !has_effect) throw UsageError(text(flag, " has no effect on ", c.method, ": ", why));
+  };
+  bool const rational = has(ParameterGroup::activation);
+  demand(c.bilevel > 0, rational, "--bilevel", "it has no learnable activation");
+  demand(c.trainer.activation_ratio != 1, rational, "--activation-lr", "it has no learnable activation");
+  demand(c.trainer.expansion_ratio != 1, has(ParameterGroup::expansion), "--lora-plus", "it has no B");
+  demand(c.trainer.dropout > 0, LowRankPolicy<P, B>, "--dropout", "it has no low-rank delta");
 }
 
 /// One line that is written over and over, on a terminal only.
@@ -213,12 +230,7 @@ Json run(TrainCommand const& c, ModelFiles const& files) {
   module.task_type = files.config.classifier ? "SEQ_CLS" : "CAUSAL_LM";
   module.target_modules = c.targets;
   if (files.config.classifier) add_heads(module, model.sites(), model.weights());
-  if (c.bilevel > 0) {
-    auto const ranges = parameter_ranges(module);
-    if (std::none_of(ranges.begin(), ranges.end(),
-                     [](auto const& range) { return range.group == ParameterGroup::activation; }))
-      throw UsageError("--bilevel needs a learnable activation, such as pedro's rational one");
-  }
+  check_use(c, module);
 
   TrainerOptions trainer_options = c.trainer;
   trainer_options.rate = rate;
@@ -230,14 +242,16 @@ Json run(TrainCommand const& c, ModelFiles const& files) {
     check_same_options(checkpoint.folder, checkpoint.state.value("options", Json::object()), options);
     trainer.read(checkpoint);
   }
-  fs::create_directories(out);
+  std::error_code error;
+  fs::create_directories(out, error);
+  if (error) raise<FormatError>(text(c.out, ": cannot be created: ", error.message()));
   index_t const first_step = trainer.step();
   TrainingLog log(out / "log.csv", first_step);
 
   PeftWriteOptions const write_options{c.type == "bf16" ? Format::bf16 : c.type == "f16" ? Format::f16 : Format::f32};
   TrainingResult result;
   {
-    StopOnSignals const signals;
+    stop_on_signals();
     ProgressLine line;
     TrainerHooks hooks;
     hooks.stop = &interrupted;
