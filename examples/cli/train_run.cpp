@@ -112,8 +112,6 @@ Json described(TrainCommand const& c, P const& policy, ModelFiles const& files, 
 
 TrainingData read_data(TrainCommand const& c, ModelFiles const& files) {
   auto const& config = files.config;
-  expects(config.classifier || config.language_model, "graft: ", c.model.model,
-          " has no head, there is nothing to learn");
   Tokenizer const tokenizer(read_tokenizer(c.model.model));
   index_t const longest = config.positions - config.position_offset;
   if (c.max_length > longest)
@@ -219,6 +217,8 @@ Json run(TrainCommand const& c, ModelFiles const& files) {
     return summary;  // nothing is left to do
   }
 
+  expects(files.config.classifier || (files.config.language_model && Arch::causal), "graft: ", c.model.model,
+          " is no classifier and does not predict the next token; there is nothing to learn");
   auto data = read_data(c, files);
   ThreadPool pool(c.model.threads);
   B be(pool);

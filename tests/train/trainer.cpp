@@ -311,9 +311,11 @@ TEST_CASE("bi-level: the rational moves on the second split's gradient alone, ev
       }
 }
 
-TEST_CASE("classifiers learn with a head of their own") {
+template <class Arch>
+void classifies(std::string const& name, std::string const& head_name) {
   using B = CpuBackend<float>;
-  Setting<LoRADelta, B, Bert> s(LoRADelta{.rank = 4}, "bert_classifier");
+  Setting<LoRADelta, B, Arch> s(LoRADelta{.rank = 4}, name);
+  using T = typename decltype(s)::T;
   Random random(4);
   std::vector<Example> examples(8);
   for (std::size_t k = 0; k < examples.size(); ++k) {
@@ -322,14 +324,14 @@ TEST_CASE("classifiers learn with a head of their own") {
     examples[k].label = static_cast<std::int32_t>(k % s.files.config.labels.size());
     examples[k].prompt = 6;
   }
-  auto const& weight = s.files.weights.tensors.at("classifier.weight");
+  auto const& weight = s.files.weights.tensors.at(head_name);
   SavedTensor head{{weight.rows, weight.cols}, std::vector<float>(static_cast<std::size_t>(weight.rows * weight.cols))};
   for (index_t r = 0; r < weight.rows; ++r) weight.row(r, head.values.data() + r * weight.cols);
-  s.module.saved["classifier.weight"] = head;
+  s.module.saved[head_name] = head;
   auto const start = s.values();
   TrainerOptions options;
   options.steps = 40, options.batch = 4, options.rate = 2e-2;
-  decltype(s)::T trainer(s.model, s.be, s.module, {examples, examples, {}}, options);
+  T trainer(s.model, s.be, s.module, {examples, examples, {}}, options);
   CHECK(trainer.parameters() == static_cast<index_t>(start.size() + head.values.size()));
   std::optional<double> accuracy;
   TrainerHooks hooks;
@@ -339,8 +341,13 @@ TEST_CASE("classifiers learn with a head of their own") {
   trainer.run(hooks);
   CHECK(accuracy == 1.0);
   CHECK(s.values() != start);
-  CHECK(s.module.saved["classifier.weight"].values != head.values);
-  CHECK_THROWS_AS((decltype(s)::T(s.model, s.be, s.module, {{}, {}, {}}, options)), ContractError);
+  CHECK(s.module.saved[head_name].values != head.values);
+  CHECK_THROWS_AS((T(s.model, s.be, s.module, {{}, {}, {}}, options)), ContractError);
+}
+
+TEST_CASE("classifiers learn with a head of their own, which reads the first token or the last") {
+  classifies<Bert>("bert_classifier", "classifier.weight");
+  classifies<Llama>("llama_classifier", "score.weight");
 }
 
 TEST_CASE("a model with one label learns numbers") {
