@@ -19,5 +19,6 @@ inline constexpr std::array shapes{
     Shape{"LLaMA-2-7B q_proj", 4096, 4096},     Shape{"LLaMA-2-7B down_proj", 11008, 4096},
 };
 inline constexpr std::array<graft::index_t, 4> batches{1, 8, 32, 256};
+inline constexpr std::array<graft::index_t, 8> product_rows{1, 2, 4, 8, 16, 32, 64, 512};
 
 }  // namespace bench

@@ -11,7 +11,7 @@ include(CMakePackageConfigHelpers)
 set(graft_package_dir ${CMAKE_INSTALL_DATADIR}/cmake/graft)
 
 install(DIRECTORY ${PROJECT_SOURCE_DIR}/include/graft DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}
-        FILES_MATCHING PATTERN "*.hpp" PATTERN "*.cuh")
+        FILES_MATCHING PATTERN "*.hpp" PATTERN "*.inc" PATTERN "*.cuh")
 foreach(target IN LISTS graft_targets)  # graft_io is exported as graft::io, by a file of its own
   string(REPLACE graft_ "" name ${target})
   set_target_properties(${target} PROPERTIES EXPORT_NAME ${name})

@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // The one main of all tests: Catch2's, but running nothing is a failure and skipping something has its own exit code.
 #define CATCH_CONFIG_RUNNER
+#include <graft/backend/cpu/isa.hpp>
 #include <tests/catch.hpp>
 
+#include <cstdlib>
 #include <iostream>
+#include <string_view>
 
 namespace {
 int skipped = 0;
@@ -16,6 +19,12 @@ void graft_test::note_skip(std::string const& reason) {
 }
 
 int main(int argc, char** argv) {
+  if (const char* const name = std::getenv("GRAFT_ISA"))
+    for (int k = static_cast<int>(graft::detected_isa()) + 1; k < graft::isa_count; ++k)
+      if (std::string_view(name) == graft::isa_name(static_cast<graft::Isa>(k))) {
+        std::cout << "skipped: this processor has no " << name << std::endl;
+        return skipped_code;
+      }
   Catch::Session session;
   if (int const usage = session.applyCommandLine(argc, argv); usage != 0) return usage;
 #if CATCH_VERSION_MAJOR == 2  // a selection that matches nothing has failed; in 3.x that is so by itself

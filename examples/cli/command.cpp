@@ -14,19 +14,20 @@ void ModelOptions::add_to(CLI::App& command, bool adapters_too) {
     command.add_option("--adapter", adapters, "NAME=PATH of a PEFT folder or GGUF LoRA; repeatable")->take_all();
   command.add_option("--device", device, "cpu or cuda")->check(CLI::IsMember({"cpu", "cuda"}));
   command.add_option("--threads", threads, "threads to compute with; 0: one per core")->check(CLI::Range(0, 1024));
-  command.add_option("--precision", precision, "exact or native")->check(CLI::IsMember({"exact", "native"}));
+  command
+      .add_option("--precision", precision,
+                  "exact or native: activations as f32, or rounded to what the processor multiplies")
+      ->check(CLI::IsMember({"exact", "native"}));
   command.add_flag("--json", json, "print JSON");
 }
 
 void ModelOptions::check() const {
   if (device == "cuda") raise<ContractError>("this build of graft has no CUDA backend; use --device cpu");
-  if (precision == "native")
-    std::fprintf(stderr, "graft: warning: there are no native-precision kernels yet; computing exactly\n");
 }
 
 std::unique_ptr<Engine> ModelOptions::open() const {
   check();
-  auto engine = make_engine(open_model(model), {threads});
+  auto engine = make_engine(open_model(model), {threads, precision == "native" ? Precision::native : Precision::exact});
   std::vector<std::string> names;
   for (auto const& adapter : adapters) {
     auto const [name, path] = parse_named_path(adapter);

@@ -27,7 +27,7 @@ struct UsageError : std::runtime_error {
 struct ModelOptions {
   std::string model;
   std::vector<std::string> adapters;  ///< NAME=PATH
-  std::string device = "cpu", precision;
+  std::string device = "cpu", precision = "exact";
   index_t threads = 0;
   bool json = false;
 

@@ -14,7 +14,9 @@ class ArchitectureEngine final : public Engine {
       : pool_(options.threads),
         backend_(pool_),
         model_(std::move(files.config), std::move(files.weights)),
-        context_(model_, backend_) {}
+        context_(model_, backend_) {
+    backend_.set_precision(options.precision);
+  }
 
   ModelConfig const& config() const override { return model_.config(); }
   SiteTable const& sites() const override { return model_.sites(); }

@@ -60,6 +60,7 @@ class Engine {
 
 struct EngineOptions {
   index_t threads = 0;  ///< 0: one per hardware thread
+  Precision precision = Precision::exact;
 };
 
 /// FormatError when the files are not a whole model.

@@ -133,6 +133,7 @@ void run(Options const& options) {
 void add_generate(CLI::App& app) {
   auto const options = std::make_shared<Options>();
   auto* const command = app.add_subcommand("generate", "continue prompts, each with its own adapters");
+  options->model.precision = "native";
   options->model.add_to(*command);
   command->add_option("--prompt", options->prompt, "text to continue");
   command->add_option("--use", options->use, "NAME or NAME=WEIGHT of an adapter for --prompt; repeatable")->take_all();

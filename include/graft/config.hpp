@@ -31,3 +31,19 @@
 #else
 #define GRAFT_UNROLL
 #endif
+
+// Functions between these two marks may use the instructions named, whatever the compiler's flags say: their caller
+// asks the processor first. nvcc does not hand such marks on to the host's compiler.
+#define GRAFT_PRAGMA(text) _Pragma(#text)
+#if defined(__CUDACC__) || !defined(__x86_64__) || !(defined(__clang__) || defined(__GNUC__))
+#define GRAFT_CAN_TARGET 0
+#elif defined(__clang__)
+#define GRAFT_CAN_TARGET 1
+#define GRAFT_TARGET_BEGIN(features) \
+  GRAFT_PRAGMA(clang attribute push(__attribute__((target(features))), apply_to = function))
+#define GRAFT_TARGET_END GRAFT_PRAGMA(clang attribute pop)
+#else
+#define GRAFT_CAN_TARGET 1
+#define GRAFT_TARGET_BEGIN(features) GRAFT_PRAGMA(GCC push_options) GRAFT_PRAGMA(GCC target(features))
+#define GRAFT_TARGET_END GRAFT_PRAGMA(GCC pop_options)
+#endif

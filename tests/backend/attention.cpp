@@ -124,7 +124,7 @@ TEMPLATE_TEST_CASE("paged attention equals the formula", "", float, double) {
       }
 }
 
-TEST_CASE("masks hide keys in addition, and a row that sees nothing is zero") {
+TEST_CASE("masks hide keys in addition, and a row that sees nothing is zero", "[isa]") {
   Random random(2);
   CpuBackend<> be;
   AttentionShape const shape{4, 2, 12, 0.3, false, 0};

@@ -59,7 +59,7 @@ TEMPLATE_TEST_CASE("norms equal their formulas", "", float, double) {
   }
 }
 
-TEST_CASE("a norm of heads is the norm of each head") {
+TEST_CASE("a norm of heads is the norm of each head", "[isa]") {
   Random random(2);
   CpuBackend<> be;
   Buffer<float> x(5, 3 * 20, 1), weight(1, 20);

@@ -73,7 +73,7 @@ struct Mix {
   std::vector<LowRankTile<float>> tiles;
 };
 
-TEST_CASE("a fused product has the bits of its parts, whether maps fit the chunks or not") {
+TEST_CASE("a fused product has the bits of its parts, whether maps fit the chunks or not", "[isa]") {
   Random random(1);
   for (index_t const group : {2, 6, 64, 192}) {  // 6 and 192 do not divide a chunk of 64
     Mix const mix(group, random);

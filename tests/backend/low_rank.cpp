@@ -140,7 +140,7 @@ void check(index_t inputs, index_t outputs, Random& random) {
   CHECK(changed == 0);
 }
 
-TEST_CASE("mixed ranks and weighted lists equal plain loops on buffers of every type") {
+TEST_CASE("mixed ranks and weighted lists equal plain loops on buffers of every type", "[isa]") {
   Random random(1);
   for (auto const& [inputs, outputs] : {std::pair<index_t, index_t>{1, 1}, {7, 65}, {96, 64}, {130, 200}, {1100, 33}}) {
     check<float, float, float>(inputs, outputs, random);

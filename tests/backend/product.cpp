@@ -121,7 +121,7 @@ TEMPLATE_TEST_CASE("product takes any number of rows and outputs", "", float, do
     }
 }
 
-TEST_CASE("product without rows or with rows stored in another order") {
+TEST_CASE("product without rows or with rows stored in another order", "[isa]") {
   Random random(3);
   CHECK(check<float>(Format::f32, 0, 65, 96, true, false, random) == 0);
   for (Format const format : weight_formats()) {

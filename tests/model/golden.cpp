@@ -40,7 +40,7 @@ double worst_of(Case const& c, double bound) {
 
 }  // namespace
 
-TEST_CASE("golden models in f32") {
+TEST_CASE("golden models in f32", "[isa]") {
   for (auto const& c : cases()) DYNAMIC_SECTION(c.name) {
       // the promise of exact precision: f32 against transformers in f64
       std::printf("%-30s f32 %.1e\n", c.name.c_str(), worst_of<float>(c, 1e-4));

@@ -41,6 +41,8 @@ class Executor {
   virtual void run(index_t count, FunctionRef<void(index_t)> task) = 0;
   /// How many chunks may run at the same time.
   virtual index_t concurrency() const { return 1; }
+  /// Whether all of a grid is done when run() returns, that of other slices included.
+  virtual bool waits() const { return true; }
 };
 
 /// Everything on the calling thread.
@@ -59,6 +61,7 @@ class SliceExecutor final : public Executor {
   void run(index_t count, FunctionRef<void(index_t)> task) override {
     for (index_t k = slice_; k < count; k += slices_) task(k);
   }
+  bool waits() const override { return slices_ == 1; }
 
  private:
   index_t slice_, slices_;

@@ -23,6 +23,7 @@ class AttentionBackward {
  public:
   static constexpr Act hidden = -std::numeric_limits<Act>::infinity();
 
+  BackwardKernels<Act> const& kernels;
   AttentionShape const& shape;
   AttentionSpan const& span;
   // rows of the span, columns of the key head: [rows, head_dim]
@@ -95,7 +96,7 @@ class AttentionBackward {
   /// rows [queries, 64] = left [queries, head_dim] . each key (value)
   void multiply(MatrixView<Act const> left, MatrixView<Act const> columns, MatrixView<Act> result) const {
     for (index_t r = 0; r < result.rows; ++r) std::fill_n(result.row(r), attention_block, Act{0});
-    add_product(as_is(left), columns, result);
+    kernels.add_product(as_is(left), columns, result);
   }
 
   /// Scaled scores of a block; what may not be looked at is -infinity.
@@ -151,10 +152,10 @@ class AttentionBackward {
         slope[t] = scale * weight[t] * (slope[t] - level);
       }
     }
-    add_product<Act>(as_is(ds.col_range(0, b.keys)), k.row_range(b.key, b.keys),
-                     head(dq, b.head).row_range(b.query, b.queries));
-    add_product<Act>(transposed(ds.col_range(0, b.keys)), queries, dk.row_range(b.key, b.keys));
-    add_product<Act>(transposed(p.col_range(0, b.keys)), up, dv.row_range(b.key, b.keys));
+    kernels.add_product(as_is(ds.col_range(0, b.keys)), k.row_range(b.key, b.keys),
+                        head(dq, b.head).row_range(b.query, b.queries));
+    kernels.add_product(transposed(ds.col_range(0, b.keys)), queries, dk.row_range(b.key, b.keys));
+    kernels.add_product(transposed(p.col_range(0, b.keys)), up, dv.row_range(b.key, b.keys));
   }
 };
 
@@ -184,7 +185,8 @@ void attention_backward(CpuBackend<Act>& be, AttentionShape const& shape, std::s
     auto const part = [&](auto matrix, index_t width) {
       return matrix.row_range(span.first_row, span.rows).col_range(kv_head * width, width);
     };
-    cpu::AttentionBackward<Act>{shape,
+    cpu::AttentionBackward<Act>{be.backward_kernels(),
+                                shape,
                                 span,
                                 part(k, d),
                                 part(v, d),

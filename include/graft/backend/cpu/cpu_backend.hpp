@@ -2,6 +2,7 @@
 // The CPU backend: an executor to run chunks on and an arena for scratch. Its operations are in this folder.
 #pragma once
 
+#include <graft/backend/cpu/kernels.hpp>
 #include <graft/core/arena.hpp>
 #include <graft/core/executor.hpp>
 #include <graft/core/scalar.hpp>
@@ -34,10 +35,35 @@ class CpuBackend {
   /// What is taken from the arena from now on is given back when the scope ends.
   ArenaScope scope() { return ArenaScope(arena_); }
 
+  /// The instruction-set level in use: the processor's best, or what GRAFT_ISA names, unless changed here. Results are
+  /// bit-equal only between backends of one level.
+  Isa isa() const { return isa_; }
+  void set_isa(Isa isa) {
+    expects(isa <= detected_isa(), "graft: this processor has no ", isa_name(isa), "; its best is ",
+            isa_name(detected_isa()));
+    isa_ = isa;
+    kernels_ = &cpu::kernels<Act>(isa);
+    if (precision_ == Precision::native) native_ = cpu::native_kernels<Act>(isa);
+  }
+  cpu::Kernels<Act> const& kernels() const { return *kernels_; }
+  cpu::BackwardKernels<Act> const& backward_kernels() const { return cpu::backward_kernels<Act>(isa_); }
+
+  /// How products treat activations: `exact` unless changed here.
+  Precision precision() const { return precision_; }
+  void set_precision(Precision precision) {
+    precision_ = precision;
+    native_ = cpu::native_kernels<Act>(isa_);
+  }
+  cpu::NativeKernels const& native_kernels() const { return native_; }
+
  private:
   std::unique_ptr<Executor> own_;
   Executor* executor_;
   Arena arena_;
+  Isa isa_ = default_isa();
+  cpu::Kernels<Act> const* kernels_ = &cpu::kernels<Act>(isa_);
+  Precision precision_ = Precision::exact;
+  cpu::NativeKernels native_;
 };
 
 template <class T>

@@ -4,11 +4,9 @@
 
 #include <graft/backend/activation.hpp>
 #include <graft/backend/cpu/cpu_backend.hpp>
-#include <graft/backend/cpu/lanes.hpp>
 #include <graft/backend/weight.hpp>
 
 #include <algorithm>
-#include <cmath>
 
 namespace graft {
 namespace cpu {
@@ -17,17 +15,6 @@ namespace cpu {
 template <class Act>
 void for_row_blocks(CpuBackend<Act>& be, index_t rows, FunctionRef<void(index_t, index_t)> f) {
   be.executor().run(ceil_div(rows, 8), [&](index_t k) { f(8 * k, std::min(rows, 8 * k + 8)); });
-}
-
-/// sum of f(x[k]) over k, in lanes first; the order depends on the length alone.
-template <class R, class F>
-R sum_of(R const* x, index_t count, F f) {
-  Lanes<R> acc{};
-  index_t k = 0;
-  for (; k + lane_count<R> <= count; k += lane_count<R>) acc += f(load(x + k));
-  R total = sum(acc);
-  for (; k < count; ++k) total += f(x[k]);
-  return total;
 }
 
 /// The largest of count >= 1 values; several running maxima, because one would wait for itself at every element.
@@ -43,23 +30,6 @@ Act highest_of(Act const* x, index_t count) {
   return *std::max_element(best, best + width);
 }
 
-template <class R>
-R dot(R const* x, R const* y, index_t count) {
-  Lanes<R> acc{};
-  index_t k = 0;
-  for (; k + lane_count<R> <= count; k += lane_count<R>) acc += load(x + k) * load(y + k);
-  R total = sum(acc);
-  for (; k < count; ++k) total += x[k] * y[k];
-  return total;
-}
-
-template <class R>
-void rms_norm_row(R const* x, R const* weight, R eps, index_t count, R* y) {
-  R const mean = sum_of(x, count, [](auto v) { return v * v; }) / static_cast<R>(count);
-  R const scale = 1 / std::sqrt(mean + eps);
-  for (index_t k = 0; k < count; ++k) y[k] = x[k] * scale * weight[k];
-}
-
 }  // namespace cpu
 
 /// y = x / rms(x) * weight per row. x, y [n, d] (may be the same), weight [d].
@@ -68,7 +38,7 @@ void rms_norm(CpuBackend<Act>& be, MatrixView<Act const> x, VectorView<Act const
               MatrixView<Act> y) {
   cpu::for_row_blocks(be, x.rows, [&](index_t first, index_t last) {
     for (index_t n = first; n < last; ++n)
-      cpu::rms_norm_row(x.row(n), weight.data, static_cast<Act>(eps), x.cols, y.row(n));
+      be.kernels().rms_norm_row(x.row(n), weight.data, static_cast<Act>(eps), x.cols, y.row(n));
   });
 }
 
@@ -78,7 +48,7 @@ void rms_norm_heads(CpuBackend<Act>& be, MatrixView<Act> x, VectorView<Act const
   cpu::for_row_blocks(be, x.rows, [&](index_t first, index_t last) {
     for (index_t n = first; n < last; ++n)
       for (index_t h = 0; h < x.cols; h += weight.size)
-        cpu::rms_norm_row(x.row(n) + h, weight.data, static_cast<Act>(eps), weight.size, x.row(n) + h);
+        be.kernels().rms_norm_row(x.row(n) + h, weight.data, static_cast<Act>(eps), weight.size, x.row(n) + h);
   });
 }
 
@@ -87,15 +57,8 @@ template <class Act>
 void layer_norm(CpuBackend<Act>& be, MatrixView<Act const> x, VectorView<Act const> weight, VectorView<Act const> bias,
                 double eps, MatrixView<Act> y) {
   cpu::for_row_blocks(be, x.rows, [&](index_t first, index_t last) {
-    for (index_t n = first; n < last; ++n) {
-      Act const* const from = x.row(n);
-      Act* const to = y.row(n);
-      Act const count = static_cast<Act>(x.cols);
-      Act const mean = cpu::sum_of(from, x.cols, [](auto v) { return v; }) / count;
-      Act const variance = cpu::sum_of(from, x.cols, [&](auto v) { return (v - mean) * (v - mean); }) / count;
-      Act const scale = 1 / std::sqrt(variance + static_cast<Act>(eps));
-      for (index_t k = 0; k < x.cols; ++k) to[k] = (from[k] - mean) * scale * weight[k] + bias[k];
-    }
+    for (index_t n = first; n < last; ++n)
+      be.kernels().layer_norm_row(x.row(n), weight.data, bias.data, static_cast<Act>(eps), x.cols, y.row(n));
   });
 }
 
@@ -103,8 +66,7 @@ void layer_norm(CpuBackend<Act>& be, MatrixView<Act const> x, VectorView<Act con
 template <class Act>
 void activate(CpuBackend<Act>& be, Activation f, MatrixView<Act> x) {
   cpu::for_row_blocks(be, x.rows, [&](index_t first, index_t last) {
-    for (index_t n = first; n < last; ++n)
-      for (index_t k = 0; k < x.cols; ++k) x(n, k) = activate(f, x(n, k));
+    for (index_t n = first; n < last; ++n) be.kernels().activate_row(f, x.cols, x.row(n));
   });
 }
 
@@ -112,14 +74,7 @@ void activate(CpuBackend<Act>& be, Activation f, MatrixView<Act> x) {
 template <class Act>
 void activate_gated(CpuBackend<Act>& be, Activation f, MatrixView<Act> gate, MatrixView<Act const> up) {
   cpu::for_row_blocks(be, gate.rows, [&](index_t first, index_t last) {
-    for (index_t n = first; n < last; ++n) {
-      Act* const g = gate.row(n);
-      Act const* const u = up.row(n);
-      if (f == Activation::silu)  // a constant argument lets the compiler vectorise the usual case
-        for (index_t k = 0; k < gate.cols; ++k) g[k] = activate(Activation::silu, g[k]) * u[k];
-      else
-        for (index_t k = 0; k < gate.cols; ++k) g[k] = activate(f, g[k]) * u[k];
-    }
+    for (index_t n = first; n < last; ++n) be.kernels().activate_gated_row(f, up.row(n), gate.cols, gate.row(n));
   });
 }
 
@@ -127,8 +82,7 @@ void activate_gated(CpuBackend<Act>& be, Activation f, MatrixView<Act> gate, Mat
 template <class Act>
 void add(CpuBackend<Act>& be, MatrixView<Act const> x, MatrixView<Act> h) {
   cpu::for_row_blocks(be, h.rows, [&](index_t first, index_t last) {
-    for (index_t n = first; n < last; ++n)
-      for (index_t k = 0; k < h.cols; ++k) h(n, k) += x(n, k);
+    for (index_t n = first; n < last; ++n) be.kernels().add_row(x.row(n), h.cols, h.row(n));
   });
 }
 
@@ -142,8 +96,7 @@ void gather_rows(CpuBackend<Act>& be, Weight const& table, std::int32_t const* i
     for (index_t n = first; n < last; ++n) {
       Act* const to = accumulate ? decoded.row(n) : h.row(n);
       table.row(index[n], to);
-      if (accumulate)
-        for (index_t k = 0; k < h.cols; ++k) h(n, k) += to[k];
+      if (accumulate) be.kernels().add_row(to, h.cols, h.row(n));
     }
   });
 }
@@ -154,17 +107,8 @@ template <class Act>
 void rotate(CpuBackend<Act>& be, MatrixView<Act const> cosine, MatrixView<Act const> sine, index_t head_dim,
             MatrixView<Act> x) {
   cpu::for_row_blocks(be, x.rows, [&](index_t first, index_t last) {
-    index_t const half = cosine.cols;
-    for (index_t n = first; n < last; ++n) {
-      Act const* const c = cosine.row(n);
-      Act const* const s = sine.row(n);
-      for (Act* head = x.row(n); head < x.row(n) + x.cols; head += head_dim)
-        for (index_t k = 0; k < half; ++k) {
-          Act const u = head[k], v = head[k + half];
-          head[k] = u * c[k] - v * s[k];
-          head[k + half] = v * c[k] + u * s[k];
-        }
-    }
+    for (index_t n = first; n < last; ++n)
+      be.kernels().rotate_row(cosine.row(n), sine.row(n), cosine.cols, head_dim, x.cols, x.row(n));
   });
 }
 

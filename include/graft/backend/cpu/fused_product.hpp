@@ -29,17 +29,17 @@ void fused_product(CpuBackend<Act>& be, Weight const& weight, VectorView<Act con
     auto const padded = cpu::pad_rows<Act, Act>(be.arena(), x_delta);
     t = be.arena().template matrix<Act>(x.rows, deltas->max_rank);
     be.executor().run(deltas->tile_count,
-                      [&](index_t k) { cpu::shrink<Act>(deltas->tiles[k], deltas->site, x_delta.cols, padded, t); });
+                      [&](index_t k) { be.kernels().shrink(deltas->tiles[k], deltas->site, x_delta.cols, padded, t); });
   }
   auto const map_columns = [&](RowMapBatch<Act> const& maps, index_t first, index_t last) {
     for (index_t n = 0; n < y.rows; ++n)
-      if (auto const* map = maps.row(n)) cpu::map_row(*map, y.row(n), first, last);
+      if (auto const* map = maps.row(n)) be.kernels().map_row(*map, y.row(n), first, last);
   };
   product(be, x, weight, bias, y, [&](index_t first, index_t last) {
     if (inner != nullptr) map_columns(*inner, first, last);
     if (deltas != nullptr)
       for (index_t k = 0; k < deltas->tile_count; ++k)
-        cpu::expand<Act, Act>(deltas->tiles[k], deltas->site, y.cols, t, first, last, y);
+        be.kernels().expand(deltas->tiles[k], deltas->site, y.cols, t, first, last, y);
     if (outer != nullptr) map_columns(*outer, first, last);
   });
 }

@@ -61,11 +61,11 @@ void low_rank_backward(CpuBackend<Act>& be, LowRankFactors<typename CpuBackend<A
   be.executor().run(ceil_div(count, cpu::gradient_rows), [&](index_t chunk) {
     index_t const first = chunk * cpu::gradient_rows, used = std::min(cpu::gradient_rows, count - first);
     auto const part = [&](auto matrix) { return matrix.row_range(first, used); };
-    if (da != nullptr || !dx.empty()) cpu::dots(part(slopes), b, scale, part(g));
-    if (db_transposed != nullptr) cpu::dots(part(xs), a, scale, part(t));
+    if (da != nullptr || !dx.empty()) be.backward_kernels().dots(part(slopes), b, scale, part(g));
+    if (db_transposed != nullptr) be.backward_kernels().dots(part(xs), a, scale, part(t));
     if (dx.empty()) return;
     for (index_t k = first; k < first + used; ++k) std::fill_n(added.row(k), i, R{0});
-    cpu::add_product(cpu::as_is(part(g)), a, part(added));
+    be.backward_kernels().add_product(cpu::as_is(part(g)), a, part(added));
     for (index_t k = first; k < first + used; ++k) {
       D* const to = dx.row(rows[static_cast<std::size_t>(k)]);
       for (index_t c = 0; c < i; ++c) to[c] = static_cast<D>(static_cast<R>(to[c]) + added(k, c));
@@ -74,8 +74,8 @@ void low_rank_backward(CpuBackend<Act>& be, LowRankFactors<typename CpuBackend<A
   auto const factor = [&](MatrixView<R const> left, MatrixView<R const> right, R* out) {
     if (out == nullptr) return;
     cpu::for_columns(be, right.cols, [&](index_t first, index_t last) {
-      cpu::add_product(cpu::transposed(left), right.col_range(first, last - first),
-                       matrix_view(out, r, right.cols).col_range(first, last - first));
+      be.backward_kernels().add_product(cpu::transposed(left), right.col_range(first, last - first),
+                                        matrix_view(out, r, right.cols).col_range(first, last - first));
     });
   };
   factor(g, xs, da);
@@ -100,7 +100,7 @@ void low_rank_embedding_backward(CpuBackend<Act>& be, LowRankFactors<typename Cp
   auto const column = [&](index_t k) { return tokens[rows[static_cast<std::size_t>(k)]]; };
   be.executor().run(ceil_div(count, cpu::gradient_rows), [&](index_t chunk) {
     index_t const first = chunk * cpu::gradient_rows, used = std::min(cpu::gradient_rows, count - first);
-    if (da != nullptr) cpu::dots(slopes.row_range(first, used), b, scale, g.row_range(first, used));
+    if (da != nullptr) be.backward_kernels().dots(slopes.row_range(first, used), b, scale, g.row_range(first, used));
     for (index_t k = first; k < first + used; ++k)
       for (index_t p = 0; p < r; ++p) t(k, p) = scale * f.a[p * vocabulary + column(k)];
   });
@@ -110,8 +110,8 @@ void low_rank_embedding_backward(CpuBackend<Act>& be, LowRankFactors<typename Cp
     });
   if (db_transposed != nullptr)
     cpu::for_columns(be, o, [&](index_t first, index_t last) {
-      cpu::add_product(cpu::transposed(t), slopes.col_range(first, last - first),
-                       matrix_view(db_transposed, r, o).col_range(first, last - first));
+      be.backward_kernels().add_product(cpu::transposed(t), slopes.col_range(first, last - first),
+                                        matrix_view(db_transposed, r, o).col_range(first, last - first));
     });
 }
 

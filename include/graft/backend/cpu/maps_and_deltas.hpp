@@ -24,10 +24,10 @@ void apply_maps_and_deltas(CpuBackend<Act>& be, RowMapBatch<typename CpuBackend<
   bool const any_inner = inner.any(), any_delta = deltas.any(), any_outer = outer.any();
   if (!any_inner && !any_delta && !any_outer) return;
   ArenaScope scope(be.arena());
-  cpu::DeltaScratch<X, R> const scratch(be.arena(), any_delta ? x : x.row_range(0, 0), deltas.max_rank);
+  cpu::DeltaScratch<X, R> const scratch(be, any_delta ? x : x.row_range(0, 0), deltas.max_rank);
   auto const map_rows = [&](RowMapBatch<R> const& maps, LowRankTile<R> const& tile) {
     for (index_t m = 0; m < tile.row_count; ++m)
-      if (auto const* map = maps.row(tile.rows[m])) cpu::map_row(*map, y.row(tile.rows[m]), index_t{0}, y.cols);
+      if (auto const* map = maps.row(tile.rows[m])) cpu::map_columns(be, *map, y.row(tile.rows[m]), index_t{0}, y.cols);
   };
   be.executor().run(deltas.tile_count, [&](index_t k) {
     if (any_inner) map_rows(inner, deltas.tiles[k]);

@@ -1,29 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
-// Y = X W^T + b for a weight in any storage format: rows of W are decoded panel by panel into the first-level cache
-// and meet all rows of X there. One simple portable kernel; no allocation, no copy of the weight.
+// Y = X W^T + b for a weight in any storage format: rows of W are decoded into registers or the first-level cache and
+// meet all rows of X there. No copy of the weight is kept.
 #pragma once
 
 #include <graft/backend/cpu/cpu_backend.hpp>
-#include <graft/backend/cpu/lanes.hpp>
-#include <graft/backend/weight.hpp>
-
-#include <algorithm>
-#include <cstdint>
 
 namespace graft {
 namespace cpu {
-
-template <class R>
-inline constexpr index_t padded(index_t count) {
-  return round_up(count, lane_count<R>);
-}
 
 /// Whether rows of X can be read as they are: right type, width and alignment. (Register loads that straddle cache
 /// lines would halve the speed of the product.)
 template <class T, class R>
 bool is_padded(MatrixView<T const> x) {
-  return std::same_as<T, R> && x.cols == padded<R>(x.cols) && (x.rows == 1 || x.stride % lane_count<R> == 0) &&
-         reinterpret_cast<std::uintptr_t>(x.data) % register_bytes == 0;
+  return std::same_as<T, R> && x.cols == padded<R>(x.cols) && (x.rows == 1 || x.stride == padded<R>(x.stride)) &&
+         reinterpret_cast<std::uintptr_t>(x.data) % 64 == 0;
 }
 
 template <class T, class R>
@@ -42,62 +32,39 @@ MatrixView<R const> pad_rows(Arena& arena, MatrixView<T const> x) {
   return copy;
 }
 
-// A tile is 4 outputs by 4 (2) rows of X: 16 (8) accumulators, in registers. Two tiles side by side use each row of X
-// they read from the second-level cache twice, without which that cache would be the limit.
-inline constexpr int tile_outputs = 4;
-inline constexpr int tile_rows = register_count >= 32 ? 4 : 2;
-inline constexpr index_t panel_rows = 8;      // rows of W decoded together
-inline constexpr index_t panel_depth = 1024;  // values decoded of each: 32 KiB of f32, most of a first-level cache
-
-/// Adds x[n, first:first+depth] . panel[r, 0:depth] to y[n, r] for r < used rows of the panel, or starts from the bias.
-template <class R>
-void multiply_panel(MatrixView<R const> x, index_t first, index_t depth, R const* const* panel, index_t used,
-                    bool start, R const* bias, MatrixView<R> y) {
-  auto const tile = [&]<int M>(index_t n) {
-    R const* xs[M];
-    for (int m = 0; m < M; ++m) xs[m] = x.row(n + m) + first;
-    for (index_t r0 = 0; r0 < used; r0 += tile_outputs) {
-      R out[M * tile_outputs];
-      dot_tile<M, tile_outputs, R>(xs, panel + r0, depth, out);
-      for (int m = 0; m < M; ++m)
-        for (index_t r = r0; r < std::min(used, r0 + tile_outputs); ++r) {
-          R const before = !start ? y(n + m, r) : bias != nullptr ? bias[r] : R{0};
-          y(n + m, r) = before + out[m * tile_outputs + r - r0];
-        }
-    }
-  };
-  index_t n = 0;
-  for (; n + tile_rows <= x.rows; n += tile_rows) tile.template operator()<tile_rows>(n);
-  for (; n < x.rows; ++n) tile.template operator()<1>(n);
+/// Runs f(first, last) over blocks of rows. 8 rows of a few hundred elements outweigh handing a chunk out; what other
+/// grids wait for is done at once where slices of a foreign pool do not wait for each other.
+template <class Act>
+void prepare_rows(CpuBackend<Act>& be, index_t rows, FunctionRef<void(index_t)> f) {
+  if (be.executor().waits())
+    be.executor().run(ceil_div(rows, 8), [&](index_t k) {
+      for (index_t n = 8 * k; n < std::min(rows, 8 * k + 8); ++n) f(n);
+    });
+  else
+    for (index_t n = 0; n < rows; ++n) f(n);
 }
 
-/// Y[:, o0:o1] = X W[o0:o1]^T + b. x is padded; y's column 0 is output 0.
-template <class R>
-void product_chunk(MatrixView<R const> x, Weight const& w, VectorView<R const> bias, index_t o0, index_t o1,
-                   MatrixView<R> y) {
-  alignas(64) R buffer[panel_rows][panel_depth];
-  bool constexpr native_f32 = std::same_as<R, float>;
-  for (index_t o = o0; o < o1; o += panel_rows) {
-    index_t const used = std::min(panel_rows, o1 - o);
-    for (index_t first = 0; first < w.cols; first += panel_depth) {
-      index_t const count = std::min(panel_depth, w.cols - first), depth = padded<R>(count);
-      R const* panel[panel_rows];
-      for (index_t r = 0; r < panel_rows; ++r) {
-        std::byte const* const stored = w.row_data(o + std::min(r, used - 1));
-        if (native_f32 && w.format == Format::f32 && count == depth) {
-          panel[r] = reinterpret_cast<R const*>(stored) + first;
-        } else {
-          if (r < used) {
-            decode_row(w.format, stored, first, count, buffer[r]);
-            std::fill(buffer[r] + count, buffer[r] + depth, R{0});
-          }
-          panel[r] = buffer[std::min(r, used - 1)];
-        }
-      }
-      multiply_panel<R>(x, first, depth, panel, used, first == 0, bias.empty() ? nullptr : bias.data + o,
-                        y.col_range(o, used));
-    }
-  }
+/// X rounded to 8-bit integers, in the arena.
+inline IntegerRows integer_rows(CpuBackend<float>& be, MatrixView<float const> x) {
+  Arena& arena = be.arena();
+  IntegerRows const to{x.rows,
+                       x.cols / 32,
+                       arena.allocate<std::int8_t>(x.rows * x.cols),
+                       arena.allocate<float>(x.rows * x.cols / 32),
+                       arena.allocate<std::int32_t>(x.rows * x.cols / 32),
+                       arena.allocate<float>(x.rows * x.cols / 32)};
+  prepare_rows(be, x.rows, [&](index_t n) { be.native_kernels().round_to_integers(x.row(n), n, to); });
+  return to;
+}
+
+/// X rounded to bf16 and padded with zeros, in the arena.
+inline MatrixView<bf16 const> bf16_rows(CpuBackend<float>& be, MatrixView<float const> x) {
+  auto const to = be.arena().matrix<bf16>(x.rows, padded<bf16>(x.cols));
+  prepare_rows(be, x.rows, [&](index_t n) {
+    be.native_kernels().round_to_bf16(x.row(n), x.cols, to.row(n));
+    std::fill(to.row(n) + x.cols, to.row(n) + to.cols, bf16{});
+  });
+  return to;
 }
 
 /// Outputs one task computes. A multiple of 64, the usual group of a row map, so that maps are applied while the
@@ -112,18 +79,29 @@ struct NoEpilogue {
 };
 
 /// Y = X W^T + b.  x [n, i], w [o, i], bias [o] or empty, y [n, o]; then `epilogue(o0, o1)` on every chunk of
-/// cpu::product_chunk_outputs columns.
+/// cpu::product_chunk_outputs columns. In native precision, X is rounded first where the processor multiplies the
+/// weight's format directly: bf16 with bf16, and Q8_0, Q4_0 and Q4_1 with 8-bit integers.
 template <class Act, class Epilogue = NoEpilogue>
 void product(CpuBackend<Act>& be, MatrixView<Act const> x, Weight const& w, VectorView<Act const> bias,
              MatrixView<Act> y, Epilogue const& epilogue = {}) {
   ArenaScope scope(be.arena());
-  auto const padded = cpu::pad_rows<Act, Act>(be.arena(), x);
-  be.executor().run(ceil_div(w.rows, cpu::product_chunk_outputs), [&](index_t chunk) {
-    index_t const o0 = chunk * cpu::product_chunk_outputs;
-    index_t const o1 = std::min(w.rows, o0 + cpu::product_chunk_outputs);
-    cpu::product_chunk(padded, w, bias, o0, o1, y);
-    epilogue(o0, o1);
-  });
+  auto const run = [&](auto kernel, auto const& prepared) {
+    be.executor().run(ceil_div(w.rows, cpu::product_chunk_outputs), [&](index_t chunk) {
+      index_t const o0 = chunk * cpu::product_chunk_outputs;
+      index_t const o1 = std::min(w.rows, o0 + cpu::product_chunk_outputs);
+      kernel(prepared, w, bias, o0, o1, y);
+      epilogue(o0, o1);
+    });
+  };
+  if constexpr (std::same_as<Act, float>)
+    if (be.precision() == Precision::native) {
+      auto const& native = be.native_kernels();
+      if (native.integer_chunk != nullptr && cpu::in_integers(w.format))
+        return run(native.integer_chunk, cpu::integer_rows(be, x));
+      if (native.bf16_chunk != nullptr && w.format == Format::bf16)
+        return run(native.bf16_chunk, cpu::bf16_rows(be, x));
+    }
+  run(be.kernels().product_chunk, cpu::pad_rows<Act, Act>(be.arena(), x));
 }
 
 }  // namespace graft

@@ -25,8 +25,9 @@ void product_transposed(CpuBackend<Act>& be, MatrixView<Act const> dy, Weight co
     for (index_t o = 0; o < w.rows; o += depth) {
       index_t const used = std::min(depth, w.rows - o);
       for (index_t k = 0; k < used; ++k) decode_row(w.format, w.row_data(o + k), first, count, panel + k * columns);
-      cpu::add_product(cpu::as_is(dy.col_range(o, used)),
-                       matrix_view<HostSpace, Act const>(panel, used, count, columns), dx.col_range(first, count));
+      be.backward_kernels().add_product(cpu::as_is(dy.col_range(o, used)),
+                                        matrix_view<HostSpace, Act const>(panel, used, count, columns),
+                                        dx.col_range(first, count));
     }
   });
 }

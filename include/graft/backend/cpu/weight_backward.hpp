@@ -27,8 +27,8 @@ void weight_gradient(CpuBackend<Act>& be, MatrixView<Act const> dy, MatrixView<A
     for (index_t n = 0; n < dy.rows; n += cpu::outer_tile_depth) {
       index_t const used = std::min(cpu::outer_tile_depth, dy.rows - n), count = last - first;
       for (index_t k = 0; k < used; ++k) std::copy_n(dy.row(n + k) + first, count, panel + k * count);
-      cpu::add_product(cpu::transposed(matrix_view(panel, used, count)), x.row_range(n, used),
-                       dw.row_range(first, count));
+      be.backward_kernels().add_product(cpu::transposed(matrix_view(panel, used, count)), x.row_range(n, used),
+                                        dw.row_range(first, count));
     }
   });
 }

@@ -1,0 +1,140 @@
+// SPDX-License-Identifier: Apache-2.0
+// What this machine can do at best, measured beside the case that is compared with it: reading memory, and the dot
+// product instructions of each level with operands in registers.
+#pragma once
+
+#include <graft/backend/cpu/isa.hpp>
+#include <graft/core/executor.hpp>
+
+#include <algorithm>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <ctime>
+#include <string_view>
+#include <vector>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace bench {
+
+using graft::index_t;
+using graft::Isa;
+
+/// Threads to compute with: GRAFT_THREADS, or 0 for one per core.
+inline int threads() {
+  const char* const name = std::getenv("GRAFT_THREADS");
+  return name != nullptr ? std::atoi(name) : 0;
+}
+/// Seconds on the clock, or with GRAFT_CLOCK=cpu those this thread computed: what a machine that others use as well can
+/// still say of one thread.
+inline double now() {
+  static bool const cpu = [] {
+    const char* const name = std::getenv("GRAFT_CLOCK");
+    return name != nullptr && std::string_view(name) == "cpu";
+  }();
+  timespec t{};
+  clock_gettime(cpu ? CLOCK_THREAD_CPUTIME_ID : CLOCK_MONOTONIC, &t);
+  return static_cast<double>(t.tv_sec) + 1e-9 * static_cast<double>(t.tv_nsec);
+}
+template <class F>
+double seconds_of(F&& f) {
+  double const start = now();
+  f();
+  return now() - start;
+}
+/// The element in the middle; reorders.
+inline double median(std::vector<double>& v) {
+  std::nth_element(v.begin(), v.begin() + static_cast<std::ptrdiff_t>(v.size() / 2), v.end());
+  return v[v.size() / 2];
+}
+
+/// How fast all threads of an executor read memory that no cache holds, in bytes per second: every thread walks eight
+/// streams at once, as a product walks rows of a weight.
+class ReadLimit {
+ public:
+  explicit ReadLimit(graft::Executor& executor) : executor_(executor), memory_(size / 8, 1) {}
+
+  double operator()() {
+    constexpr index_t part = size / 8 / parts;
+    double const seconds = seconds_of(
+        [&] { executor_.run(parts, [&](index_t k) { sums_[k * 8] = read(memory_.data() + k * part, part); }); });
+    return static_cast<double>(size) / seconds;
+  }
+
+ private:
+  static constexpr index_t size = index_t{256} << 20, parts = 64, streams = 8;
+  static std::uint64_t read(std::uint64_t const* from, index_t count) {
+    typedef std::uint64_t V __attribute__((vector_size(64)));  // as many registers as the flags make of it
+    V sum{};
+    index_t const each = count / streams;
+    for (index_t k = 0; k < each; k += 8)
+      for (index_t s = 0; s < streams; ++s) {
+        V v;
+        std::memcpy(&v, from + s * each + k, sizeof v);
+        sum |= v;
+      }
+    return sum[0] | sum[7];
+  }
+  graft::Executor& executor_;
+  std::vector<std::uint64_t> memory_;
+  std::uint64_t sums_[parts * 8];
+};
+
+// Ten independent sums hide the latency; the empty asm keeps them from being computed at compile time.
+#define GRAFT_LIMIT(name, Register, zero, step)                                                          \
+  inline void name(index_t count) {                                                                      \
+    Register const x = zero;                                                                             \
+    Register a0 = x, a1 = x, a2 = x, a3 = x, a4 = x, a5 = x, a6 = x, a7 = x, a8 = x, a9 = x;             \
+    for (index_t k = 0; k < count; ++k) {                                                                \
+      a0 = step(a0), a1 = step(a1), a2 = step(a2), a3 = step(a3), a4 = step(a4);                         \
+      a5 = step(a5), a6 = step(a6), a7 = step(a7), a8 = step(a8), a9 = step(a9);                         \
+      asm volatile("" : "+v"(a0), "+v"(a1), "+v"(a2), "+v"(a3), "+v"(a4), "+v"(a5), "+v"(a6), "+v"(a7)); \
+      asm volatile("" : "+v"(a8), "+v"(a9));                                                             \
+    }                                                                                                    \
+  }
+#if GRAFT_CAN_TARGET
+GRAFT_TARGET_BEGIN("avx2,fma")
+#define GRAFT_STEP(a) _mm256_fmadd_ps(x, x, a)
+GRAFT_LIMIT(fma_256, __m256, _mm256_set1_ps(1e-9f), GRAFT_STEP)
+#undef GRAFT_STEP
+GRAFT_TARGET_END
+GRAFT_TARGET_BEGIN("avx512f,avx512vnni,avx512bf16")
+#define GRAFT_STEP(a) _mm512_fmadd_ps(x, x, a)
+GRAFT_LIMIT(fma_512, __m512, _mm512_set1_ps(1e-9f), GRAFT_STEP)
+#undef GRAFT_STEP
+#define GRAFT_STEP(a) _mm512_dpbf16_ps(a, reinterpret_cast<__m512bh>(x), reinterpret_cast<__m512bh>(x))
+GRAFT_LIMIT(bf16_512, __m512, _mm512_set1_ps(1e-9f), GRAFT_STEP)
+#undef GRAFT_STEP
+#define GRAFT_STEP(a) _mm512_dpbusd_epi32(a, x, x)
+GRAFT_LIMIT(integers_512, __m512i, _mm512_set1_epi8(1), GRAFT_STEP)
+#undef GRAFT_STEP
+GRAFT_TARGET_END
+#endif
+#undef GRAFT_LIMIT
+
+/// Operations per second (a multiplication and an addition are two) of all threads of an executor with the best
+/// instruction of a level; 0 where it has none.
+enum class Instruction { fma, bf16, integers };
+inline double operation_limit([[maybe_unused]] graft::Executor& executor, [[maybe_unused]] Isa isa,
+                              [[maybe_unused]] Instruction instruction) {
+#if GRAFT_CAN_TARGET
+  void (*loop)(index_t) = nullptr;
+  double operations = 0;  // of one instruction
+  if (instruction == Instruction::fma && isa >= Isa::avx512) loop = fma_512, operations = 32;
+  if (instruction == Instruction::fma && isa == Isa::avx2) loop = fma_256, operations = 16;
+  if (instruction == Instruction::bf16 && isa == Isa::vnni) loop = bf16_512, operations = 64;
+  if (instruction == Instruction::integers && isa == Isa::vnni) loop = integers_512, operations = 128;
+  if (loop == nullptr) return 0;
+  constexpr index_t count = 100000;
+  index_t const tasks = 4 * executor.concurrency();
+  double const seconds = seconds_of([&] { executor.run(tasks, [&](index_t) { loop(count); }); });
+  return static_cast<double>(tasks * count * 10) * operations / seconds;
+#else
+  return 0;
+#endif
+}
+
+}  // namespace bench

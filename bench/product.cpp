@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: Apache-2.0
+// Products at every level, format, precision and number of rows, next to what the machine can do: the read limit and
+// the limit of the instruction, measured in turn with the product. Weights are rotated, so that no cache holds them.
+#include <graft/backend/cpu/cpu.hpp>
+#include <graft/testing/random.hpp>
+
+#include <benchmark/benchmark.h>
+
+#include <bench/limits.hpp>
+#include <bench/shapes.hpp>
+
+namespace {
+
+using namespace graft;
+
+ThreadPool& pool() {
+  static ThreadPool one(bench::threads());
+  return one;
+}
+
+/// Copies of one weight, more than a cache holds.
+class Rotated {
+ public:
+  Rotated(Format format, index_t out, index_t in)
+      : format_(format), out_(out), in_(in), size_(static_cast<std::size_t>(out * row_bytes(format, in))) {
+    bytes_.resize(size_ * ((std::size_t{192} << 20) / size_ + 1));
+    Random random(1);
+    std::vector<float> row(static_cast<std::size_t>(in));
+    auto const stored = static_cast<std::size_t>(row_bytes(format, in));
+    for (std::size_t k = 0; k < bytes_.size() / stored; ++k) {
+      if (k < 32) {
+        for (auto& value : row) value = static_cast<float>(random.normal());
+        encode_row(format, row.data(), in, bytes_.data() + k * stored);
+      } else {
+        std::memcpy(bytes_.data() + k * stored, bytes_.data() + (k - 32) * stored, stored);
+      }
+    }
+  }
+  Weight next() {
+    at_ = at_ + 2 * size_ > bytes_.size() ? 0 : at_ + size_;
+    return {bytes_.data() + at_, format_, out_, in_, nullptr};
+  }
+  double bytes() const { return static_cast<double>(size_); }
+
+ private:
+  Format format_;
+  index_t out_, in_;
+  std::size_t size_, at_ = 0;
+  std::vector<std::byte> bytes_;
+};
+
+void run(benchmark::State& state, bench::Shape const& shape, Format format, index_t rows, Isa isa,
+         Precision precision) {
+  static bench::ReadLimit read_limit(pool());
+  CpuBackend<> be(pool());
+  be.set_isa(isa);
+  be.set_precision(precision);
+  Rotated weights(format, shape.out, shape.in);
+  std::vector<float> x(static_cast<std::size_t>(rows * shape.in)), y(static_cast<std::size_t>(rows * shape.out));
+  Random random(2);
+  for (auto& value : x) value = static_cast<float>(random.normal());
+  auto const once = [&] {
+    product(be, matrix_view(static_cast<float const*>(x.data()), rows, shape.in), weights.next(), {},
+            matrix_view(y.data(), rows, shape.out));
+  };
+  auto const instruction = precision == Precision::exact ? bench::Instruction::fma
+                           : format == Format::bf16      ? bench::Instruction::bf16
+                                                         : bench::Instruction::integers;
+  double const operations = 2.0 * static_cast<double>(rows * shape.in * shape.out);
+  // long enough that a clock's tick and a wake-up do not matter
+  index_t const repeats = std::max<index_t>(1, static_cast<index_t>(1e8 / operations));
+  once();
+  std::vector<double> seconds, of_read, of_instruction;
+  for (auto _ : state) {
+    double const read = read_limit(), compute = bench::operation_limit(pool(), isa, instruction);
+    double const one = bench::seconds_of([&] {
+                         for (index_t k = 0; k < repeats; ++k) once();
+                       }) /
+                       static_cast<double>(repeats);
+    state.SetIterationTime(one);
+    seconds.push_back(one);
+    of_read.push_back(100 * weights.bytes() / one / read);
+    of_instruction.push_back(compute > 0 ? 100 * operations / one / compute : 0);
+  }
+  double const typical = bench::median(seconds);
+  state.counters["GB/s"] = 1e-9 * weights.bytes() / typical;
+  state.counters["GFLOP/s"] = 1e-9 * operations / typical;
+  state.counters["read_limit_%"] = bench::median(of_read);
+  state.counters["instruction_limit_%"] = bench::median(of_instruction);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  for (auto const& shape : bench::shapes)
+    for (Format format : {Format::f32, Format::bf16, Format::q8_0, Format::q4_0, Format::q4_1})
+      for (index_t rows : bench::product_rows)
+        for (int level = 0; level <= static_cast<int>(detected_isa()); ++level)
+          for (Precision precision : {Precision::exact, Precision::native}) {
+            auto const isa = static_cast<Isa>(level);
+            bool const native = precision == Precision::native;
+            if (native && (isa != Isa::vnni || format == Format::f32)) continue;
+            if (!native && isa == Isa::avx512 && detected_isa() == Isa::vnni) continue;  // the same kernels
+            benchmark::RegisterBenchmark(
+                text("product/", shape.name, "/", format_info(format).name, "/", rows, "/", isa_name(isa), "/",
+                     native ? "native" : "exact")
+                    .c_str(),
+                [=](benchmark::State& state) { run(state, shape, format, rows, isa, precision); })
+                ->UseManualTime()
+                ->Iterations(7)
+                ->Unit(benchmark::kMicrosecond);
+          }
+  benchmark::Initialize(&argc, argv);
+  if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 1;
+  benchmark::RunSpecifiedBenchmarks();
+}

@@ -1,0 +1,176 @@
+// SPDX-License-Identifier: Apache-2.0
+// The hot loops of the CPU backend, compiled once per instruction-set level. The files in level/ hold one body per
+// idea; each is read here once per level, into a namespace of its own, with that level's instructions allowed.
+#pragma once
+
+#include <graft/backend/activation.hpp>
+#include <graft/backend/attention.hpp>
+#include <graft/backend/cpu/isa.hpp>
+#include <graft/backend/cpu/outer_products.hpp>
+#include <graft/backend/low_rank.hpp>
+#include <graft/backend/row_map.hpp>
+#include <graft/backend/weight.hpp>
+#include <graft/core/scalar.hpp>
+#include <graft/core/view.hpp>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <type_traits>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace graft::cpu {
+
+inline constexpr index_t max_page_tokens = 64;
+
+/// Widths are padded to whole cache lines, the widest register of any level.
+template <class R>
+constexpr index_t padded(index_t count) {
+  return round_up(count, 64 / static_cast<index_t>(sizeof(R)));
+}
+
+/// Rows of activations rounded to 8-bit integers, a scale per block of 32: x = scale q.
+struct IntegerRows {
+  index_t rows = 0, blocks = 0;
+  std::int8_t* q = nullptr;     ///< [rows, 32 blocks]
+  float* scale = nullptr;       ///< [rows, blocks]
+  std::int32_t* sum = nullptr;  ///< [rows, blocks], of q
+  float* scaled_sum = nullptr;  ///< [rows, blocks], scale * sum
+};
+constexpr bool in_integers(Format format) {
+  return format == Format::q8_0 || format == Format::q4_0 || format == Format::q4_1;
+}
+
+/// The kernels of one level; level/*.inc say what each does.
+template <class R>
+struct Kernels {
+  void (*product_chunk)(MatrixView<R const> x, Weight const& w, VectorView<R const> bias, index_t o0, index_t o1,
+                        MatrixView<R> y);
+  void (*multiply_panel)(MatrixView<R const> x, index_t first, index_t depth, R const* const* panel, index_t used,
+                         bool start, R const* bias, MatrixView<R> y);
+  void (*shrink)(LowRankTile<R> const& tile, index_t site, index_t inputs, MatrixView<R const> x, MatrixView<R> t);
+  void (*expand)(LowRankTile<R> const& tile, index_t site, index_t outputs, MatrixView<R const> t, index_t first,
+                 index_t last, MatrixView<R> y);
+  void (*map_row)(RowMapRow<R const> const& map, R* y, index_t first, index_t last);
+  void (*rms_norm_row)(R const* x, R const* weight, R eps, index_t count, R* y);
+  void (*layer_norm_row)(R const* x, R const* weight, R const* bias, R eps, index_t count, R* y);
+  void (*activate_row)(Activation f, index_t count, R* x);
+  void (*activate_gated_row)(Activation f, R const* up, index_t count, R* gate);
+  void (*add_row)(R const* x, index_t count, R* h);
+  void (*rotate_row)(R const* cosine, R const* sine, index_t half, index_t head_dim, index_t cols, R* row);
+  void (*attend)(KvView<R> const& kv, AttentionShape const& shape, AttentionSpan const& span, index_t row0,
+                 index_t row1, index_t kv_head, MatrixView<R const> q, MatrixView<R> out);
+};
+
+/// What backward passes need besides.
+template <class R>
+struct BackwardKernels {
+  void (*add_product)(Strided<R> a, MatrixView<R const> b, MatrixView<R> out);
+  void (*dots)(MatrixView<R const> x, MatrixView<R const> w, R scale, MatrixView<R> out);
+};
+
+/// The products of `native` precision; null where a level has no instruction for them. Rows of bf16 are padded as
+/// others are.
+struct NativeKernels {
+  void (*round_to_integers)(float const* x, index_t n, IntegerRows const& to) = nullptr;
+  void (*round_to_bf16)(float const* x, index_t count, bf16* out) = nullptr;
+  void (*integer_chunk)(IntegerRows const& x, Weight const& w, VectorView<float const> bias, index_t o0, index_t o1,
+                        MatrixView<float> y) = nullptr;
+  void (*bf16_chunk)(MatrixView<bf16 const> x, Weight const& w, VectorView<float const> bias, index_t o0, index_t o1,
+                     MatrixView<float> y) = nullptr;
+};
+
+}  // namespace graft::cpu
+
+// Baseline: whatever the flags allow, also for double. Levels that the flags include already are the baseline itself.
+#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512DQ__) && defined(__AVX512VL__)
+#define GRAFT_LEVEL_BYTES 64
+#define GRAFT_LEVEL_INTRINSICS 512
+#if defined(__AVX512VNNI__) && defined(__AVX512BF16__)
+#define GRAFT_LEVEL_VNNI 1
+#endif
+#elif defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
+#define GRAFT_LEVEL_BYTES 32
+#define GRAFT_LEVEL_INTRINSICS 256
+#else
+#define GRAFT_LEVEL_BYTES 16
+#define GRAFT_LEVEL_INTRINSICS 0
+#endif
+#if !defined(GRAFT_LEVEL_VNNI)
+#define GRAFT_LEVEL_VNNI 0
+#endif
+#define GRAFT_LEVEL inline baseline
+#include <graft/backend/cpu/level/all.inc>
+
+#if GRAFT_CAN_TARGET
+GRAFT_TARGET_BEGIN("avx2,fma,f16c")
+#define GRAFT_LEVEL avx2
+#define GRAFT_LEVEL_BYTES 32
+#define GRAFT_LEVEL_INTRINSICS 256
+#define GRAFT_LEVEL_VNNI 0
+#include <graft/backend/cpu/level/all.inc>
+GRAFT_TARGET_END
+
+GRAFT_TARGET_BEGIN("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")
+#define GRAFT_LEVEL avx512
+#define GRAFT_LEVEL_BYTES 64
+#define GRAFT_LEVEL_INTRINSICS 512
+#define GRAFT_LEVEL_VNNI 0
+#include <graft/backend/cpu/level/all.inc>
+GRAFT_TARGET_END
+
+GRAFT_TARGET_BEGIN("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16")
+#define GRAFT_LEVEL vnni
+#define GRAFT_LEVEL_BYTES 64
+#define GRAFT_LEVEL_INTRINSICS 512
+#define GRAFT_LEVEL_VNNI 1
+#include <graft/backend/cpu/level/all.inc>
+GRAFT_TARGET_END
+#endif
+
+namespace graft::cpu {
+
+// A level that the compiler's flags include already is the baseline.
+#if GRAFT_CAN_TARGET
+#define GRAFT_CHOOSE_LEVEL(table)                   \
+  if constexpr (std::same_as<R, float>) {           \
+    if constexpr (baseline::register_bytes < 64)    \
+      if (isa >= Isa::avx512) return avx512::table; \
+    if constexpr (baseline::register_bytes < 32)    \
+      if (isa == Isa::avx2) return avx2::table;     \
+  }                                                 \
+  return baseline::table
+#else
+#define GRAFT_CHOOSE_LEVEL(table) return baseline::table
+#endif
+
+/// The kernels of a level; double has those of the baseline alone. Templates, so that a program compiles what it uses.
+template <class R>
+Kernels<R> const& kernels([[maybe_unused]] Isa isa) {
+  GRAFT_CHOOSE_LEVEL(forward_table<R>);
+}
+template <class R>
+BackwardKernels<R> const& backward_kernels([[maybe_unused]] Isa isa) {
+  GRAFT_CHOOSE_LEVEL(backward_table<R>);
+}
+#undef GRAFT_CHOOSE_LEVEL
+
+/// The native products of a level; a template, so that only programs which ask compile them.
+template <class R>
+NativeKernels native_kernels([[maybe_unused]] Isa isa) {
+  if constexpr (std::same_as<R, float>) {
+#if GRAFT_CAN_TARGET
+    if (isa == Isa::vnni)
+      return {vnni::round_to_integers, vnni::round_to_bf16, vnni::integer_chunk, vnni::product_chunk<bf16, float>};
+    if (isa >= Isa::avx2) return {avx2::round_to_integers, nullptr, avx2::integer_chunk, nullptr};
+#endif
+  }
+  return {};
+}
+
+}  // namespace graft::cpu
