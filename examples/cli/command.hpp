@@ -53,5 +53,8 @@ void add_generate(CLI::App& app);
 void add_eval(CLI::App& app);
 void add_convert(CLI::App& app);
 void add_train(CLI::App& app);
+void add_combine(CLI::App& app);
+void add_merge(CLI::App& app);
+void add_unmerge(CLI::App& app);
 
 }  // namespace graft::cli

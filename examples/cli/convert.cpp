@@ -2,6 +2,7 @@
 // graft convert: models between GGUF files and Hugging Face folders, and between formats of their weights; LoRA
 // adapters between PEFT folders and GGUF files.
 #include <examples/cli/command.hpp>
+#include <examples/cli/model_output.hpp>
 
 #include <graft/io/gguf_lora.hpp>
 #include <graft/io/gguf_model.hpp>
@@ -11,10 +12,7 @@
 #include <graft/text/hf_tokenizer_writer.hpp>
 #include <graft/text/model_tokenizer.hpp>
 
-#include <unistd.h>
-
 #include <algorithm>
-#include <array>
 #include <cstdio>
 #include <map>
 #include <optional>
@@ -30,46 +28,13 @@ struct Options {
   bool json = false;
 };
 
-constexpr std::array types = {Format::f32,  Format::f16,  Format::bf16, Format::q8_0, Format::q4_0, Format::q4_1,
-                              Format::q5_0, Format::q5_1, Format::q4_k, Format::q5_k, Format::q6_k};
-
-std::string lower(std::string name) {
-  for (char& c : name) c = static_cast<char>(c >= 'A' && c <= 'Z' ? c - 'A' + 'a' : c);
-  return name;
-}
-
-std::optional<Format> type_of(Options const& options) {
-  if (options.type.empty()) return std::nullopt;
-  std::string known;
-  for (Format const format : types) {
-    auto const name = lower(format_info(format).name);
-    if (name == lower(options.type)) return format;
-    known += (known.empty() ? "" : ", ") + name;
-  }
-  throw UsageError(text("--type ", options.type, " is not known; there are ", known));
-}
+std::optional<Format> type_of(Options const& options) { return parse_type(options.type); }
 
 /// What was written, for the line or the JSON object at the end.
 struct Written {
   std::string kind, file, architecture;
   std::vector<TensorInfo> tensors;
   std::vector<std::string> notes;  ///< for standard error, once all went well
-};
-
-/// Shows which tensor is being written, where somebody may be looking.
-class Progress {
- public:
-  explicit Progress(std::size_t total) : total_(total) {}
-  ~Progress() {
-    if (live_) std::fprintf(stderr, "\r\033[K");
-  }
-  void operator()(TensorInfo const& tensor) {
-    if (live_) std::fprintf(stderr, "\r\033[K%zu/%zu %s", ++done_, total_, tensor.name.c_str());
-  }
-
- private:
-  bool live_ = ::isatty(2) == 1;
-  std::size_t total_, done_ = 0;
 };
 
 std::vector<TensorInfo> tensors_of(std::vector<TensorConversion> const& conversions) {
@@ -85,9 +50,6 @@ Written save(Options const& options, GgufModel const& model) {
   return {"model", "gguf", model.metadata.get<std::string>("general.architecture"), tensors_of(model.tensors),
           model.notes};
 }
-
-/// Texts to be written beside the weights, by file name.
-using Companions = std::map<std::string, std::string>;
 
 Written save(Options const& options, HfModel const& model, Companions const& companions) {
   OutputFolder folder(options.out);
@@ -122,16 +84,6 @@ Companions tokenizer_files(Gguf const& file, index_t positions) {
     if (auto& all = generation["eos_token_id"]; id >= 0 && std::find(all.begin(), all.end(), id) == all.end())
       all.push_back(id);
   files["generation_config.json"] = generation.dump(2) + "\n";
-  return files;
-}
-
-/// What else a model folder may hold that says something about the model, whatever its weights' format.
-Companions other_files(fs::path const& folder) {
-  Companions files;
-  for (char const* name :
-       {"tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json",
-        "vocab.json", "vocab.txt", "merges.txt", "chat_template.jinja", "generation_config.json"})
-    if (fs::exists(folder / name)) files[name] = MappedFile::open(folder / name)->characters();
   return files;
 }
 

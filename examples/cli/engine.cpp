@@ -32,6 +32,10 @@ class ArchitectureEngine final : public Engine {
     for (auto const& warning : loaded.warnings) std::fprintf(stderr, "graft: warning: %s\n", warning.c_str());
   }
 
+  std::shared_ptr<AdapterSet<CommandBackend> const> resolve(std::span<AdapterUse const> uses) override {
+    return model_.bank().resolve(uses);
+  }
+
   std::vector<std::vector<float>> logits(std::span<LogitsRequest const> requests) override {
     std::vector<Sequence<CommandBackend>> sequences;
     sequences.reserve(requests.size());

@@ -48,6 +48,8 @@ class Engine {
   virtual WeightMap const& weights() const = 0;
   /// Loads a PEFT folder or a GGUF LoRA into the bank.
   virtual void load(std::string const& name, std::filesystem::path const& path) = 0;
+  /// The composed adapters of a list of names that were loaded.
+  virtual std::shared_ptr<AdapterSet<CommandBackend> const> resolve(std::span<AdapterUse const> uses) = 0;
   /// Output columns: the vocabulary, the labels, or the width of an encoder without a head.
   virtual index_t output_width() const = 0;
   /// All requests as one batch; results[k] [rows, width]: one row per token, or one for a classifier.

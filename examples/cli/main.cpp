@@ -18,6 +18,9 @@ int main(int argc, char** argv) {
   graft::cli::add_train(app);
   graft::cli::add_eval(app);
   graft::cli::add_convert(app);
+  graft::cli::add_combine(app);
+  graft::cli::add_merge(app);
+  graft::cli::add_unmerge(app);
   try {
     app.parse(argc, argv);
     return 0;

@@ -1,0 +1,270 @@
+// SPDX-License-Identifier: Apache-2.0
+// Adapters merged into a model's file, tensor by tensor, and unmerged from it.
+#pragma once
+
+#include <graft/arch/weights.hpp>
+#include <graft/arithmetic/fold.hpp>
+#include <graft/io/merge_record.hpp>
+#include <graft/io/model_files.hpp>
+#include <graft/io/model_writer.hpp>
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstddef>
+#include <map>
+#include <optional>
+#include <set>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace graft {
+
+/// What merging did to one tensor; norms are Frobenius.
+struct MergedTensor {
+  std::string name;
+  double change = 0;          ///< of W' - W
+  double requantisation = 0;  ///< of what storing W' rounded away
+  double size = 0;            ///< of the tensor that was there
+  double mismatch = 0;        ///< after unmerging by formula: of what merging again differs from what was there
+  /// Above 0.5, the format swallows half of what the adapters say.
+  double share() const { return change > 0 ? requantisation / change : 0; }
+};
+
+/// How a model file names and orders tensors.
+struct ModelLayout {
+  bool gguf = false;
+  bool prefixed = false;  ///< a Hugging Face folder whose names have the class's prefix
+
+  ModelLayout(ModelConfig const& config, TensorFile const& file, bool is_gguf) : gguf(is_gguf), config_(&config) {
+    for (auto const& tensor : file.tensors()) prefixed = prefixed || tensor.name.starts_with(config.prefix);
+  }
+  /// Hugging Face's name of a stored tensor, or nothing.
+  std::string class_name(std::string const& stored) const {
+    if (gguf) return hf_name(config_->architecture, stored).value_or("");
+    return detail::class_name(*config_, stored, prefixed);
+  }
+  /// [rows]: the model's row k is stored row order[k]; empty: in order.
+  std::vector<std::int32_t> order(std::string const& name, index_t rows) const {
+    index_t const heads = gguf ? gguf_permuted_heads(*config_, name.substr(0, name.rfind('.'))) : 0;
+    return heads == 0 ? std::vector<std::int32_t>{} : gguf_row_order(rows, heads);
+  }
+  bool transposed(std::string const& name) const {
+    return !gguf && config_->architecture == "gpt2" && detail::is_conv1d(name);
+  }
+  /// A bias the file does not have yet, where llama.cpp and graft would read one.
+  std::optional<TensorConversion> new_bias(std::string const& name, index_t size) const {
+    bool const optional_there = gguf && (config_->architecture == "llama" || config_->architecture == "mistral");
+    auto const stored = optional_there ? gguf_name(config_->architecture, name) : std::nullopt;
+    if (!stored || !stored->starts_with("blk.")) return std::nullopt;
+    return conversion({*stored, Format::f32, {size}, nullptr, static_cast<std::size_t>(4 * size)}, *stored,
+                      Format::f32);
+  }
+
+ private:
+  ModelConfig const* config_;
+};
+
+/// Computes the tensors of a model file with adapters folded in, or taken out, one layer at a time.
+template <class B>
+class MergedWeights {
+ public:
+  /// `conversions`: from the tensors of the file that is there to those of the one to be written; biases that an
+  /// adapter needs and the file lacks are added. ContractError, before anything is computed, when the adapters cannot
+  /// be merged into this model, or its file has no place for such a bias.
+  MergedWeights(AdapterSet<B> const& set, SiteTable const& sites, ModelConfig const& config, WeightMap const& weights,
+                ModelLayout const& layout, std::vector<TensorConversion>& conversions, bool inward, Executor& executor)
+      : set_(set), sites_(sites), weights_(weights), layout_(layout), inward_(inward), executor_(executor) {
+    check_mergeable(set, sites, config.tied);
+    for (index_t s = 0; s < sites.size(); ++s)
+      if (changes(set, s)) sites_by_tensor_[sites[s].path + ".weight"] = sites_by_tensor_[sites[s].path + ".bias"] = s;
+    for (auto const& member : set.members)
+      for (auto const& [path, saved] : *member.module->saved) {
+        expects(inward, "graft: adapter ", member.module->name, " brought its own ", path,
+                "; what stood there before is known to an undo file or the original only");
+        saved_.emplace(path, &saved);
+      }
+    std::set<std::string> present;
+    for (auto const& conversion : conversions) {
+      std::string const name = layout.class_name(conversion.from.name);
+      present.insert(name);
+      auto const site = sites_by_tensor_.find(name);
+      bool const bias = name.ends_with(".bias");
+      if (site == sites_by_tensor_.end()) {
+        if (saved_.contains(name)) touched_[conversion.to.name] = {name, -1, bias};
+        continue;
+      }
+      if (bias && !saved_.contains(name) && !moves_bias(site->second)) continue;
+      touched_[conversion.to.name] = {name, site->second, bias};
+    }
+    for (auto const& [path, saved] : saved_)
+      expects(present.contains(path), "graft: an adapter brings its own ", path,
+              ", which the model's file does not have");
+    for (auto const& [name, site] : sites_by_tensor_) {
+      if (!name.ends_with(".bias") || present.contains(name) || !brings_bias(site)) continue;
+      auto made = layout.new_bias(name, sites[site].out);
+      expects(made.has_value(), "graft: an adapter shifts the output of ", sites[site].path,
+              ", which has no bias, and a ", config.architecture, " model's file has no place for one");
+      touched_[made->to.name] = {name, site, true};
+      created_.insert(made->to.name);
+      conversions.push_back(std::move(*made));
+    }
+    for (auto const& conversion : conversions) conversions_[conversion.to.name] = &conversion;
+  }
+  MergedWeights(MergedWeights const&) = delete;
+  MergedWeights& operator=(MergedWeights const&) = delete;
+
+  bool touches(std::string const& stored) const { return touched_.contains(stored); }
+  /// Biases that the file did not have.
+  std::set<std::string> const& created() const { return created_; }
+
+  /// The bytes of a touched tensor, in its new format and the file's row order.
+  std::vector<std::byte> encode(std::string const& stored) {
+    Touched const& touched = touched_.at(stored);
+    TensorConversion const& conversion = *conversions_.at(stored);
+    Pair const& layer = layer_of(touched);
+    auto const& after = touched.bias ? layer.after.bias : layer.after.weight;
+    auto const& before = touched.bias ? layer.before.bias : layer.before.weight;
+    auto const& to = conversion.to;
+    index_t const rows = touched.bias ? 1 : layer.after.rows;
+    index_t const cols = touched.bias ? static_cast<index_t>(after.size()) : layer.after.cols;
+    auto const order = layout_.order(touched.name, touched.bias ? cols : rows);
+    auto const in_order = [&](index_t k) { return order.empty() ? k : index_t{order[static_cast<std::size_t>(k)]}; };
+    bool const turned = !touched.bias && layout_.transposed(touched.name);
+    auto const each_place = [&](auto&& f) {  // f(place in the model's matrix, place in the file)
+      for (index_t r = 0; r < rows; ++r)
+        for (index_t c = 0; c < cols; ++c)
+          f(static_cast<std::size_t>(r * cols + c), static_cast<std::size_t>(touched.bias ? in_order(c)
+                                                                             : turned     ? c * rows + r
+                                                                                          : in_order(r) * cols + c));
+    };
+    std::vector<float> in_file(after.size());
+    each_place([&](std::size_t here, std::size_t there) { in_file[there] = after[here]; });
+    std::vector<std::byte> bytes(to.bytes);
+    index_t const width = to.shape.back(), count = static_cast<index_t>(in_file.size()) / width;
+    std::atomic<bool> lost{false};
+    std::vector<float> decoded(in_file.size());
+    std::vector<double> errors(static_cast<std::size_t>(count));
+    executor_.run(count, [&](index_t r) {
+      float const* const row = in_file.data() + r * width;
+      std::byte* const out = bytes.data() + r * row_bytes(to.format, width);
+      if (detail::loses_a_value(to.format, row, width)) lost = true;
+      encode_row(to.format, row, width, out);
+      float* const back = decoded.data() + r * width;
+      decode_row(to.format, out, 0, width, back);
+      double sum = 0;
+      for (index_t c = 0; c < width; ++c) {
+        double const error = static_cast<double>(back[c]) - static_cast<double>(row[c]);
+        sum += error * error;
+      }
+      errors[static_cast<std::size_t>(r)] = sum;
+    });
+    if (lost)
+      raise<FormatError>(text(weights_.path, ": tensor ", in_quotes(stored), " would hold a value that ",
+                              format_info(to.format).name, " cannot"));
+    MergedTensor report;
+    report.name = stored;
+    for (double const error : errors) report.requantisation += error;
+    report.requantisation = std::sqrt(report.requantisation);
+    report.change = distance(after, before);
+    report.size = distance(before, {});
+    if (!inward_) {
+      DenseLayer again = layer.after;
+      auto& values = touched.bias ? again.bias : again.weight;
+      each_place([&](std::size_t here, std::size_t there) { values[here] = decoded[there]; });
+      fold_in(set_, sites_, touched.site, again, executor_);
+      report.mismatch = distance(values, before);
+    }
+    report_.push_back(std::move(report));
+    return bytes;
+  }
+
+  /// Of the tensors encoded so far.
+  std::vector<MergedTensor> const& report() const { return report_; }
+
+ private:
+  struct Touched {
+    std::string name;   // Hugging Face's
+    index_t site = -1;  // -1: replaced as a whole
+    bool bias = false;
+  };
+  struct Pair {
+    std::string path;
+    DenseLayer before, after;
+  };
+
+  /// Frobenius; what one lacks counts as zero.
+  static double distance(std::vector<float> const& a, std::vector<float> const& b) {
+    double sum = 0;
+    for (std::size_t k = 0; k < std::max(a.size(), b.size()); ++k) {
+      double const x = k < a.size() ? static_cast<double>(a[k]) : 0, y = k < b.size() ? static_cast<double>(b[k]) : 0;
+      sum += (x - y) * (x - y);
+    }
+    return std::sqrt(sum);
+  }
+
+  bool any_map(index_t site, auto const& has) const {
+    for (index_t stage = 0; stage < stage_count; ++stage)
+      for (auto const& map : detail::chain_at(set_, static_cast<Stage>(stage), site))
+        if (has(static_cast<Stage>(stage), map)) return true;
+    return false;
+  }
+  bool brings_bias(index_t site) const {
+    return any_map(site, [](Stage, auto const& map) { return map.e != nullptr; });
+  }
+  bool moves_bias(index_t site) const {
+    return any_map(site, [](Stage stage, auto const& map) {
+      return map.e != nullptr || stage == Stage::output_inner || stage == Stage::output_outer;
+    });
+  }
+
+  std::vector<float> values_of(std::string const& name) const {
+    if (auto const found = saved_.find(name); inward_ && found != saved_.end()) return found->second->values;
+    return original(name);
+  }
+  std::vector<float> original(std::string const& name) const {
+    auto const found = weights_.tensors.find(name);
+    if (found == weights_.tensors.end()) return {};
+    Weight const& w = found->second;
+    std::vector<float> values(static_cast<std::size_t>(w.rows * w.cols));
+    for (index_t r = 0; r < w.rows; ++r) w.row(r, values.data() + r * w.cols);
+    return values;
+  }
+
+  Pair const& layer_of(Touched const& touched) {
+    std::string const path = touched.name.substr(0, touched.name.rfind('.'));
+    if (layer_.path == path) return layer_;
+    layer_ = {path, {}, {}};
+    auto const found = weights_.tensors.find(path + ".weight");
+    layer_.before.rows = found->second.rows;
+    layer_.before.cols = found->second.cols;
+    layer_.before.weight = original(path + ".weight");
+    layer_.before.bias = original(path + ".bias");
+    layer_.after = layer_.before;
+    layer_.after.weight = values_of(path + ".weight");
+    layer_.after.bias = values_of(path + ".bias");
+    if (touched.site < 0) return layer_;
+    if (inward_)
+      fold_in(set_, sites_, touched.site, layer_.after, executor_);
+    else
+      fold_out(set_, sites_, touched.site, layer_.after, executor_);
+    return layer_;
+  }
+
+  AdapterSet<B> const& set_;
+  SiteTable const& sites_;
+  WeightMap const& weights_;
+  ModelLayout layout_;
+  bool inward_;
+  Executor& executor_;
+  std::map<std::string, index_t> sites_by_tensor_;
+  std::map<std::string, SavedTensor const*> saved_;
+  std::map<std::string, Touched> touched_;
+  std::map<std::string, TensorConversion const*> conversions_;
+  std::set<std::string> created_;
+  Pair layer_;
+  std::vector<MergedTensor> report_;
+};
+
+}  // namespace graft
