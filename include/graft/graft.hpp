@@ -82,6 +82,7 @@
 #include <graft/arithmetic/road_blocks.hpp>
 #include <graft/arithmetic/row_maps.hpp>
 #include <graft/arithmetic/sparsify.hpp>
+#include <graft/arithmetic/subspace.hpp>
 #include <graft/arithmetic/weight_search.hpp>
 
 #include <graft/arch/architectures.hpp>
