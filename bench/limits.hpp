@@ -51,6 +51,25 @@ inline double median(std::vector<double>& v) {
   return v[v.size() / 2];
 }
 
+#if GRAFT_CAN_TARGET
+GRAFT_TARGET_BEGIN("avx2")
+inline std::uint64_t read_256(std::uint64_t const* from, index_t each) {
+  __m256i a = _mm256_setzero_si256(), b = a, c = a, d = a;
+  auto const at = [&](index_t stream, index_t k) {
+    return _mm256_loadu_si256(reinterpret_cast<__m256i const*>(from + stream * each + k));
+  };
+  for (index_t k = 0; k < each; k += 8)
+    for (index_t s = 0; s < 8; s += 2) {
+      a = _mm256_or_si256(a, at(s, k)), b = _mm256_or_si256(b, at(s, k + 4));
+      c = _mm256_or_si256(c, at(s + 1, k)), d = _mm256_or_si256(d, at(s + 1, k + 4));
+    }
+  std::uint64_t all[4];
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(all), _mm256_or_si256(_mm256_or_si256(a, b), _mm256_or_si256(c, d)));
+  return all[0] | all[1] | all[2] | all[3];
+}
+GRAFT_TARGET_END
+#endif
+
 /// How fast all threads of an executor read memory that no cache holds, in bytes per second: every thread walks eight
 /// streams at once, as a product walks rows of a weight.
 class ReadLimit {
@@ -67,16 +86,12 @@ class ReadLimit {
  private:
   static constexpr index_t size = index_t{256} << 20, parts = 64, streams = 8;
   static std::uint64_t read(std::uint64_t const* from, index_t count) {
-    typedef std::uint64_t V __attribute__((vector_size(64)));  // as many registers as the flags make of it
-    V sum{};
-    index_t const each = count / streams;
-    for (index_t k = 0; k < each; k += 8)
-      for (index_t s = 0; s < streams; ++s) {
-        V v;
-        std::memcpy(&v, from + s * each + k, sizeof v);
-        sum |= v;
-      }
-    return sum[0] | sum[7];
+#if GRAFT_CAN_TARGET
+    if (graft::detected_isa() >= Isa::avx2) return read_256(from, count / streams);
+#endif
+    std::uint64_t sum = 0;
+    for (index_t k = 0; k < count; ++k) sum |= from[k];
+    return sum;
   }
   graft::Executor& executor_;
   std::vector<std::uint64_t> memory_;

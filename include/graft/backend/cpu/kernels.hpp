@@ -24,6 +24,19 @@
 #include <immintrin.h>
 #endif
 
+namespace graft::detail {
+
+/// Rows of activations rounded to 8-bit integers, a scale per block of 32: x = scale q.
+struct IntegerRows {
+  index_t rows = 0, blocks = 0;
+  std::int8_t* q = nullptr;     ///< [rows, 32 blocks]
+  float* scale = nullptr;       ///< [rows, blocks]
+  std::int32_t* sum = nullptr;  ///< [rows, blocks], of q
+  float* scaled_sum = nullptr;  ///< [rows, blocks], scale * sum
+};
+
+}  // namespace graft::detail
+
 namespace graft::cpu {
 
 inline constexpr index_t max_page_tokens = 64;
@@ -34,14 +47,8 @@ constexpr index_t padded(index_t count) {
   return round_up(count, 64 / static_cast<index_t>(sizeof(R)));
 }
 
-/// Rows of activations rounded to 8-bit integers, a scale per block of 32: x = scale q.
-struct IntegerRows {
-  index_t rows = 0, blocks = 0;
-  std::int8_t* q = nullptr;     ///< [rows, 32 blocks]
-  float* scale = nullptr;       ///< [rows, blocks]
-  std::int32_t* sum = nullptr;  ///< [rows, blocks], of q
-  float* scaled_sum = nullptr;  ///< [rows, blocks], scale * sum
-};
+// In another namespace, because a name in cpu itself would make calls of a level ambiguous with the baseline's.
+using detail::IntegerRows;
 constexpr bool in_integers(Format format) {
   return format == Format::q8_0 || format == Format::q4_0 || format == Format::q4_1;
 }
