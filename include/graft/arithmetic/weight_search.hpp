@@ -41,8 +41,8 @@ FoundWeights search_weights(index_t count, Score&& score, WeightSearch const& op
     for (double const x : w) size += std::abs(x);
     return static_cast<double>(score(w)) + options.regularization * size / static_cast<double>(count);
   };
-  FoundWeights best{options.start, 0};
-  best.weights.resize(static_cast<std::size_t>(count));
+  auto const zeros = std::vector<double>(static_cast<std::size_t>(count));
+  FoundWeights best{options.start.empty() ? zeros : options.start, 0};
   best.score = evaluate(best.weights);
   Random random(options.seed);
   double step = options.step;
