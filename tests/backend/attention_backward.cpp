@@ -215,7 +215,7 @@ TEST_CASE("scores of any size have finite gradients") {
   CHECK(sum > 1);
 }
 
-TEST_CASE("a sequence's gradients do not depend on the batch or the number of threads", "[threads]") {
+TEST_CASE("a sequence's gradients do not depend on the batch or the number of threads", "[many_threads]") {
   Random random(5);
   AttentionShape const shape{6, 2, 33, 0.2, true, 0};
   Batch<float> batch(shape, {100, 7, 66}, false, random);

@@ -260,7 +260,7 @@ TEST_CASE("f32 gradients agree with double") {
   }
 }
 
-TEST_CASE("the bits of elementwise gradients do not depend on the number of threads", "[threads]") {
+TEST_CASE("the bits of elementwise gradients do not depend on the number of threads", "[many_threads]") {
   CpuBackend<float> serial;
   auto const expected = everything(serial, 6);
   for (index_t const threads : {2, 3}) {

@@ -176,7 +176,7 @@ TEST_CASE("gradients of deltas on buffers of every type") {
   SECTION("f64 factors, f32 buffers") { check_type<double, float, float>(); }
 }
 
-TEST_CASE("the bits of a delta's gradients do not depend on the number of threads", "[threads]") {
+TEST_CASE("the bits of a delta's gradients do not depend on the number of threads", "[many_threads]") {
   auto const list = scattered(150);
   CpuBackend<float> serial;
   Problem<float> expected(150, 130, 200, 5, 5), expected_embedding = expected;

@@ -171,7 +171,7 @@ TEMPLATE_TEST_CASE("gradients of weights, biases and tables agree with double lo
     }
 }
 
-TEST_CASE("the bits of dense gradients do not depend on the executor", "[threads]") {
+TEST_CASE("the bits of dense gradients do not depend on the executor", "[many_threads]") {
   Random random(6);
   index_t const n = 37, o = 205, i = 5 * 64 + 3;
   StoredWeight const stored(Format::bf16, o, i, random);

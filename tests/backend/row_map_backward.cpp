@@ -165,7 +165,7 @@ TEST_CASE("gradients of row maps on buffers of every type") {
   SECTION("f64 parameters, f32 buffers") { check_type<double, float, float>(); }
 }
 
-TEST_CASE("the bits of a map's gradients do not depend on the executor", "[threads]") {
+TEST_CASE("the bits of a map's gradients do not depend on the executor", "[many_threads]") {
   for (auto const& [size, group] : {std::pair<index_t, index_t>{130, 0}, {384, 64}, {198, 66}}) {
     CpuBackend<float> serial;
     auto const [dz, g] = run<float, float, float>(serial, size, group);

@@ -348,7 +348,7 @@ std::vector<float> gradients_of(std::string const& module, std::vector<std::stri
 }  // namespace
 
 TEST_CASE("recomputed layers, threads and other modules in the batch leave every bit of a gradient as it is",
-          "[threads]") {
+          "[many_threads]") {
   for (std::string const module : {"road", "lora", "pedro"}) {
     INFO(module);
     std::string const other = module == "road" ? "lora" : "road", third = module == "pedro" ? "lora" : "pedro";

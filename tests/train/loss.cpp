@@ -118,7 +118,7 @@ TEST_CASE("logits of any size lose what they should") {
   CHECK(all.sums().loss == Approx(std::log(150'000.0)).epsilon(1e-7));
 }
 
-TEST_CASE("losses are the same bits in any chunks and for any number of threads", "[threads]") {
+TEST_CASE("losses are the same bits in any chunks and for any number of threads", "[many_threads]") {
   Random random(3);
   Matrix const z = testing::random_matrix(57, 300, random, 3);
   std::vector<LossRow> rows;

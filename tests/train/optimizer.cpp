@@ -87,7 +87,7 @@ TEST_CASE("schedules are transformers'") {
   }
 }
 
-TEST_CASE("steps are the same bits for any number of threads", "[threads]") {
+TEST_CASE("steps are the same bits for any number of threads", "[many_threads]") {
   Random random(11);
   index_t const size = 100'003;
   std::vector<ParameterRange> const ranges{{0, 70'001, ParameterGroup::main, true},

@@ -156,7 +156,7 @@ TEST_CASE("a training that was stopped ends with the same bits as one that was n
   CHECK(train(LoRADelta{.rank = 2}, lora, {4}).values == train(LoRADelta{.rank = 2}, lora).values);
 }
 
-TEST_CASE("threads and recomputed layers change no bit", "[threads]") {
+TEST_CASE("threads and recomputed layers change no bit", "[many_threads]") {
   auto options = difficult();
   options.steps = 3;
   auto const expected = train(small_pedro(), options);
