@@ -115,14 +115,13 @@ TEST_CASE("token types default to 0 and count") {
 }
 
 TEST_CASE("a sliding window is a mask, in the layers it holds for") {
-  auto const& mistral = case_of("mistral");  // window 5
   TemporaryFolder folder;
-  auto const with = [&](auto&& change) {
-    auto config = read_json(mistral.folder / "config.json");
+  auto const changed = [&](Case const& from, auto&& change) {
+    auto config = read_json(from.folder / "config.json");
     change(config);
     write_bytes(folder / "config.json", config.dump());
-    std::filesystem::copy_file(mistral.folder / "model.safetensors", folder / "model.safetensors",
-                               std::filesystem::copy_options::skip_existing);
+    std::filesystem::copy_file(from.folder / "model.safetensors", folder / "model.safetensors",
+                               std::filesystem::copy_options::overwrite_existing);
     return open<float>(folder.path());
   };
   auto const run = [&](AnyModel<float>& model, Mask const& mask) {
@@ -137,18 +136,22 @@ TEST_CASE("a sliding window is a mask, in the layers it holds for") {
     return answer;
   };
   auto const window = mask_of(count, count, [](index_t i, index_t j) { return i - j < 5; });
+  auto const& mistral = case_of("mistral");  // window 5 in all layers
+  auto const everywhere = [](auto& c) { c["sliding_window"] = nullptr; };
   auto const windowed = run(*open<float>(mistral.folder), {});
-  auto const full = run(*with([](auto& c) { c["sliding_window"] = nullptr; }), {});
-  CHECK(relative_l2(windowed.view(), full.view()) > 0.01);
-  auto const masked = run(*with([](auto& c) { c["sliding_window"] = nullptr; }), window);
+  CHECK(relative_l2(windowed.view(), run(*changed(mistral, everywhere), {}).view()) > 0.01);
+  auto const masked = run(*changed(mistral, everywhere), window);
   CHECK(relative_l2(masked.view(), windowed.view()) <= alone_bound);
 
+  auto const& qwen = case_of("qwen2_windows");  // three layers, whose types are listed
   using Types = std::vector<std::string>;
-  auto const typed = [&](Types const& types) { return run(*with([&](auto& c) { c["layer_types"] = types; }), {}); };
-  CHECK(same_bits(typed({"sliding_attention", "sliding_attention"}).view(), windowed.view()));
-  CHECK(same_bits(typed({"full_attention", "full_attention"}).view(), full.view()));
-  auto const mixed = typed({"full_attention", "sliding_attention"});
+  auto const typed = [&](Types const& types) {
+    return run(*changed(qwen, [&](auto& c) { c["layer_types"] = types; }), {});
+  };
+  auto const full = run(*changed(qwen, [](auto& c) { c["use_sliding_window"] = false, c.erase("layer_types"); }), {});
+  CHECK(same_bits(typed({"full_attention", "full_attention", "full_attention"}).view(), full.view()));
+  auto const mixed = typed({"full_attention", "sliding_attention", "sliding_attention"});
+  CHECK(same_bits(mixed.view(), run(*open<float>(qwen.folder), {}).view()));  // max_window_layers is 1
   CHECK(relative_l2(mixed.view(), full.view()) > 0.01);
-  CHECK(relative_l2(mixed.view(), windowed.view()) > 0.01);
-  CHECK(relative_l2(mixed.view(), typed({"sliding_attention", "full_attention"}).view()) > 0.01);
+  CHECK(relative_l2(mixed.view(), typed({"sliding_attention", "full_attention", "full_attention"}).view()) > 0.01);
 }
