@@ -15,14 +15,14 @@ namespace detail {
 
 /// The module's configuration: the rank that most sites have; files state the others as patterns.
 template <class B>
-void state_common_rank(Module<LoRADelta, B>& module) {
+void state_common_rank(Module<LoRADelta, B>& merged) {
   std::map<index_t, index_t> sites_of_rank;
-  for (auto const& entry : module.entries) ++sites_of_rank[entry.policy.rank];
+  for (auto const& entry : merged.entries) ++sites_of_rank[entry.policy.rank];
   auto const most = std::max_element(sites_of_rank.begin(), sites_of_rank.end(),
                                      [](auto const& a, auto const& b) { return a.second < b.second; });
-  auto const like = std::find_if(module.entries.begin(), module.entries.end(),
+  auto const like = std::find_if(merged.entries.begin(), merged.entries.end(),
                                  [&](auto const& entry) { return entry.policy.rank == most->first; });
-  module.policy = like->policy;
+  merged.policy = like->policy;
 }
 
 /// The policy of factors [r, i] and [o, r] whose product is the delta itself: s = 1.

@@ -173,7 +173,7 @@ Compressed<B> merge_modules(std::span<ModuleTerm<LoRADelta, B> const> terms, Mer
   expects(!terms.empty(), "graft: there is no module to merge");
   auto const parts = detail::parts_by_site(terms, sites);
   Compressed<B> result;
-  auto& module = result.module = detail::begin_result(terms, heads);
+  auto& merged = result.module = detail::begin_result(terms, heads);
   bool bias = false;
   for (auto const& [site, here] : parts)
     for (auto const& part : here) bias = bias || !part.entry->state.b_bias.empty();
@@ -191,7 +191,7 @@ Compressed<B> merge_modules(std::span<ModuleTerm<LoRADelta, B> const> terms, Mer
     }
     bool const has_bias = bias && sites[site].kind != SiteKind::embedding;
     if (recipe.space == Space::factors) {
-      module.add(sites, site, detail::unit_lora(first.policy, rank, has_bias));
+      merged.add(sites, site, detail::unit_lora(first.policy, rank, has_bias));
       continue;
     }
     auto truncation = recipe.truncation;
@@ -207,11 +207,11 @@ Compressed<B> merge_modules(std::span<ModuleTerm<LoRADelta, B> const> terms, Mer
     auto chosen = detail::choose_rank(decomposed.back().s, truncation);
     chosen.site = site;
     result.errors.push_back(chosen);
-    module.add(sites, site, detail::unit_lora(first.policy, chosen.rank, has_bias));
+    merged.add(sites, site, detail::unit_lora(first.policy, chosen.rank, has_bias));
   }
-  module.allocate();
-  for (std::size_t k = 0; k < module.entries.size(); ++k) {
-    auto& entry = module.entries[k];
+  merged.allocate();
+  for (std::size_t k = 0; k < merged.entries.size(); ++k) {
+    auto& entry = merged.entries[k];
     auto const& here = parts.at(entry.site);
     if (recipe.space == Space::factors)
       detail::merge_factors<B>(here, recipe, random, entry.state);
@@ -222,7 +222,7 @@ Compressed<B> merge_modules(std::span<ModuleTerm<LoRADelta, B> const> terms, Mer
         entry.state.b_bias[o] += static_cast<Real<B>>(part.weight * part.entry->policy.scale() *
                                                       static_cast<double>(part.entry->state.b_bias[o]));
   }
-  detail::state_common_rank(module);
+  detail::state_common_rank(merged);
   return result;
 }
 
