@@ -153,7 +153,7 @@ if(TIMEOUT)
   endif()
 
   # Ctrl-C saves; the rest is done by --resume, with the options it began with only.
-  execute_process(COMMAND ${TIMEOUT} --preserve-status -s INT 0.4 ${GRAFT} ${endless} --out ${WORK_DIR}/stopped
+  execute_process(COMMAND ${TIMEOUT} --preserve-status -s INT 2 ${GRAFT} ${endless} --out ${WORK_DIR}/stopped
                   RESULT_VARIABLE result ERROR_VARIABLE err OUTPUT_VARIABLE out)
   if(NOT result EQUAL 1 OR NOT err MATCHES "^graft: stopped behind step [0-9]+ of 100000; --resume[^\n]*\n$")
     message(SEND_ERROR "a training that was interrupted ended with ${result}, ${err}")
