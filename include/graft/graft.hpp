@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Everything that needs nothing but Eigen: core to model. Files and text have headers of their own.
+// What serves adapters and needs nothing but Eigen: core to model. Module arithmetic, files, text and training have
+// headers of their own.
 #pragma once
 
 #include <graft/config.hpp>
@@ -22,7 +23,6 @@
 #include <graft/backend/cpu/attention_backward.hpp>
 #include <graft/backend/cpu/cpu.hpp>
 #include <graft/backend/cpu/cpu_backend.hpp>
-#include <graft/backend/cpu/decompose.hpp>
 #include <graft/backend/cpu/elementwise.hpp>
 #include <graft/backend/cpu/elementwise_backward.hpp>
 #include <graft/backend/cpu/fused_product.hpp>
@@ -66,24 +66,6 @@
 #include <graft/layer/rope.hpp>
 #include <graft/layer/step.hpp>
 #include <graft/layer/transformer_layer.hpp>
-
-#include <graft/arithmetic/conversions.hpp>
-#include <graft/arithmetic/expression.hpp>
-#include <graft/arithmetic/fold.hpp>
-#include <graft/arithmetic/ia3_scales.hpp>
-#include <graft/arithmetic/lora_sum.hpp>
-#include <graft/arithmetic/map_block.hpp>
-#include <graft/arithmetic/materialize.hpp>
-#include <graft/arithmetic/merging.hpp>
-#include <graft/arithmetic/operands.hpp>
-#include <graft/arithmetic/paper.hpp>
-#include <graft/arithmetic/pedro_sum.hpp>
-#include <graft/arithmetic/recompress.hpp>
-#include <graft/arithmetic/road_blocks.hpp>
-#include <graft/arithmetic/row_maps.hpp>
-#include <graft/arithmetic/sparsify.hpp>
-#include <graft/arithmetic/subspace.hpp>
-#include <graft/arithmetic/weight_search.hpp>
 
 #include <graft/arch/architectures.hpp>
 #include <graft/arch/bert.hpp>
