@@ -1,21 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # graft combine: every operator writes an adapter that the model takes; wrong calls say why; the table is in the docs.
 cmake_minimum_required(VERSION 3.25)
-file(REMOVE_RECURSE ${WORK_DIR})
-file(MAKE_DIRECTORY ${WORK_DIR})
-set(models ${SOURCE_DIR}/tests/golden/data/models)
-
-# expect(status regex-of-output regex-of-errors arguments...)
-function(expect status output errors)
-  execute_process(COMMAND ${GRAFT} ${ARGN} RESULT_VARIABLE result OUTPUT_VARIABLE out ERROR_VARIABLE err)
-  list(JOIN ARGN " " call)
-  if(NOT result EQUAL status OR NOT out MATCHES "${output}" OR NOT err MATCHES "${errors}")
-    message(SEND_ERROR "graft ${call}\nended with ${result}, expected ${status}\noutput: ${out}\nerrors: ${err}")
-  endif()
-  if(status EQUAL 1 AND NOT err MATCHES "^graft: [^\n]+\n$")
-    message(SEND_ERROR "graft ${call}\nshould say what is wrong in one line, but says\n${err}")
-  endif()
-endfunction()
+include(${CMAKE_CURRENT_LIST_DIR}/common/expect.cmake)
 
 # Sets `logits` to the bytes of the answers to one request for a list of adapters, "name" or "name=weight".
 function(answer model adapters uses)

@@ -2,21 +2,7 @@
 # graft convert: a converted model answers, with every adapter of the original, what the original answers, bit for bit;
 # a converted adapter does what it did; what cannot be converted is refused in one line.
 cmake_minimum_required(VERSION 3.25)
-file(REMOVE_RECURSE ${WORK_DIR})
-file(MAKE_DIRECTORY ${WORK_DIR})
-set(models ${SOURCE_DIR}/tests/golden/data/models)
-
-# expect(status regex-of-output regex-of-errors arguments...)
-function(expect status output errors)
-  execute_process(COMMAND ${GRAFT} ${ARGN} RESULT_VARIABLE result OUTPUT_VARIABLE out ERROR_VARIABLE err)
-  list(JOIN ARGN " " call)
-  if(NOT result EQUAL status OR NOT out MATCHES "${output}" OR NOT err MATCHES "${errors}")
-    message(SEND_ERROR "graft ${call}\nended with ${result}, expected ${status}\noutput: ${out}\nerrors: ${err}")
-  endif()
-  if(status EQUAL 1 AND NOT err MATCHES "^graft: [^\n]+\n$")
-    message(SEND_ERROR "graft ${call}\nshould say what is wrong in one line, but says\n${err}")
-  endif()
-endfunction()
+include(${CMAKE_CURRENT_LIST_DIR}/common/expect.cmake)
 
 # Sets `logits` to the bytes of the answers of a model, with adapters name=path, to the requests of a case.
 function(answer model case)
