@@ -180,4 +180,20 @@ NativeKernels native_kernels([[maybe_unused]] Isa isa) {
   return {};
 }
 
+// A program of many units can compile the kernels once: all define GRAFT_EXTERN_KERNELS, and one of them
+// GRAFT_DEFINE_KERNELS before it includes this. CMake: link graft::kernels.
+#if defined(GRAFT_EXTERN_KERNELS)
+#if defined(GRAFT_DEFINE_KERNELS)
+#define GRAFT_KERNELS template
+#else
+#define GRAFT_KERNELS extern template
+#endif
+GRAFT_KERNELS Kernels<float> const& kernels<float>(Isa);
+GRAFT_KERNELS Kernels<double> const& kernels<double>(Isa);
+GRAFT_KERNELS BackwardKernels<float> const& backward_kernels<float>(Isa);
+GRAFT_KERNELS BackwardKernels<double> const& backward_kernels<double>(Isa);
+GRAFT_KERNELS NativeKernels native_kernels<float>(Isa);
+#undef GRAFT_KERNELS
+#endif
+
 }  // namespace graft::cpu
