@@ -5,6 +5,7 @@
 #include <graft/testing/buffer.hpp>
 #include <graft/testing/close.hpp>
 #include <graft/testing/random.hpp>
+#include <tests/backend/stored_weight.hpp>
 #include <tests/catch.hpp>
 
 #include <atomic>
@@ -16,22 +17,7 @@ namespace {
 
 using namespace graft;
 using namespace graft::testing;
-
-/// A weight with memory of its own, quantised from normal numbers. Starts one byte off any alignment, as a tensor in a
-/// mapped file may.
-struct StoredWeight {
-  StoredWeight(Format format, index_t o, index_t i, Random& random)
-      : bytes(static_cast<std::size_t>(o * row_bytes(format, i) + 1)) {
-    std::vector<float> row(static_cast<std::size_t>(i));
-    for (index_t k = 0; k < o; ++k) {
-      fill_normal(VectorView<float>{row.data(), i}, random, 0, 0.1);
-      encode_row(format, row.data(), i, bytes.data() + 1 + k * row_bytes(format, i));
-    }
-    weight = {bytes.data() + 1, format, o, i, nullptr};
-  }
-  std::vector<std::byte> bytes;
-  Weight weight;
-};
+using graft_test::StoredWeight;
 
 /// Largest error of Y against plain double loops, in units of what rounding explains.
 ///

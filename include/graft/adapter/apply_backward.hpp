@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 // The way back through the calls of apply.hpp, for a trainer that owns its layers and buffers.
 //
+// clang-format off
 //     plan.build(requests, PlanUse::training);
-//     <forward, as in apply.hpp, keeping x and, where needs_pre_map(site, plan), y = x_base W^T + b before
-//     apply_output> apply_output_backward(be, site, plan, x, y_before, dy, dx, gradients);     dy becomes the gradient
-//     of y_before <the trainer's own dx_base = dy W> apply_input_backward(be, site, plan, x_before, dx, dx_base,
-//     gradients);    dx becomes the gradient of x_before
+//     ...                                              // forward, as in apply.hpp, keeping x; also y = x_base W^T + b
+//                                                      // from before apply_output where needs_pre_map(site, plan)
+//     apply_output_backward(be, site, plan, x, y, dy, dx, gradients);            // dy becomes the gradient of that y
+//     ...                                              // the trainer's own dx_base = dy W
+//     apply_input_backward(be, site, plan, x_before, dx, dx_base, gradients);    // dx becomes the gradient of x_before
+// clang-format on
 //
 // Gradients of modules in training are added to `gradients`; others are frozen and passed through. The calls run
 // several grids one after the other: for executors that return when all is done, not for a SliceExecutor. Results do
@@ -13,6 +16,7 @@
 #pragma once
 
 #include <graft/adapter/apply.hpp>
+#include <graft/adapter/compose.hpp>
 #include <graft/adapter/gradients.hpp>
 
 #include <algorithm>
@@ -30,6 +34,16 @@ bool needs_pre_map(Site site, Plan<B> const& plan) {
 
 namespace detail {
 
+// A copy of z in the arena, in the type that gradients are computed in.
+template <class B, class Z>
+MatrixView<Real<B>, typename B::Space> real_copy(B& be, MatrixView<Z, typename B::Space> z) {
+  auto const copied = be.arena().template matrix<Real<B>>(z.rows, z.cols);
+  be.executor().run(z.rows, [&](index_t n) {
+    for (index_t j = 0; j < z.cols; ++j) copied(n, j) = static_cast<Real<B>>(z(n, j));
+  });
+  return copied;
+}
+
 // One policy's map of a group of rows at a site and stage: I + sum w (M - I) over its members.
 template <class B>
 struct StageLink {
@@ -46,10 +60,6 @@ std::vector<StageLink<B>> stage_links(B& be, Stage stage, Site site, index_t lay
   using Member = typename AdapterSet<B>::Member;
   Side const side = stage <= Stage::input_inner ? Side::input : Side::output;
   auto const at = static_cast<std::size_t>(site.index);
-  auto const map_of = [&](Member const& member) -> RowMapRow<R const> {
-    auto const& table = member.module->maps[static_cast<std::size_t>(side)];
-    return table.empty() ? RowMapRow<R const>{} : table[at];
-  };
   std::vector<StageLink<B>> links;
   std::span<Member const> const all(group.set->members);
   for (std::size_t begin = 0, end; begin < all.size(); begin = end) {
@@ -61,32 +71,26 @@ std::vector<StageLink<B>> stage_links(B& be, Stage stage, Site site, index_t lay
         links.push_back({{diagonal, nullptr, nullptr, site.out, 0, nullptr}, members, true});
       continue;
     }
-    std::vector<RowMapRow<R const> const*> maps;
-    std::vector<R> weights;
-    RowMapRow<R const> sum;
+    MapSum<R> sum;
     for (auto const& member : members)
-      if (auto const map = map_of(member); !map.identity()) {
-        maps.push_back(&member.module->maps[static_cast<std::size_t>(side)][at]);
-        weights.push_back(member.weight);
-        sum.group = std::max(sum.group, map.group), sum.size = map.size;
-        if (map.c1 != nullptr) sum.c1 = map.c1;
-        if (map.d != nullptr) sum.d = map.d;
-        if (map.e != nullptr) sum.e = map.e;
-      }
-    if (maps.empty()) continue;
-    if (maps.size() > 1 || weights[0] != 1) {
-      auto const zeros = [&](bool present) {
-        if (!present) return static_cast<R*>(nullptr);
-        auto const v = be.arena().template vector<R>(sum.size);
-        std::fill(v.begin(), v.end(), R{0});
-        return v.data;
-      };
-      RowMapRow<R> const summed{
-          zeros(sum.c1 != nullptr), zeros(sum.d != nullptr), zeros(sum.e != nullptr), sum.size, sum.group, nullptr};
-      sum_maps(maps.data(), weights.data(), static_cast<index_t>(maps.size()), summed);
-      sum = summed;
+      if (auto const& table = member.module->maps[static_cast<std::size_t>(side)];
+          !table.empty() && !table[at].identity())
+        sum.add(table[at], member.weight);
+    if (sum.empty()) continue;
+    if (sum.lone()) {
+      links.push_back({*sum.maps[0], members, false});
+      continue;
     }
-    links.push_back({sum, members, false});
+    index_t const size = sum.maps[0]->size;
+    auto const zeros = [&](bool present) {
+      if (!present) return static_cast<R*>(nullptr);
+      auto const v = be.arena().template vector<R>(size);
+      std::fill(v.begin(), v.end(), R{0});
+      return v.data;
+    };
+    RowMapRow<R> const summed{zeros(sum.c), zeros(sum.d), zeros(sum.e), size, sum.group, nullptr};
+    sum.add_to(summed);
+    links.push_back({summed, members, false});
   }
   if (side == Side::input) std::reverse(links.begin(), links.end());  // input maps wrap inwards
   return links;
@@ -222,9 +226,7 @@ void apply_output_backward(B& be, Site site, Plan<B> const& plan, MatrixView<X, 
   if (outer.any()) {
     auto const scope = be.scope();
     if (inner.any() || deltas.any()) {  // what the outer maps were applied to
-      auto const z = be.arena().template matrix<R>(y.rows, y.cols);
-      for (index_t n = 0; n < y.rows; ++n)
-        for (index_t j = 0; j < y.cols; ++j) z(n, j) = static_cast<R>(y(n, j));
+      auto const z = detail::real_copy(be, y);
       if (inner.any()) apply_row_map(be, inner, z);
       if (deltas.any()) apply_low_rank(be, deltas, MatrixView<std::remove_const_t<X> const, Space>(x), z);
       detail::stage_backward(be, Stage::output_outer, site, plan, z, dy, gradients);
@@ -253,18 +255,17 @@ void apply_input_backward(B& be, Site site, Plan<B> const& plan, MatrixView<X, t
   if (inner.any()) {
     auto const scope = be.scope();
     if (outer.any()) {
-      auto const z = be.arena().template matrix<R>(x.rows, x.cols);
-      for (index_t n = 0; n < x.rows; ++n)
-        for (index_t j = 0; j < x.cols; ++j) z(n, j) = static_cast<R>(x(n, j));
+      auto const z = detail::real_copy(be, x);
       apply_row_map(be, outer, z);
       detail::stage_backward(be, Stage::input_inner, site, plan, z, dx_base, gradients);
     } else {
       detail::stage_backward(be, Stage::input_inner, site, plan, x, dx_base, gradients);
     }
   }
-  for (index_t n = 0; n < dx.rows; ++n)
+  be.executor().run(dx.rows, [&](index_t n) {
     for (index_t j = 0; j < dx.cols; ++j)
       dx(n, j) = static_cast<D>(static_cast<R>(dx(n, j)) + static_cast<R>(dx_base(n, j)));
+  });
   if (outer.any()) detail::stage_backward(be, Stage::input_outer, site, plan, x, dx, gradients);
 }
 
@@ -312,7 +313,6 @@ void observe_prompt_backward(B& be, index_t layer, Plan<B> const& plan,
 template <class B, class H, class G>
 void apply_block_output_backward(B& be, Site site, Plan<B> const& plan, MatrixView<H, typename B::Space> h,
                                  MatrixView<G, typename B::Space> dh, Gradients<B>& gradients) {
-  using R = Real<B>;
   auto const inner = plan.positioned_maps(Stage::output_inner, site.index);
   auto const outer = plan.positioned_maps(Stage::output_outer, site.index);
   auto const scope = be.scope();
@@ -321,9 +321,7 @@ void apply_block_output_backward(B& be, Site site, Plan<B> const& plan, MatrixVi
       detail::stage_backward(be, stage, site, plan, group, group.positioned, z, dh, gradients);
   };
   if (outer.any() && inner.any()) {
-    auto const z = be.arena().template matrix<R>(h.rows, h.cols);
-    for (index_t n = 0; n < h.rows; ++n)
-      for (index_t j = 0; j < h.cols; ++j) z(n, j) = static_cast<R>(h(n, j));
+    auto const z = detail::real_copy(be, h);
     apply_row_map(be, inner, z);
     back(Stage::output_outer, z);
   } else if (outer.any()) {

@@ -220,28 +220,22 @@ class Bank<Adapters<Ps...>, B> {
 
   /// I + sum w (M - I) over the members of one policy that have a map here; a lone member of weight 1 is used as it is.
   RowMapRow<R const> summed(Set& set, index_t policy, Side side, index_t site) const {
-    std::vector<RowMapRow<R const> const*> maps;
-    std::vector<R> weights;
-    bool c = false, d = false, e = false;
-    index_t group = 0;
+    MapSum<R> sum;
     for (auto const& member : set.members) {
       auto const& table = member.module->maps[static_cast<std::size_t>(side)];
       if (member.module->policy != policy || table.empty() || table[static_cast<std::size_t>(site)].identity())
         continue;
       auto const& map = table[static_cast<std::size_t>(site)];
-      expects(map.group == 0 || group == 0 || map.group == group, "graft: adapter ", member.module->name,
-              " has groups of ", map.group, " at ", (*sites_)[site].path, ", another of its kind has groups of ", group,
-              "; such maps cannot be summed");
-      group = std::max(group, map.group);
-      c = c || map.c1 != nullptr, d = d || map.d != nullptr, e = e || map.e != nullptr;
-      maps.push_back(&map);
-      weights.push_back(member.weight);
+      expects(map.group == 0 || sum.group == 0 || map.group == sum.group, "graft: adapter ", member.module->name,
+              " has groups of ", map.group, " at ", (*sites_)[site].path, ", another of its kind has groups of ",
+              sum.group, "; such maps cannot be summed");
+      sum.add(map, member.weight);
     }
-    if (maps.empty()) return {};
-    if (maps.size() == 1 && weights[0] == 1) return *maps[0];
-    auto out = allocate_map(set.storage, maps[0]->size, d, e, group);
-    sum_maps(maps.data(), weights.data(), static_cast<index_t>(maps.size()), out);
-    if (!c) out.c1 = nullptr;
+    if (sum.empty()) return {};
+    if (sum.lone()) return *sum.maps[0];
+    auto out = allocate_map(set.storage, sum.maps[0]->size, sum.d, sum.e, sum.group);
+    sum.add_to(out);
+    if (!sum.c) out.c1 = nullptr;
     return out;
   }
 

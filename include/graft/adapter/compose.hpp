@@ -23,6 +23,28 @@ void sum_maps(RowMapRow<R const> const* const* maps, R const* weights, index_t c
     }
 }
 
+/// The maps of one policy's modules at a site, gathered to be summed.
+template <class R>
+struct MapSum {
+  std::vector<RowMapRow<R const> const*> maps;
+  std::vector<R> weights;
+  bool c = false, d = false, e = false;  ///< which vectors the sum has
+  index_t group = 0;
+
+  void add(RowMapRow<R const> const& map, R weight) {
+    maps.push_back(&map);
+    weights.push_back(weight);
+    c = c || map.c1 != nullptr, d = d || map.d != nullptr, e = e || map.e != nullptr;
+    group = std::max(group, map.group);
+  }
+  bool empty() const { return maps.empty(); }
+  /// A lone map of weight 1 is its own sum.
+  bool lone() const { return maps.size() == 1 && weights[0] == 1; }
+  void add_to(RowMapRow<R> const& out) const {
+    sum_maps(maps.data(), weights.data(), static_cast<index_t>(maps.size()), out);
+  }
+};
+
 /// out = second after first, for groups that agree:
 ///     c'' = c2 c1 + d2 d1_p,   d'' = c2 d1 + d2 c1_p,   e'' = c2 e1 + d2 e1_p + e2       (_p: at the partner)
 /// d and e of `out` are written when given.

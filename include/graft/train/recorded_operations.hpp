@@ -209,28 +209,40 @@ void linear(Recorder<B>& be, Linear<B> const& layer, Plan<B> const& plan, Record
   apply_output(be, layer.site, plan, input.delta, y);
 }
 
+namespace detail {
+
+// forward() changes y by the site's output maps; backward(kept y, dy) takes dy, in place, to the gradient of what y
+// was.
 template <class B>
-void apply_block_output(Recorder<B>& be, Site site, Plan<B> const& plan, RecordedView<B> h) {
+void mapped_in_place(Recorder<B>& be, Site site, Plan<B> const& plan, RecordedView<B> y, auto&& forward,
+                     auto&& backward) {
   if (!needs_pre_map(site, plan)) return;
-  auto const kept = be.keep(h);
-  be.changes(h);
-  apply_block_output(be.backend(), site, plan, h);
-  be.on_way_back([&be, site, &plan, h, kept] {
-    apply_block_output_backward(be.backend(), site, plan, kept, be.gradient(h), be.gradients());
-  });
+  auto const kept = be.keep(y);
+  be.changes(y);
+  forward();
+  be.on_way_back([&be, y, kept, backward] { backward(kept, be.gradient(y)); });
 }
 
+}  // namespace detail
+
+template <class B>
+void apply_block_output(Recorder<B>& be, Site site, Plan<B> const& plan, RecordedView<B> h) {
+  detail::mapped_in_place(
+      be, site, plan, h, [&] { apply_block_output(be.backend(), site, plan, h); },
+      [&be, site, &plan](RecordedConstView<B> kept, RecordedView<B> dh) {
+        apply_block_output_backward(be.backend(), site, plan, kept, dh, be.gradients());
+      });
+}
+
+/// The maps of this step's prompts are made by now.
 template <class B>
 void apply_rotated(Recorder<B>& be, Site site, Plan<B> const& plan, RecordedView<B> q) {
   if (site.index < 0) return;
-  // the maps of this step's prompts are made by now
-  if (!needs_pre_map(site, plan)) return;
-  auto const kept = be.keep(q);
-  be.changes(q);
-  apply_rotated(be.backend(), site, plan, q);
-  be.on_way_back([&be, site, &plan, q, kept] {
-    apply_rotated_backward(be.backend(), site, plan, kept, be.gradient(q), be.gradients());
-  });
+  detail::mapped_in_place(
+      be, site, plan, q, [&] { apply_rotated(be.backend(), site, plan, q); },
+      [&be, site, &plan](RecordedConstView<B> kept, RecordedView<B> dq) {
+        apply_rotated_backward(be.backend(), site, plan, kept, dq, be.gradients());
+      });
 }
 
 template <class B>
