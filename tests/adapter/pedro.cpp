@@ -7,6 +7,7 @@
 #include <graft/testing/close.hpp>
 #include <graft/testing/policies.hpp>
 #include <graft/testing/random.hpp>
+#include <tests/adapter/pedro_layer.hpp>
 #include <tests/catch.hpp>
 
 #include <vector>
@@ -19,19 +20,9 @@ using Pedro = PedroGenerator;
 
 constexpr index_t width = 40, query = 32, value = 16, up = 56, vectors = query + value + up;
 
-/// One layer under grouped-query attention.
-SiteTable layer() {
-  SiteTable sites;
-  Site const q = sites.add_linear(0, "q_proj", "layers.0.q_proj", width, query);
-  Site const v = sites.add_linear(0, "v_proj", "layers.0.v_proj", width, value);
-  Site const u = sites.add_linear(0, "up_proj", "layers.0.up_proj", width, up);
-  Site const block = sites.add({0, "block_out", "layers.0", width, width, SiteKind::hidden});
-  sites.add_layer({block.index, {q.index, 0, query}, {v.index, 0, value}, {u.index, 0, up}, {}});
-  return sites;
-}
 template <class B>
 Module<Pedro, B> make(Pedro const& policy) {
-  auto const sites = layer();
+  auto const sites = graft_test::pedro_layer(width, query, value, up);
   return make_module<Pedro, B>("p", policy, sites, {sites.find("layers.0")}, 1);
 }
 
@@ -52,27 +43,6 @@ PedroReference reference(Pedro const& policy, typename Pedro::State<B> const& st
           .pooling = Pedro::names(policy.pooling)[static_cast<std::size_t>(policy.pooling)],
           .activation = Pedro::names(policy.activation)[static_cast<std::size_t>(policy.activation)],
           .offset = policy.offset == Pedro::Offset::one ? 1.0 : 0.0};
-}
-
-std::vector<Pedro> every_option() {
-  std::vector<Pedro> all;
-  for (auto const pooling :
-       {Pedro::Pooling::last, Pedro::Pooling::mean, Pedro::Pooling::max, Pedro::Pooling::attention})
-    for (auto const input : {Pedro::PoolerInput::normalized, Pedro::PoolerInput::raw})
-      for (auto const offset : {Pedro::Offset::one, Pedro::Offset::bias})
-        for (bool const bias : {false, true})
-          for (auto const f : {Pedro::Activation::rational_a, Pedro::Activation::rational_b, Pedro::Activation::gelu,
-                               Pedro::Activation::silu, Pedro::Activation::relu})
-            for (index_t const degree : {5, 6})
-              all.push_back({.rank = 6,
-                             .pooling = pooling,
-                             .pooler_input = input,
-                             .offset = offset,
-                             .up_bias = bias,
-                             .activation = f,
-                             .numerator_degree = degree,
-                             .denominator_degree = degree - 1});
-  return all;
 }
 
 template <class R>
@@ -96,7 +66,7 @@ TEMPLATE_TEST_CASE("vectors equal the plain-loop reference for every option and 
   using R = TestType;
   using B = CpuBackend<R>;
   Random random(1);
-  for (auto const& policy : every_option()) {
+  for (auto const& policy : graft_test::every_pedro_option(6, {5, 6})) {
     auto module = make<B>(policy);
     fill_normal(module.parameters(), random, 0.1, 0.3);
     auto const& state = module.entries[0].state;
@@ -119,7 +89,7 @@ TEST_CASE("PEDRO starts as the identity, exactly, for every option") {
   Buffer<float> normalized(5, width), raw(5, width);
   fill_normal(normalized.view(), random, 0, 3);
   fill_normal(raw.view(), random, 0, 3);
-  for (auto const& policy : every_option()) {
+  for (auto const& policy : graft_test::every_pedro_option(6, {5, 6})) {
     auto module = make<B>(policy);
     for (double const l : generate<float>(module, normalized, raw)) REQUIRE(l == 1);
     // but for W_up everything else is ready to learn: W_down is not zero, f starts near GELU

@@ -12,6 +12,7 @@
 #include <graft/testing/gradient_check.hpp>
 #include <graft/testing/policies.hpp>
 #include <graft/testing/random.hpp>
+#include <tests/adapter/pedro_layer.hpp>
 #include <tests/catch.hpp>
 
 #include <cmath>
@@ -185,33 +186,7 @@ TEST_CASE("gradients of LoRA's bias and factors equal differences") {
 
 constexpr index_t width = 10, vectors = 8 + 4 + 14;
 
-SiteTable pedro_layer() {
-  SiteTable sites;
-  Site const q = sites.add_linear(0, "q_proj", "layers.0.q_proj", width, 8);
-  Site const v = sites.add_linear(0, "v_proj", "layers.0.v_proj", width, 4);
-  Site const u = sites.add_linear(0, "up_proj", "layers.0.up_proj", width, 14);
-  Site const block = sites.add({0, "block_out", "layers.0", width, width, SiteKind::hidden});
-  sites.add_layer({block.index, {q.index, 0, 8}, {v.index, 0, 4}, {u.index, 0, 14}, {}});
-  return sites;
-}
-
-std::vector<Pedro> every_option() {
-  std::vector<Pedro> all;
-  for (auto const pooling :
-       {Pedro::Pooling::last, Pedro::Pooling::mean, Pedro::Pooling::max, Pedro::Pooling::attention})
-    for (auto const input : {Pedro::PoolerInput::normalized, Pedro::PoolerInput::raw})
-      for (auto const offset : {Pedro::Offset::one, Pedro::Offset::bias})
-        for (bool const bias : {false, true})
-          for (auto const f : {Pedro::Activation::rational_a, Pedro::Activation::rational_b, Pedro::Activation::gelu,
-                               Pedro::Activation::silu, Pedro::Activation::relu})
-            all.push_back({.rank = 5,
-                           .pooling = pooling,
-                           .pooler_input = input,
-                           .offset = offset,
-                           .up_bias = bias,
-                           .activation = f});
-  return all;
-}
+SiteTable pedro_layer() { return graft_test::pedro_layer(width, 8, 4, 14); }
 
 /// L = sum of dl (l - 1) of a prompt.
 template <class R>
@@ -285,7 +260,7 @@ bool smooth(Pair<Pedro, CpuBackend<R>>& pair, PromptLoss<R> const& loss) {
 TEST_CASE("gradients of PEDRO equal differences for every option, at the start and away from it") {
   Random random(5);
   auto const sites = pedro_layer();
-  for (auto const& policy : every_option())
+  for (auto const& policy : graft_test::every_pedro_option(5, {5}))
     for (int trial = 0; trial < 2; ++trial) {
       Pair<Pedro> pair(policy, sites, sites.find("layers.0"));
       PromptLoss<double> loss(trial == 0 ? 4 : 3, random);
@@ -341,7 +316,7 @@ TEST_CASE("the first of several largest rows gets max pooling's gradient, as it 
 
 TEST_CASE("PEDRO's f32 gradients agree with double") {
   auto const sites = pedro_layer();
-  for (auto const& policy : every_option()) {
+  for (auto const& policy : graft_test::every_pedro_option(5, {5})) {
     Pair<Pedro, CpuBackend<float>> single(policy, sites, sites.find("layers.0"));
     Pair<Pedro> exact(policy, sites, sites.find("layers.0"));
     Random random(8);

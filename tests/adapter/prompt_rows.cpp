@@ -7,6 +7,7 @@
 #include <graft/testing/buffer.hpp>
 #include <graft/testing/matrix.hpp>
 #include <graft/testing/random.hpp>
+#include <tests/adapter/pedro_layer.hpp>
 #include <tests/catch.hpp>
 
 #include <cmath>
@@ -19,19 +20,10 @@ using testing::Buffer;
 using B = CpuBackend<>;
 constexpr index_t width = 44, query = 24, value = 12, up = 30, vectors = query + value + up, rank = 5, rows = 6;
 
-SiteTable layer() {
-  SiteTable sites;
-  Site const q = sites.add_linear(0, "q_proj", "layers.0.q_proj", width, query);
-  Site const v = sites.add_linear(0, "v_proj", "layers.0.v_proj", width, value);
-  Site const u = sites.add_linear(0, "up_proj", "layers.0.up_proj", width, up);
-  Site const block = sites.add({0, "block_out", "layers.0", width, width, SiteKind::hidden});
-  sites.add_layer({block.index, {q.index, 0, query}, {v.index, 0, value}, {u.index, 0, up}, {}});
-  return sites;
-}
-
 /// A bank with one PEDRO module, whose factors the test keeps, and a prompt between the rows of other requests.
 struct Fixture {
-  explicit Fixture(PedroGenerator::Pooling pooling) : bank(layer()), normalized(2 + rows, width, 3), raw(normalized) {
+  explicit Fixture(PedroGenerator::Pooling pooling)
+      : bank(graft_test::pedro_layer(width, query, value, up)), normalized(2 + rows, width, 3), raw(normalized) {
     PedroGenerator const policy{.rank = rank, .pooling = pooling, .activation = PedroGenerator::Activation::relu};
     auto module = make_module<PedroGenerator, B>("p", policy, bank.sites(), {bank.sites().find("layers.0")}, 1);
     testing::fill_normal(module.entries[0].state.up, random, 0, 0.3);
