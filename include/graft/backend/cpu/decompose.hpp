@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Singular values in double, of a matrix or of a product of thin factors that is never formed.
+// Singular values in double, of a matrix or of a product of thin factors that is never formed. Templates all, so that
+// only programs which ask compile Eigen's decompositions: they take ten times what all the rest does.
 #pragma once
 
 #include <graft/backend/cpu/eigen.hpp>
@@ -43,19 +44,22 @@ namespace detail {
 
 using RowMajor = Eigen::Matrix<double, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
 
-inline DenseMatrix as_dense(Eigen::MatrixXd const& m) {
+template <class = void>
+DenseMatrix as_dense(Eigen::MatrixXd const& m) {
   DenseMatrix result(m.rows(), m.cols());
   eigen_map(result.view()) = m;
   return result;
 }
 
-inline Eigen::BDCSVD<Eigen::MatrixXd> eigen_svd(Eigen::MatrixXd const& m) {
+template <class = void>
+Eigen::BDCSVD<Eigen::MatrixXd> eigen_svd(Eigen::MatrixXd const& m) {
   return Eigen::BDCSVD<Eigen::MatrixXd>(m, Eigen::ComputeThinU | Eigen::ComputeThinV);
 }
 
 }  // namespace detail
 
-inline Svd svd(MatrixView<double const> m) {
+template <class = void>
+Svd svd(MatrixView<double const> m) {
   auto const found = detail::eigen_svd(eigen_map(m));
   auto const& s = found.singularValues();
   return {detail::as_dense(found.matrixU()),
@@ -65,7 +69,8 @@ inline Svd svd(MatrixView<double const> m) {
 
 /// The singular values of b a, b [o, r] and a [r, i], in O((o + i) r^2): QR of b and of a^T, then the SVD of the small
 /// core R_b R_a^T. At most r of them.
-inline Svd svd_of_product(MatrixView<double const> b, MatrixView<double const> a) {
+template <class = void>
+Svd svd_of_product(MatrixView<double const> b, MatrixView<double const> a) {
   expects(b.cols == a.rows, "graft: a product of ", b.rows, " x ", b.cols, " and ", a.rows, " x ", a.cols);
   index_t const r = b.cols, rb = std::min(b.rows, r), ra = std::min(a.cols, r);
   Eigen::HouseholderQR<Eigen::MatrixXd> const left{Eigen::MatrixXd(eigen_map(b))};
@@ -84,7 +89,8 @@ inline Svd svd_of_product(MatrixView<double const> b, MatrixView<double const> a
 }
 
 /// a [m, k] times b [k, n].
-inline DenseMatrix product(MatrixView<double const> a, MatrixView<double const> b) {
+template <class = void>
+DenseMatrix product(MatrixView<double const> a, MatrixView<double const> b) {
   expects(a.cols == b.rows, "graft: a product of ", a.rows, " x ", a.cols, " and ", b.rows, " x ", b.cols);
   DenseMatrix result(a.rows, b.cols);
   eigen_map(result.view()).noalias() = eigen_map(a) * eigen_map(b);
