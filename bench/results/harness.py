@@ -47,31 +47,36 @@ def boolq(data, split):
 TASKS = {"sst2": sst2, "boolq": boolq}
 
 
-def write_split(task, data, split, count, path):
+def subset(task, data, split, count):
     """The first `count` examples in an order that depends on the text alone, so that subsets nest."""
-    examples = sorted(TASKS[task](data, split), key=lambda e: hashlib.sha256(e[0].encode()).digest())[:count]
+    return sorted(TASKS[task](data, split), key=lambda e: hashlib.sha256(e[0].encode()).digest())[:count]
+
+
+def write_lines(examples, path, choose):
     with open(path, "w") as out:
         for prompt, completion, choices in examples:
-            line = {"prompt": prompt, "completion": completion}
-            if split != "train":
-                line["choices"] = choices
+            line = {"prompt": prompt, "completion": completion, **({"choices": choices} if choose else {})}
             out.write(json.dumps(line) + "\n")
+
+
+def write_split(task, data, split, count, path):
+    write_lines(subset(task, data, split, count), path, split != "train")
 
 
 # -------------------------------------------------------------------------------------------------------------- rows
 
 
-def rows():
-    return [json.loads(line) for line in ROWS.read_text().splitlines()] if ROWS.exists() else []
+def rows(path=ROWS):
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def cell_hash(cell):
     return hashlib.sha256(json.dumps(cell, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def append(cell, result):
+def append(cell, result, path=ROWS):
     commit = subprocess.run(["git", "-C", HERE, "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout
-    with open(ROWS, "a") as out:
+    with open(path, "a") as out:
         out.write(json.dumps({"hash": cell_hash(cell), **cell, "commit": commit.strip(), **result}) + "\n")
 
 
@@ -197,14 +202,19 @@ def percent(found, wanted):
     return text if len(scores) >= wanted else f"{text}, {len(scores)} of {wanted} seeds"
 
 
-def draw(arguments):
-    grid, page = Grid(arguments.grid), Path(arguments.into)
-    begin, end = f"<!-- {grid.name}: begin -->", f"<!-- {grid.name}: end -->"
-    text = page.read_text()
+def replace(page, name, lines):
+    """Puts lines between a page's markers of that name."""
+    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+    text = Path(page).read_text()
     if begin not in text or end not in text:
         sys.exit(f"{page} has no markers {begin} and {end}")
     head, rest = text.split(begin, 1)
-    page.write_text(head + begin + "\n" + "\n".join(table(grid)) + "\n" + end + rest.split(end, 1)[1])
+    Path(page).write_text(head + begin + "\n" + "\n".join(lines) + "\n" + end + rest.split(end, 1)[1])
+
+
+def draw(arguments):
+    grid = Grid(arguments.grid)
+    replace(arguments.into, grid.name, table(grid))
 
 
 def main():

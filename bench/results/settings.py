@@ -1,0 +1,315 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The four settings of Zhang et al. 2023 (arXiv:2306.14870), each one command that can be stopped and started again.
+
+    python3 settings.py run generalise|multitask|unlearn|transfer --graft build/bin/graft --data DATA_DIR
+    python3 settings.py draw --into docs/results.md
+
+Modules are trained once and kept in work/; every evaluation of a module or a sum is a row of settings.jsonl. Where a
+sum has a weight, every weight is evaluated on validation data and only the best one on the test data. `draw` replaces
+the tables between the page's markers; what was not run says "not measured".
+"""
+
+import argparse
+import hashlib
+import json
+import math
+import re
+import statistics
+import subprocess
+from pathlib import Path
+
+from harness import HERE, TASKS, append, call, cell_hash, percent, replace, rows, sst2, subset, write_lines
+
+ROWS = HERE / "settings.jsonl"
+MODEL = ".cache/models/SmolLM2-135M-Instruct.Q4_1.gguf"
+OPTIONS = ["--epochs", "1", "--batch", "8", "--schedule", "linear", "--warmup", "10"]
+METHODS = {
+    "LoRA": ["--method", "lora", "--rank", "8", "--alpha", "16", "--lr", "1e-3"],
+    "(IA)3": ["--method", "ia3", "--lr", "1e-2"],
+    "RoAd 1": ["--method", "road", "--variant", "road_1", "--lr", "3e-3"],
+    "PEDRO": ["--method", "pedro", "--rank", "12", "--lr", "2e-3"],
+}
+SEED = 0  # of all modules: LoRA's start with the same A
+PART, DEV, TEST = 300, 100, 300  # lines of a module's part of the training data, of validation and of test data
+
+# ------------------------------------------------------------------------------------------------------------- tasks
+
+
+def skewed(part):
+    """The first 2 * PART examples in two halves; the first has 80 % of all that are negative, as in the paper's code."""
+
+    def task(data, split):
+        examples = subset("sst2", data, split, 2 * PART)
+        negative = [e for e in examples if e[1] == " negative"]
+        positive = [e for e in examples if e[1] == " positive"]
+        cut = round(0.8 * len(negative))
+        halves = negative[:cut] + positive[: PART - cut], negative[cut:] + positive[PART - cut :]
+        return halves[part]
+
+    return task
+
+
+def split_of(text):
+    """Texts that come without splits: a half to train, the rest by the hash of the text."""
+    digit = hashlib.sha256(text.encode()).digest()[0] % 10
+    return "dev" if digit < 2 else "test" if digit < 5 else "train"
+
+
+def sentences(data, name):
+    for line in (data / "sentiment-sentences" / f"{name}.txt").read_text().strip().split("\n"):
+        text, label = line.rsplit("\t", 1)
+        yield " ".join(text.split()), [" negative", " positive"][int(label)]
+
+
+def reviews(name):
+    def task(data, split):
+        for text, label in sentences(data, name):
+            if split_of(text) == split:
+                yield f"Review: {text}\nSentiment:", label, [" negative", " positive"]
+
+    return task
+
+
+def plain(texts):
+    """A language model's task: a text behind its first three words."""
+
+    def task(data, split):
+        for text in texts(data):
+            words = text.split()
+            if split_of(text) == split and 6 <= len(words) <= 45:
+                yield " ".join(words[:3]), " " + " ".join(words[3:]), None
+
+    return task
+
+
+def verses(_):
+    """The King James Bible, from Debian's package bible-kjv."""
+    text = subprocess.run(["bible", "-f", "Gen1:1-Rev22:21"], capture_output=True, text=True, check=True).stdout
+    return [line.split(" ", 1)[1].strip() for line in text.splitlines() if re.match(r"\w+:\d+ ", line)]
+
+
+def questions(data):
+    for item in json.loads((data / "commonsense" / "ARC-Easy" / "train.json").read_text()):
+        yield re.search(r"question: (.*?)\s*Answer1:", item["instruction"], re.S).group(1)
+
+
+DOMAINS = {"Amazon": "amazon_cells", "Yelp": "yelp", "IMDb": "imdb"}
+TASKS |= {"sst2 part 0": skewed(0), "sst2 part 1": skewed(1), "scripture": plain(verses), "questions": plain(questions)}
+TASKS |= {domain: reviews(name) for domain, name in DOMAINS.items()}
+TASKS |= {f"{domain} text": plain(lambda data, name=name: (t for t, _ in sentences(data, name))) for domain, name in DOMAINS.items()}
+
+# ---------------------------------------------------------------------------------------------------------- settings
+
+
+def use(*modules):
+    """Function space: what modules do, weighted and added; weights of a request's list."""
+    return {"op": "use", "uses": dict(modules)}
+
+
+class Block:
+    """A table: modules as {name: {task: lines}}, what is evaluated on, and rows as {name: {weight: what is summed}}.
+    Helpers are modules without a row of their own."""
+
+    def __init__(self, setting, title, modules, sets, sums, measure="accuracy", helpers=None):
+        self.setting, self.title, self.sets, self.measure = setting, title, sets, measure
+        self.modules = modules | (helpers or {})
+        self.rows = {f"module: {name}": {1: use((name, 1))} for name in modules} | sums
+
+    def cell(self, method, name, weight, split):
+        what = self.rows[name][weight] if method else use()
+        return {
+            "setting": self.setting, "block": self.title, "model": MODEL, "method": method, "cell": name,
+            "weight": weight, "split": split, "seed": SEED, "options": OPTIONS, "arguments": METHODS.get(method),
+            "sets": self.sets, "lines": DEV if split == "dev" else TEST, **what,
+            "modules": {name: self.modules[name] for name in what["uses"]},
+        }  # fmt: skip
+
+    def bare(self, split):
+        return self.cell(None, "no module", None, split)
+
+    def validation(self, method, name):
+        return {weight: self.cell(method, name, weight, "dev") for weight in self.rows[name]}
+
+    def best(self, method, name, have):
+        """The weight with the best score on validation data; None if not all are there."""
+        if len(self.rows[name]) == 1:
+            return next(iter(self.rows[name]))
+        found = {weight: have.get(cell_hash(cell)) for weight, cell in self.validation(method, name).items()}
+        if None in found.values():
+            return None
+        if self.measure == "accuracy":
+            return max(found, key=lambda w: sum(score["score"] for score in found[w]["scores"].values()))
+        # to unlearn: the most for the first text, where the others' perplexity rises by no more than 5 %
+        domain, *others = self.sets
+        base, loss = have[cell_hash(self.bare("dev"))]["scores"], lambda w, text: found[w]["scores"][text]["score"]
+        mild = [w for w in found if all(loss(w, text) <= base[text]["score"] + math.log(1.05) for text in others)]
+        return max(mild, key=lambda w: loss(w, domain)) if mild else min(found)
+
+    def cells(self, method, have):
+        """What to run next, in order."""
+        if self.measure == "loss":
+            yield self.bare("dev")
+        yield self.bare("test")
+        for name in self.rows:
+            if len(self.rows[name]) > 1:
+                yield from self.validation(method, name).values()
+            best = self.best(method, name, have)
+            if best is not None:
+                yield self.cell(method, name, best, "test")
+
+
+def two(first, second):
+    """Two modules added: the paper's mean of parameters, and what they do."""
+    return {
+        "paper's sum, w and 1 - w": {w: {"op": "paper-add", "uses": {first: w, second: round(1 - w, 2)}} for w in (0.3, 0.5, 0.7)},
+        "sum, w and w": {w: use((first, w), (second, w)) for w in (0.5, 1)},
+    }
+
+
+def transfer(source, target):
+    modules = {f"{source} classifier": {source: PART}, f"{target} classifier": {target: PART}}
+    modules["joint"] = {source: PART, target: PART}
+    helpers = {f"{domain} LM": {f"{domain} text": PART} for domain in (target, source)}
+    classifier, of_target, of_source = f"{source} classifier", *helpers
+
+    def analogy(w):
+        return {"op": "analogy", "uses": {classifier: None, of_target: None, of_source: None}, "flags": ["--lambda", str(w)]}
+
+    sums = {
+        "paper's analogy, w": {w: analogy(w) for w in (0.5, 0.7, 0.9)},
+        "classifier + w (LM - LM)": {w: use((classifier, 1), (of_target, w), (of_source, -w)) for w in (0.3, 1)},
+    }
+    return Block("transfer", f"From {source} to {target}", modules, {target: target}, sums, helpers=helpers)
+
+
+BLOCKS = [
+    Block("generalise", "Distribution generalisation", {
+        "mostly negative": {"sst2 part 0": PART}, "mostly positive": {"sst2 part 1": PART},
+        "joint": {"sst2 part 0": PART, "sst2 part 1": PART},
+    }, {"SST-2": "sst2"}, two("mostly negative", "mostly positive")),
+    Block("multitask", "Multi-tasking", {
+        "SST-2": {"sst2": PART}, "BoolQ": {"boolq": PART}, "joint": {"sst2": PART, "boolq": PART},
+    }, {"SST-2": "sst2", "BoolQ": "boolq"}, two("SST-2", "BoolQ")),
+    Block("unlearn", "Unlearning", {"scripture": {"scripture": PART}},
+        {"scripture": "scripture", "reviews": "Amazon text", "questions": "questions"},
+        {"paper's negation, w": {w: {"op": "paper-negate", "uses": {"scripture": w}} for w in (0.25, 0.5, 1, 2)}}, "loss"),
+    transfer("Amazon", "Yelp"), transfer("Yelp", "Amazon"), transfer("IMDb", "Yelp"), transfer("Yelp", "IMDb"),
+]  # fmt: skip
+
+# --------------------------------------------------------------------------------------------------------------- run
+
+
+class Runner:
+    def __init__(self, arguments):
+        self.graft, self.data, self.threads = arguments.graft, Path(arguments.data), ["--threads", str(arguments.threads)]
+        self.model = arguments.model or HERE.parent.parent / MODEL
+        self.work = HERE / "work" / "settings"
+        self.work.mkdir(parents=True, exist_ok=True)
+
+    def train(self, method, tasks):
+        """The folder of a module; trained if it is not there."""
+        folder = self.work / cell_hash({"method": METHODS[method], "options": OPTIONS, "seed": SEED, "model": MODEL, "tasks": tasks})
+        if not (folder / "summary.json").exists():
+            lines = self.work / "train.jsonl"
+            write_lines([e for task, count in tasks.items() for e in subset(task, self.data, "train", count)], lines, False)
+            command = [self.graft, "train", "--model", self.model, "--data", lines, "--out", folder, "--seed", str(SEED), "--json"]
+            summary, seconds, _ = call([*command, *OPTIONS, *METHODS[method], *self.threads])
+            (folder / "summary.json").write_text(json.dumps({**summary, "seconds": seconds}))
+        return folder
+
+    def modules(self, cell):
+        """(name, folder, weight) of what a request of the cell lists."""
+        folders = {name: self.train(cell["method"], cell["modules"][name]) for name in cell["uses"]}
+        if cell["op"] == "use":
+            return [(f"m{k}", folders[name], weight) for k, (name, weight) in enumerate(cell["uses"].items())]
+        out = self.work / f"sum-{cell_hash(cell)}"
+        operands = [str(folders[name]) + ("" if weight is None else f"={weight}") for name, weight in cell["uses"].items()]
+        call([self.graft, "combine", "--op", cell["op"], "--out", out, *cell.get("flags", []), *operands, "--json"])
+        return [("m", out, 1)]
+
+    def score(self, examples, modules):
+        lines = self.work / "eval.jsonl"
+        write_lines(examples, lines, examples[0][2])
+        command = [self.graft, "eval", "--model", self.model, "--data", lines, "--json", *self.threads]
+        for name, folder, weight in modules:
+            command += ["--adapter", f"{name}={folder}", "--use", f"{name}={weight}"]
+        return call(command)[0]
+
+    def run(self, cell):
+        modules, scores = self.modules(cell), {}
+        for name, task in cell["sets"].items():
+            examples = subset(task, self.data, cell["split"], cell["lines"])
+            if examples[0][2]:
+                scores[name] = {"score": self.score(examples, modules)["accuracy"], "examples": len(examples)}
+            else:  # perplexity has no binomial error: four quarters of the lines give a spread
+                losses = [self.score(examples[k::4], modules)["loss"] for k in range(4)]
+                scores[name] = {"score": statistics.mean(losses), "quarters": losses, "examples": len(examples)}
+        return {"scores": scores}
+
+
+def run(arguments):
+    runner, done = Runner(arguments), 0
+    for method in arguments.method or METHODS:
+        for block in (block for block in BLOCKS if block.setting == arguments.setting):
+            while done < arguments.cells:
+                have = {row["hash"]: row for row in rows(ROWS)}
+                todo = next((cell for cell in block.cells(method, have) if cell_hash(cell) not in have), None)
+                if todo is None:
+                    break
+                print(block.title, todo["method"], todo["cell"], todo["weight"], todo["split"], flush=True)
+                append(todo, runner.run(todo), ROWS)
+                done += 1
+
+
+# -------------------------------------------------------------------------------------------------------------- draw
+
+
+def shown(row, name):
+    score = row["scores"][name]
+    if "quarters" not in score:
+        return percent([score], 1)
+    perplexities = [math.exp(loss) for loss in score["quarters"]]
+    return f"{math.exp(score['score']):.1f} ({min(perplexities):.1f} to {max(perplexities):.1f})"
+
+
+def table(block, have):
+    yield from ["", f"**{block.title}**", "", f"| method | what | w | {' | '.join(block.sets)} |", "| --- | --- | ---: |" + " ---: |" * len(block.sets)]
+    for method in [None, *METHODS]:
+        lines = []
+        for name in block.rows if method else ["no module"]:
+            best = block.best(method, name, have) if method else None
+            row = have.get(cell_hash(block.cell(method, name, best, "test"))) if best is not None or not method else None
+            cells = [shown(row, text) if row else "not measured" for text in block.sets]
+            lines.append((row, f"| {method or ''} | {name} | {best if method and len(block.rows[name]) > 1 and row else ''} | {' | '.join(cells)} |"))
+        if any(row for row, _ in lines):
+            yield from (line for _, line in lines)
+        else:
+            yield f"| {method or ''} | all |  |" + " not measured |" * len(block.sets)
+
+
+def draw(arguments):
+    have = {row["hash"]: row for row in rows(ROWS)}
+    replace(arguments.into, "settings", [line for block in BLOCKS for line in table(block, have)] + [""])
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True)
+    one = commands.add_parser("run")
+    one.add_argument("setting", choices=dict.fromkeys(block.setting for block in BLOCKS))
+    one.add_argument("--graft", required=True)
+    one.add_argument("--data", required=True)
+    one.add_argument("--model", help="instead of the repository's")
+    one.add_argument("--method", action="append", choices=METHODS, help="only this one; repeatable")
+    one.add_argument("--threads", type=int, default=0, help="0: one per core")
+    one.add_argument("--cells", type=int, default=10**9, help="stop after this many")
+    one.set_defaults(call=run)
+    two = commands.add_parser("draw")
+    two.add_argument("--into", required=True)
+    two.set_defaults(call=draw)
+    arguments = parser.parse_args()
+    arguments.call(arguments)
+
+
+if __name__ == "__main__":
+    main()
