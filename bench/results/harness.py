@@ -21,47 +21,10 @@ import tempfile
 import time
 from pathlib import Path
 
+from tasks import write_split
+
 HERE = Path(__file__).resolve().parent
 ROWS = HERE / "rows.jsonl"
-
-# ------------------------------------------------------------------------------------------------------------- tasks
-
-
-def sst2(data, split):
-    """SST-2 (GLUE): columns sentence and label; docs/results.md says where it comes from."""
-    lines = (data / "sst2" / f"{split}.tsv").read_text().splitlines()[1:]
-    for line in lines:
-        sentence, label = line.rsplit("\t", 1)
-        yield f"Review: {sentence.strip()}\nSentiment:", [" negative", " positive"][int(label)], [" negative", " positive"]
-
-
-def boolq(data, split):
-    """BoolQ as LLM-Adapters writes it; validation data are the last lines of train."""
-    items = json.loads((data / "commonsense" / "boolq" / f"{'test' if split == 'test' else 'train'}.json").read_text())
-    if split != "test":
-        items = items[-1000:] if split == "dev" else items[:-1000]
-    for item in items:
-        yield item["instruction"].strip() + "\nAnswer:", " " + item["answer"].strip(), [" true", " false"]
-
-
-TASKS = {"sst2": sst2, "boolq": boolq}
-
-
-def subset(task, data, split, count):
-    """The first `count` examples in an order that depends on the text alone, so that subsets nest."""
-    return sorted(TASKS[task](data, split), key=lambda e: hashlib.sha256(e[0].encode()).digest())[:count]
-
-
-def write_lines(examples, path, choose):
-    with open(path, "w") as out:
-        for prompt, completion, choices in examples:
-            line = {"prompt": prompt, "completion": completion, **({"choices": choices} if choose else {})}
-            out.write(json.dumps(line) + "\n")
-
-
-def write_split(task, data, split, count, path):
-    write_lines(subset(task, data, split, count), path, split != "train")
-
 
 # -------------------------------------------------------------------------------------------------------------- rows
 

@@ -10,15 +10,13 @@ the tables between the page's markers; what was not run says "not measured".
 """
 
 import argparse
-import hashlib
 import json
 import math
-import re
 import statistics
-import subprocess
 from pathlib import Path
 
-from harness import HERE, TASKS, append, call, cell_hash, percent, replace, rows, sst2, subset, write_lines
+from harness import HERE, append, call, cell_hash, percent, replace, rows
+from tasks import PART, subset, write_lines
 
 ROWS = HERE / "settings.jsonl"
 MODEL = ".cache/models/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -30,73 +28,7 @@ METHODS = {
     "PEDRO": ["--method", "pedro", "--rank", "12", "--lr", "2e-3"],
 }
 SEED = 0  # of all modules: LoRA's start with the same A
-PART, DEV, TEST = 300, 100, 300  # lines of a module's part of the training data, of validation and of test data
-
-# ------------------------------------------------------------------------------------------------------------- tasks
-
-
-def skewed(part):
-    """The first 2 * PART examples in two halves; the first has 80 % of all that are negative, as in the paper's code."""
-
-    def task(data, split):
-        examples = subset("sst2", data, split, 2 * PART)
-        negative = [e for e in examples if e[1] == " negative"]
-        positive = [e for e in examples if e[1] == " positive"]
-        cut = round(0.8 * len(negative))
-        halves = negative[:cut] + positive[: PART - cut], negative[cut:] + positive[PART - cut :]
-        return halves[part]
-
-    return task
-
-
-def split_of(text):
-    """Texts that come without splits: a half to train, the rest by the hash of the text."""
-    digit = hashlib.sha256(text.encode()).digest()[0] % 10
-    return "dev" if digit < 2 else "test" if digit < 5 else "train"
-
-
-def sentences(data, name):
-    for line in (data / "sentiment-sentences" / f"{name}.txt").read_text().strip().split("\n"):
-        text, label = line.rsplit("\t", 1)
-        yield " ".join(text.split()), [" negative", " positive"][int(label)]
-
-
-def reviews(name):
-    def task(data, split):
-        for text, label in sentences(data, name):
-            if split_of(text) == split:
-                yield f"Review: {text}\nSentiment:", label, [" negative", " positive"]
-
-    return task
-
-
-def plain(texts):
-    """A language model's task: a text behind its first three words."""
-
-    def task(data, split):
-        for text in texts(data):
-            words = text.split()
-            if split_of(text) == split and 6 <= len(words) <= 45:
-                yield " ".join(words[:3]), " " + " ".join(words[3:]), None
-
-    return task
-
-
-def verses(_):
-    """The King James Bible, from Debian's package bible-kjv."""
-    text = subprocess.run(["bible", "-f", "Gen1:1-Rev22:21"], capture_output=True, text=True, check=True).stdout
-    return [line.split(" ", 1)[1].strip() for line in text.splitlines() if re.match(r"\w+:\d+ ", line)]
-
-
-def questions(data):
-    for item in json.loads((data / "commonsense" / "ARC-Easy" / "train.json").read_text()):
-        yield re.search(r"question: (.*?)\s*Answer1:", item["instruction"], re.S).group(1)
-
-
-DOMAINS = {"Amazon": "amazon_cells", "Yelp": "yelp", "IMDb": "imdb"}
-TASKS |= {"sst2 part 0": skewed(0), "sst2 part 1": skewed(1), "scripture": plain(verses), "questions": plain(questions)}
-TASKS |= {domain: reviews(name) for domain, name in DOMAINS.items()}
-TASKS |= {f"{domain} text": plain(lambda data, name=name: (t for t, _ in sentences(data, name))) for domain, name in DOMAINS.items()}
+DEV, TEST = 100, 300  # lines to validate and to test on; modules learn from PART lines of a task
 
 # ---------------------------------------------------------------------------------------------------------- settings
 
@@ -160,8 +92,12 @@ class Block:
 
 def two(first, second):
     """Two modules added: the paper's mean of parameters, and what they do."""
+
+    def mean(w):
+        return {"op": "paper-add", "uses": {first: w, second: round(1 - w, 2)}}
+
     return {
-        "paper's sum, w and 1 - w": {w: {"op": "paper-add", "uses": {first: w, second: round(1 - w, 2)}} for w in (0.3, 0.5, 0.7)},
+        "paper's sum, w and 1 - w": {w: mean(w) for w in (0.3, 0.5, 0.7)},
         "sum, w and w": {w: use((first, w), (second, w)) for w in (0.5, 1)},
     }
 
@@ -173,7 +109,8 @@ def transfer(source, target):
     classifier, of_target, of_source = f"{source} classifier", *helpers
 
     def analogy(w):
-        return {"op": "analogy", "uses": {classifier: None, of_target: None, of_source: None}, "flags": ["--lambda", str(w)]}
+        uses = {classifier: None, of_target: None, of_source: None}
+        return {"op": "analogy", "uses": uses, "flags": ["--lambda", str(w)]}
 
     sums = {
         "paper's analogy, w": {w: analogy(w) for w in (0.5, 0.7, 0.9)},
@@ -191,8 +128,9 @@ BLOCKS = [
         "SST-2": {"sst2": PART}, "BoolQ": {"boolq": PART}, "joint": {"sst2": PART, "boolq": PART},
     }, {"SST-2": "sst2", "BoolQ": "boolq"}, two("SST-2", "BoolQ")),
     Block("unlearn", "Unlearning", {"scripture": {"scripture": PART}},
-        {"scripture": "scripture", "reviews": "Amazon text", "questions": "questions"},
-        {"paper's negation, w": {w: {"op": "paper-negate", "uses": {"scripture": w}} for w in (0.25, 0.5, 1, 2)}}, "loss"),
+        {"scripture": "scripture", "reviews": "Amazon text", "questions": "questions"}, {
+        "paper's negation, w": {w: {"op": "paper-negate", "uses": {"scripture": w}} for w in (0.1, 0.25, 0.5, 1, 2)},
+    }, "loss"),
     transfer("Amazon", "Yelp"), transfer("Yelp", "Amazon"), transfer("IMDb", "Yelp"), transfer("Yelp", "IMDb"),
 ]  # fmt: skip
 
@@ -201,20 +139,22 @@ BLOCKS = [
 
 class Runner:
     def __init__(self, arguments):
-        self.graft, self.data, self.threads = arguments.graft, Path(arguments.data), ["--threads", str(arguments.threads)]
-        self.model = arguments.model or HERE.parent.parent / MODEL
+        self.graft, self.data = arguments.graft, Path(arguments.data)
+        model = arguments.model or HERE.parent.parent / MODEL
+        self.common = ["--model", model, "--threads", str(arguments.threads), "--json"]
         self.work = HERE / "work" / "settings"
         self.work.mkdir(parents=True, exist_ok=True)
 
     def train(self, method, tasks):
         """The folder of a module; trained if it is not there."""
-        folder = self.work / cell_hash({"method": METHODS[method], "options": OPTIONS, "seed": SEED, "model": MODEL, "tasks": tasks})
+        what = {"method": METHODS[method], "options": OPTIONS, "seed": SEED, "model": MODEL, "tasks": tasks}
+        folder, lines = self.work / cell_hash(what), self.work / "train.jsonl"
         if not (folder / "summary.json").exists():
-            lines = self.work / "train.jsonl"
-            write_lines([e for task, count in tasks.items() for e in subset(task, self.data, "train", count)], lines, False)
-            command = [self.graft, "train", "--model", self.model, "--data", lines, "--out", folder, "--seed", str(SEED), "--json"]
-            summary, seconds, _ = call([*command, *OPTIONS, *METHODS[method], *self.threads])
-            (folder / "summary.json").write_text(json.dumps({**summary, "seconds": seconds}))
+            examples = [e for task, count in tasks.items() for e in subset(task, self.data, "train", count)]
+            write_lines(examples, lines, False)
+            command = [self.graft, "train", *self.common, "--data", lines, "--out", folder, "--resume"]
+            summary, _, _ = call([*command, "--seed", str(SEED), *OPTIONS, *METHODS[method]])
+            (folder / "summary.json").write_text(json.dumps(summary))
         return folder
 
     def modules(self, cell):
@@ -223,14 +163,14 @@ class Runner:
         if cell["op"] == "use":
             return [(f"m{k}", folders[name], weight) for k, (name, weight) in enumerate(cell["uses"].items())]
         out = self.work / f"sum-{cell_hash(cell)}"
-        operands = [str(folders[name]) + ("" if weight is None else f"={weight}") for name, weight in cell["uses"].items()]
+        operands = [f"{folders[name]}={w}" if w is not None else folders[name] for name, w in cell["uses"].items()]
         call([self.graft, "combine", "--op", cell["op"], "--out", out, *cell.get("flags", []), *operands, "--json"])
         return [("m", out, 1)]
 
     def score(self, examples, modules):
         lines = self.work / "eval.jsonl"
         write_lines(examples, lines, examples[0][2])
-        command = [self.graft, "eval", "--model", self.model, "--data", lines, "--json", *self.threads]
+        command = [self.graft, "eval", *self.common, "--data", lines]
         for name, folder, weight in modules:
             command += ["--adapter", f"{name}={folder}", "--use", f"{name}={weight}"]
         return call(command)[0]
@@ -273,18 +213,24 @@ def shown(row, name):
 
 
 def table(block, have):
-    yield from ["", f"**{block.title}**", "", f"| method | what | w | {' | '.join(block.sets)} |", "| --- | --- | ---: |" + " ---: |" * len(block.sets)]
-    for method in [None, *METHODS]:
-        lines = []
-        for name in block.rows if method else ["no module"]:
-            best = block.best(method, name, have) if method else None
-            row = have.get(cell_hash(block.cell(method, name, best, "test"))) if best is not None or not method else None
-            cells = [shown(row, text) if row else "not measured" for text in block.sets]
-            lines.append((row, f"| {method or ''} | {name} | {best if method and len(block.rows[name]) > 1 and row else ''} | {' | '.join(cells)} |"))
-        if any(row for row, _ in lines):
-            yield from (line for _, line in lines)
+    count = len(block.sets)
+    yield from ["", f"**{block.title}**", "", f"| method | what | w | {' | '.join(block.sets)} |"]
+    yield "| --- | --- | ---: |" + " ---: |" * count
+    yield line(None, "no module", None, have.get(cell_hash(block.bare("test"))), block)
+    for method in METHODS:
+        best = {name: block.best(method, name, have) for name in block.rows}
+        tests = {name: block.cell(method, name, w, "test") for name, w in best.items() if w is not None}
+        found = {name: have.get(cell_hash(cell)) for name, cell in tests.items()}
+        if any(found.values()):
+            yield from (line(method, name, best[name], found.get(name), block) for name in block.rows)
         else:
-            yield f"| {method or ''} | all |  |" + " not measured |" * len(block.sets)
+            yield f"| {method} | all | |" + " not measured |" * count
+
+
+def line(method, name, weight, row, block):
+    weight = weight if row and method and len(block.rows[name]) > 1 else ""
+    scores = [shown(row, text) if row else "not measured" for text in block.sets]
+    return f"| {method or ''} | {name} | {weight} | {' | '.join(scores)} |"
 
 
 def draw(arguments):
