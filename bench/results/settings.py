@@ -204,33 +204,41 @@ def run(arguments):
 # -------------------------------------------------------------------------------------------------------------- draw
 
 
-def shown(row, name):
+def shown(row, bare, name):
+    """Accuracy, or perplexity and by what it is multiplied, lowest and highest of the quarters."""
     score = row["scores"][name]
     if "quarters" not in score:
         return percent([score], 1)
-    perplexities = [math.exp(loss) for loss in score["quarters"]]
-    return f"{math.exp(score['score']):.1f} ({min(perplexities):.1f} to {max(perplexities):.1f})"
+    text = f"{math.exp(score['score']):.1f}"
+    if row is bare:
+        return text
+    pairs = zip(score["quarters"], bare["scores"][name]["quarters"])
+    factors = sorted(math.exp(loss - before) for loss, before in pairs)
+    return f"{text} (× {factors[0]:.2f} to {factors[-1]:.2f})"
 
 
 def table(block, have):
-    count = len(block.sets)
-    yield from ["", f"**{block.title}**", "", f"| method | what | w | {' | '.join(block.sets)} |"]
-    yield "| --- | --- | ---: |" + " ---: |" * count
-    yield line(None, "no module", None, have.get(cell_hash(block.bare("test"))), block)
+    bare = have.get(cell_hash(block.bare("test")))
+    if not bare:
+        yield from ["", f"**{block.title}**: not measured"]
+        return
+
+    def line(method, name, weight, row):
+        weight = weight if row and method and len(block.rows[name]) > 1 else ""
+        scores = [shown(row, bare, text) if row else "not measured" for text in block.sets]
+        return f"| {method or ''} | {name} | {weight} | {' | '.join(scores)} |"
+
+    yield from ["", f"**{block.title}**", ""]
+    yield from [f"| method | what | w | {' | '.join(block.sets)} |", "| --- | --- | ---: |" + " ---: |" * len(block.sets)]
+    yield line(None, "no module", None, bare)
     for method in METHODS:
         best = {name: block.best(method, name, have) for name in block.rows}
         tests = {name: block.cell(method, name, w, "test") for name, w in best.items() if w is not None}
-        found = {name: have.get(cell_hash(cell)) for name, cell in tests.items()}
-        if any(found.values()):
-            yield from (line(method, name, best[name], found.get(name), block) for name in block.rows)
+        found = {name: have[cell_hash(cell)] for name, cell in tests.items() if cell_hash(cell) in have}
+        if found:
+            yield from (line(method, name, best[name], found.get(name)) for name in block.rows)
         else:
-            yield f"| {method} | all | |" + " not measured |" * count
-
-
-def line(method, name, weight, row, block):
-    weight = weight if row and method and len(block.rows[name]) > 1 else ""
-    scores = [shown(row, text) if row else "not measured" for text in block.sets]
-    return f"| {method or ''} | {name} | {weight} | {' | '.join(scores)} |"
+            yield f"| {method} | all | |" + " not measured |" * len(block.sets)
 
 
 def draw(arguments):
