@@ -228,8 +228,8 @@ def table(block, have):
         scores = [shown(row, bare, text) if row else "not measured" for text in block.sets]
         return f"| {method or ''} | {name} | {weight} | {' | '.join(scores)} |"
 
-    yield from ["", f"**{block.title}**", ""]
-    yield from [f"| method | what | w | {' | '.join(block.sets)} |", "| --- | --- | ---: |" + " ---: |" * len(block.sets)]
+    yield from ["", f"**{block.title}**", "", f"| method | what | w | {' | '.join(block.sets)} |"]
+    yield "| --- | --- | ---: |" + " ---: |" * len(block.sets)
     yield line(None, "no module", None, bare)
     for method in METHODS:
         best = {name: block.best(method, name, have) for name in block.rows}
