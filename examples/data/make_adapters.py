@@ -167,10 +167,10 @@ def kind(rng, _):
 # name: task, learning rate, steps, how
 ADAPTERS = {
     "lora4-record": (record, 2e-3, 40, "--method lora --rank 4 --targets q_proj,v_proj --type f32"),
-    "lora16-scripture": (scripture, 2e-3, 160, "--method lora --rank 16 --targets q_proj,v_proj --type bf16"),
+    "lora16-scripture": (scripture, 2e-3, 80, "--method lora --rank 16 --targets q_proj,v_proj --type bf16"),
     "road1-sentiment": (sentiment, 3e-3, 100, "--method road --variant road_1"),
-    "road2-pirate": (pirate, 3e-3, 160, "--method road --variant road_2"),
-    "road4-define": (define, 3e-3, 160, "--method road --variant road_4"),
+    "road2-pirate": (pirate, 3e-3, 80, "--method road --variant road_2"),
+    "road4-define": (define, 3e-3, 100, "--method road --variant road_4"),
     "ia3-opposite": (opposite, 1e-2, 150, "--method ia3"),
     "pedro12-kind": (kind, 2e-3, 150, "--method pedro --rank 12 --type bf16"),
 }
