@@ -191,7 +191,7 @@ def train(name, arguments):
 
     def graft(*options):
         command = [arguments.graft, *options, "--model", MODEL, "--threads", str(arguments.threads), "--json"]
-        return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+        return json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
 
     before = graft("eval", "--data", work / "test.jsonl")["loss"]
     start = resource.getrusage(resource.RUSAGE_CHILDREN)
