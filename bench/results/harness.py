@@ -3,7 +3,7 @@
 started again at any time.
 
     python3 harness.py run GRID.json --graft build/bin/graft --data DATA_DIR [--cells 3]
-    python3 harness.py draw GRID.json --into docs/results.md
+    python3 harness.py draw GRID.json --into docs/results.md       # and the plot beside it: images/GRID.svg
 
 Every cell of the grid has a hash of its whole configuration; cells that rows.jsonl holds are not run again. For each
 method the learning rate is the one with the best score on validation data, and only that one is evaluated on the test
@@ -14,6 +14,7 @@ say "not measured".
 import argparse
 import hashlib
 import json
+import math
 import os
 import subprocess
 import sys
@@ -129,26 +130,80 @@ def run(arguments):
 # -------------------------------------------------------------------------------------------------------------- draw
 
 
-def table(grid):
+def results(grid):
+    """(method, the best validation row or None, some row of its training or None, its test rows)"""
     have = {row["hash"]: row for row in rows()}
-    lines = ["| method | parameters | learning rate | validation | test | peak memory | training |", "| --- | ---: | ---: | ---: | ---: | ---: | ---: |"]
     for method, arguments in grid.methods.items():
         if arguments is None:
             row = have.get(cell_hash(grid.cell(method, None, None, "test")))
-            lines.append(f"| {method} | | | | {percent([row] if row else [], 1)} | | |")
+            yield method, None, None, [row] if row else []
             continue
         dev = [have.get(cell_hash(grid.cell(method, lr, grid.seeds[0], "dev"))) for lr in grid.lrs[method]]
         known = [row for row in dev if row]
         best = max(known, key=lambda row: row["score"]) if len(known) == len(dev) else None
         tests = [have.get(cell_hash(grid.cell(method, best["lr"], seed, "test"))) for seed in grid.seeds] if best else []
-        tests = [row for row in tests if row]
-        some = best or (known[0] if known else None)
+        yield method, best, best or (known[0] if known else None), [row for row in tests if row]
+
+
+def table(grid):
+    lines = ["| method | parameters | learning rate | validation | test | peak memory | training |", "| --- | ---: | ---: | ---: | ---: | ---: | ---: |"]
+    for method, best, some, tests in results(grid):
+        if grid.methods[method] is None:
+            lines.append(f"| {method} | | | | {percent(tests, 1)} | | |")
+            continue
         lines.append(
             f"| {method} | {some['parameters'] if some else ''} | {best['lr'] if best else ''} | "
             f"{percent([best] if best else [], 1)} | {percent(tests, len(grid.seeds))} | "
             f"{str(round(some['peak_mib'])) + ' MiB' if some else ''} | {str(round(some['seconds'])) + ' s' if some else ''} |"
         )
     return lines
+
+
+def plot(grid):
+    """Test score over trained parameters as SVG: a dot per method, a bar over its seeds or its standard error, a dashed
+    line where the bare model is."""
+    width, height, left, right, bottom = 720, 340, 60, 570, 290
+    points, bare = [], None
+    for method, _, some, tests in results(grid):
+        scores = [100 * row["score"] for row in tests]
+        if scores and some:
+            mean = sum(scores) / len(scores)
+            error = 100 * math.sqrt(mean / 100 * (1 - mean / 100) / tests[0]["examples"])
+            low, high = (min(scores), max(scores)) if len(scores) > 1 else (mean - error, mean + error)
+            points.append((method, some["parameters"], mean, low, high))
+        elif scores:
+            bare = (method, scores[0])
+    marks = [v for point in points for v in point[3:]] + ([bare[1]] if bare else [])
+    if not marks:
+        return ""
+    low, high = math.floor(min(marks)) - 1, math.ceil(max(marks)) + 1
+
+    def x(parameters):  # 10^4 to 10^7
+        return left + (math.log10(parameters) - 4) / 3 * (right - left)
+
+    def y(score):
+        return bottom - (score - low) / (high - low) * (bottom - 20)
+
+    out = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="12">',
+           f'<rect width="{width}" height="{height}" fill="white"/>']
+    for power in range(4, 8):
+        out.append(f'<text x="{x(10**power):.0f}" y="{bottom + 18}" text-anchor="middle">10<tspan dy="-5">{power}</tspan></text>')
+    for score in range(low, high + 1, 2):
+        out.append(f'<path d="M{left} {y(score):.1f}H{right}" stroke="#ddd"/>'
+                   f'<text x="{left - 8}" y="{y(score) + 4:.1f}" text-anchor="end">{score}</text>')
+    if bare:
+        out.append(f'<path d="M{left} {y(bare[1]):.1f}H{right}" stroke="#555" stroke-dasharray="5 4"/>'
+                   f'<text x="{left + 4}" y="{y(bare[1]) - 5:.1f}">{bare[0]}</text>')
+    colours = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000"]  # Okabe and Ito's
+    for k, (method, parameters, mean, least, most) in enumerate(points):
+        at, colour = x(parameters) + 4 * (k % 3 - 1), colours[k % len(colours)]  # bars side by side, not on each other
+        out.append(f'<path d="M{at:.1f} {y(least):.1f}V{y(most):.1f}" stroke="{colour}" stroke-width="2"/>'
+                   f'<circle cx="{at:.1f}" cy="{y(mean):.1f}" r="4" fill="{colour}"/>'
+                   f'<circle cx="{right + 16}" cy="{30 + 18 * k}" r="4" fill="{colour}"/>'
+                   f'<text x="{right + 26}" y="{34 + 18 * k}">{method}</text>')
+    out.append(f'<text x="{(left + right) / 2:.0f}" y="{height - 8}" text-anchor="middle">trained parameters</text>'
+               f'<text transform="translate(16 {bottom / 2:.0f}) rotate(-90)" text-anchor="middle">accuracy on the test split, %</text></svg>')
+    return "\n".join(out) + "\n"
 
 
 def percent(found, wanted):
@@ -176,8 +231,11 @@ def replace(page, name, lines):
 
 
 def draw(arguments):
-    grid = Grid(arguments.grid)
-    replace(arguments.into, grid.name, table(grid))
+    grid, page = Grid(arguments.grid), Path(arguments.into)
+    replace(page, grid.name, table(grid))
+    image = page.parent / "images" / f"{grid.name}.svg"
+    image.parent.mkdir(exist_ok=True)
+    image.write_text(plot(grid))
 
 
 def main():

@@ -87,6 +87,8 @@ Json describe_module(Module<P, CommandBackend>& module, SiteTable const& sites) 
   index_t parameters = module.parameters().size;
   for (auto const& [name, tensor] : module.saved) parameters += static_cast<index_t>(tensor.values.size());
   out["parameters"] = parameters;
+  if (index_t const dead = module.parameters().size - module.live_parameters(); dead != 0)
+    out["live_parameters"] = parameters - dead;
   if (!module.saved.empty()) {
     out["saved_tensors"] = Json::array();
     for (auto const& [name, tensor] : module.saved) out["saved_tensors"].push_back(name);

@@ -268,9 +268,13 @@ Json run(TrainCommand const& c, ModelFiles const& files) {
   if (!result.finished)
     raise<Error>(text("stopped behind step ", result.step, " of ", result.steps, "; --resume goes on with ", c.out));
 
-  Json summary{{"method", c.method},    {"parameters", trainer.parameters()},
-               {"examples", examples},  {"validation_examples", validation},
-               {"steps", result.steps}, {"loss", result.loss}};
+  Json summary{{"method", c.method},
+               {"parameters", trainer.parameters()},
+               {"live_parameters", trainer.parameters() - module.parameters().size + module.live_parameters()},
+               {"examples", examples},
+               {"validation_examples", validation},
+               {"steps", result.steps},
+               {"loss", result.loss}};
   summary["validation_loss"] = result.best_loss ? Json(*result.best_loss) : Json();
   summary["best_step"] = result.best_loss ? Json(result.best_step) : Json();
   rusage usage{};

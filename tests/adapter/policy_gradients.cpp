@@ -150,6 +150,11 @@ TEST_CASE("road_4's t11 and t22 have gradient exactly 0 at theta = 0; t12 and t2
     CHECK(grad.theta[cosine] == 0);
     CHECK(grad.alpha[sine] != 0);
   }
+  CHECK(pair.parameters().size == 4 * o);
+  CHECK(pair.module.live_parameters() == 3 * o);
+  CHECK(
+      make_module<RoAdRotation, D>("m", {RoAdRotation::Variant::road_2, g}, one_linear(5, o), {0}).live_parameters() ==
+      2 * o);
 }
 
 TEST_CASE("gradients of (IA)3 equal differences on both sides") {

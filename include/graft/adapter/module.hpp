@@ -135,6 +135,14 @@ struct Module {
   /// All trainable numbers, in the order of `for_each`.
   VectorView<Real<B>> parameters() const { return {parameters_.get(), count_}; }
 
+  /// How many of them training from the start values can change; a policy with others says so (dead_parameters).
+  index_t live_parameters() const {
+    index_t live = count_;
+    if constexpr (requires(Entry const& e) { e.policy.dead_parameters(e.state); })
+      for (auto const& entry : entries) live -= entry.policy.dead_parameters(entry.state);
+    return live;
+  }
+
  private:
   static index_t elements(auto const& tensor) {
     if constexpr (requires { tensor.rows; })

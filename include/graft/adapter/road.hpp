@@ -19,7 +19,7 @@ namespace graft {
 /// The paper pairs neighbours; here, as in HF PEFT, k pairs with k + g/2 in groups of g = group_size (2: neighbours).
 /// Several RoAd modules of one request: I + sum w (R - I), linear in w; HF PEFT multiplies them instead.
 /// On a block's output (SiteKind::hidden) it is an intervention on the residual stream at `positions`.
-/// In road_4, t11 and t22 start with gradient zero and stay at 0 for ever; see docs/road.md.
+/// In road_4, t11 and t22 start with gradient zero and stay at 0 for ever (dead_parameters).
 struct RoAdRotation {
   static constexpr std::string_view peft_type = "ROAD";
 
@@ -66,6 +66,13 @@ struct RoAdRotation {
   template <class B>
   void init(State<B>& state, auto&) const {
     for (index_t k = 0; k < state.alpha.size; ++k) state.alpha[k] = 1;
+  }
+
+  /// Parameters that never learn: the angles of road_4's cosines, whose gradient -alpha sin(theta) is 0 where they
+  /// start.
+  template <class B>
+  index_t dead_parameters(State<B> const& state) const {
+    return variant == Variant::road_4 ? state.theta.size / 2 : 0;
   }
 
   template <class B>
