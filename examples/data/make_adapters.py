@@ -201,8 +201,10 @@ def train(name, arguments):
     target = DATA / "adapters" / name
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
-    for file in ("adapter_config.json", "adapter_model.safetensors"):
-        shutil.copy(work / "out" / file, target)
+    shutil.copy(work / "out/adapter_model.safetensors", target)
+    config = json.loads((work / "out/adapter_config.json").read_text())
+    config["base_model_name_or_path"] = "SmolLM2-135M-Instruct"
+    (target / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
     after = graft("eval", "--data", work / "test.jsonl", "--adapter", f"a={target}", "--use", "a")["loss"]
     row = dict(
         name=name, task=task.__name__, examples=len(pairs) - HELD_OUT, parameters=trained["parameters"],
