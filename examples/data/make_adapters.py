@@ -8,7 +8,8 @@ the "Sentiment Labelled Sentences" of Kotzias et al. 2015 (UCI, CC BY 4.0) as FO
 facts of `record` are generated here. One JSON line of measurements per adapter goes to stdout: the table of
 adapters/README.md is made of these.
 
-Every task is a list of (prompt, completion); the loss is on the completion and the end-of-text token.
+Every task is a list of (prompt, completion); training learns the completion and the end-of-text token, the losses are of
+the completion.
 """
 
 import argparse
