@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-# graft.hpp lists every header that a serving engine needs, from core to model:  cmake -DROOT=include/graft -P cmake/check_umbrella.cmake
+# graft.hpp lists every header from core to model but those of arithmetic:
+#   cmake -DROOT=include/graft -P cmake/check_umbrella.cmake
 # With -DWRITE=ON in front of -P the file is brought up to date.
 cmake_minimum_required(VERSION 3.25)
 cmake_path(ABSOLUTE_PATH ROOT NORMALIZE)
 
 set(expected
 "// SPDX-License-Identifier: Apache-2.0
-// What serves adapters and needs nothing but Eigen: core to model. Module arithmetic, files, text and training have
-// headers of their own.
+// Core to model, which need nothing but Eigen. Module arithmetic, files, text and the training loop have headers of
+// their own.
 #pragma once
 
 #include <graft/config.hpp>
@@ -30,6 +31,6 @@ if(WRITE)
 endif()
 file(READ ${ROOT}/graft.hpp actual)
 if(NOT actual STREQUAL expected)
-  message(FATAL_ERROR "graft.hpp must list the headers from core to model but arithmetic, folder by folder. Write it anew with\n"
-                      "  cmake -DROOT=include/graft -DWRITE=ON -P cmake/check_umbrella.cmake")
+  message(FATAL_ERROR "graft.hpp must list the headers from core to model but arithmetic, folder by folder. Write it\n"
+                      "anew with  cmake -DROOT=include/graft -DWRITE=ON -P cmake/check_umbrella.cmake")
 endif()

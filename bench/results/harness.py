@@ -104,10 +104,10 @@ def run_cell(grid, cell, graft, data, model, work):
             (folder / "harness.json").write_text(json.dumps({"summary": summary, "seconds": seconds, "peak": peak}))
         trained = json.loads((folder / "harness.json").read_text())
         result = {"seconds": round(trained["seconds"], 1), "peak_mib": round(trained["peak"], 1),
-                  "parameters": trained["summary"].get("parameters"), "train": trained["summary"]}
+                  "parameters": trained["summary"].get("parameters")}
         evaluate += ["--adapter", f"a={folder}", "--use", "a"]
     scores, _, _ = call(evaluate)
-    return {**{k: v for k, v in result.items() if k != "train"}, "score": scores["accuracy"], "examples": scores["lines"]}
+    return {**result, "score": scores["accuracy"], "examples": scores["lines"]}
 
 
 def run(arguments):

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What serves adapters and needs nothing but Eigen: core to model. Module arithmetic, files, text and training have
-// headers of their own.
+// Core to model, which need nothing but Eigen. Module arithmetic, files, text and the training loop have headers of
+// their own.
 #pragma once
 
 #include <graft/config.hpp>

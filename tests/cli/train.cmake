@@ -86,7 +86,7 @@ foreach(method IN ITEMS lora road ia3 pedro)
   elseif(method STREQUAL pedro)
     set(more --bilevel 0.3 --set pooling=mean)
   endif()
-  expect(0 "\"method\":\"${method}\".*\"validation_loss\":[0-9.]+${says}" "^$" ${train} --method ${method} --out ${WORK_DIR}/${method}
+  expect(0 "\"method\":\"${method}\".*\"live_parameters\":[0-9]+.*\"validation_loss\":[0-9.]+${says}" "^$" ${train} --method ${method} --out ${WORK_DIR}/${method}
       --val-fraction 0.2 --json ${more})
   no_checkpoint(${method})
   expect(0 "kind +adapter" "^$" info ${WORK_DIR}/${method} --model ${WORK_DIR}/llama)
