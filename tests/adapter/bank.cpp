@@ -21,7 +21,7 @@ struct Fixture : Engine<List> {
 
   /// The batch row of a state at site 0, for a plan of that one request.
   std::vector<float> row(SequenceState<B>& state, Buffer<float> const& x) {
-    RequestRows<B> const rows[] = {{&state, 1, 0, -1}};
+    RequestRows<B> const rows[] = {{&state, 1}};
     Plan<B> plan;
     plan.build(rows);
     Buffer<float> in = x, y(1, bank.sites()[0].out);
@@ -81,7 +81,7 @@ TEST_CASE("a plan keeps adapters alive until it is built anew") {
   {
     SequenceState<B> state(f.bank.resolve({{"l", 1}}), f.bank.sites());
     watched = state.adapters();
-    RequestRows<B> const rows[] = {{&state, 2, 0, -1}};
+    RequestRows<B> const rows[] = {{&state, 2}};
     plan.build(rows);
   }
   f.bank.unload("l");
@@ -191,7 +191,7 @@ TEST_CASE("listed positions count from the sequence's start and from the prompt'
               expected[static_cast<std::size_t>(n)]);
     }
   }
-  RequestRows<B> const unknown[] = {{&state, 8, 0, 0, -1}};  // where the prompt ended: only 1 and 6
+  RequestRows<B> const unknown[] = {{&state, 8}};  // where the prompt ended: only 1 and 6
   Plan<B> plan;
   plan.build(unknown, PlanUse::training);
   CHECK(plan.groups()[0].positioned == std::vector<std::int32_t>{1, 6});

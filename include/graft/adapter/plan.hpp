@@ -45,7 +45,7 @@ class Plan {
     for (auto const& r : requests)
       expects(r.rows >= 0 && r.prompt_rows >= 0 && r.prompt_rows <= r.rows && r.position >= 0 && r.prompt_end >= -1,
               "graft: a request brings ", r.rows, " rows from position ", r.position, " on; its first ", r.prompt_rows,
-              " cannot be prompt, or its prompt not end before position ", r.prompt_end);
+              " cannot be prompt, nor can the prompt end before position ", r.prompt_end);
     requests_.assign(requests.begin(), requests.end());
     auto const count = requests_.size();
     index_t n = 0;

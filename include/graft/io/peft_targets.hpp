@@ -71,7 +71,7 @@ std::vector<index_t> target_sites(SiteTable const& sites, P const& policy, std::
 /// be.
 template <class P>
 void set_policy_option(P& policy, std::string const& key, std::string const& value) {
-  auto const known = PeftOptionWriter<P>(policy).values();
+  auto const known = PeftOptionWriter<P>(P{}).values();
   auto const found = known.find(key);
   if (found == known.end()) {
     std::string all;
