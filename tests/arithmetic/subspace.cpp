@@ -63,6 +63,24 @@ TEST_CASE("parts are as equal as can be and leave no block out") {
   CHECK_THROWS_AS(part_of_blocks(12, 0, 0), ContractError);
 }
 
+TEST_CASE("rows of a rotation are orthogonal in different blocks, and inside a block those of road_1 alone") {
+  auto const sites = one_site();
+  Random random(6);
+  for (auto const variant : {Variant::road_1, Variant::road_2, Variant::road_4}) {
+    Matrix const r = map_matrix(random_module<RoAdRotation, B>("r", {variant, 4}, sites, {0}, random), 0, sites);
+    Matrix const products = r * testing::transposed(r);
+    double inside = 0;
+    for (index_t j = 0; j < 12; ++j)
+      for (index_t k = 0; k < j; ++k) {
+        if (k == partner(j, 4))
+          inside = std::max(inside, std::abs(products(j, k)));
+        else
+          CHECK(products(j, k) == 0);
+      }
+    CHECK((inside <= 1e-15) == (variant == Variant::road_1));
+  }
+}
+
 TEST_CASE("an interchange takes the source in the rows' subspace and the base elsewhere") {
   auto const sites = one_site();
   Random random(2);
