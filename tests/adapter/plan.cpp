@@ -25,7 +25,7 @@ TEST_CASE("every row with adapters is in one tile, with rows that share its adap
     for (index_t q = testing::pick(engine.random, 0, 12); q > 0; --q) {
       auto const k = static_cast<std::size_t>(testing::pick(engine.random, 0, 3));
       index_t const rows = testing::pick(engine.random, 0, 20);
-      requests.push_back({k == 0 && rows % 2 == 0 ? nullptr : &states[k], rows, 0, -1});
+      requests.push_back({k == 0 && rows % 2 == 0 ? nullptr : &states[k], rows});
       which.insert(which.end(), static_cast<std::size_t>(rows), k);
     }
     plan.build(requests);
