@@ -110,7 +110,7 @@ class Runner:
         for k, folder in enumerate(self.adapters(one)):
             flags += ["--adapter", f"a{k}={folder}", "--use", f"a{k}"]
         for name, task in TASKS.items():
-            lines = self.work / "eval.jsonl"
+            lines = self.work / f"eval-{cell_hash(one)}.jsonl"
             write_lines(subset(task, self.data, one["split"], one["lines"]), lines, True)
             scores[name] = call([self.graft, "eval", *self.common, "--data", lines, *flags])[0]["accuracy"]
         return {"scores": scores, "examples": one["lines"]}
