@@ -56,7 +56,7 @@ struct Case {
       if (kind != Kind::none) uses.push_back({name});
       states.emplace_back(bank.resolve(uses), bank.sites());
     }
-    for (auto& state : states) requests.push_back({&state, 1, 0, -1});
+    for (auto& state : states) requests.push_back({&state, 1});
     plan.build(requests);
   }
   static SiteTable table(bench::Shape const& shape) {

@@ -57,6 +57,11 @@ def call(command):
     return json.loads(out.strip().splitlines()[-1]), time.monotonic() - start, usage.ru_maxrss / 1024
 
 
+def common_flags(arguments, model):
+    """Of `graft train` and `graft eval`; `model` is the experiment's."""
+    return ["--model", arguments.model or HERE.parent.parent / model, "--threads", str(arguments.threads), "--json"]
+
+
 class Grid:
     def __init__(self, path):
         self.__dict__.update(json.loads(Path(path).read_text()))
@@ -75,30 +80,35 @@ class Grid:
             if arguments is None:  # the bare model
                 yield self.cell(method, None, None, "test")
                 continue
-            scores = {}
             for lr in self.lrs[method]:
-                cell = self.cell(method, lr, self.seeds[0], "dev")
-                yield cell
-                if cell_hash(cell) in have:
-                    scores[lr] = have[cell_hash(cell)]["score"]
-            if len(scores) == len(self.lrs[method]):
-                best = max(scores, key=lambda lr: scores[lr])
+                yield self.cell(method, lr, self.seeds[0], "dev")
+            if best := self.best(method, have):
                 for seed in self.seeds:
-                    yield self.cell(method, best, seed, "test")
+                    yield self.cell(method, best["lr"], seed, "test")
+
+    def validation(self, method, have):
+        """The validation rows there are, by learning rate."""
+        cells = [self.cell(method, lr, self.seeds[0], "dev") for lr in self.lrs[method]]
+        return [have[cell_hash(cell)] for cell in cells if cell_hash(cell) in have]
+
+    def best(self, method, have):
+        """The best of them; None before all learning rates were tried."""
+        found = self.validation(method, have)
+        return max(found, key=lambda row: row["score"]) if len(found) == len(self.lrs[method]) else None
 
 
-def run_cell(grid, cell, graft, data, model, work):
+def run_cell(grid, cell, graft, data, common, work):
     if cell["split"] == "test":
         write_split(grid.task, data, "test", grid.test, work / "eval.jsonl")
     else:
         write_split(grid.task, data, "dev", grid.dev, work / "eval.jsonl")
     folder = work / f"{cell['method']}-{cell['lr']}-{cell['seed']}"
     result = {}
-    evaluate = [graft, "eval", "--model", model, "--data", work / "eval.jsonl", "--json"]
+    evaluate = [graft, "eval", *common, "--data", work / "eval.jsonl"]
     if cell["lr"] is not None:
         if not folder.exists():
             write_split(grid.task, data, "train", grid.train, work / "train.jsonl")
-            command = [graft, "train", "--model", model, "--data", work / "train.jsonl", "--out", folder, "--json"]
+            command = [graft, "train", *common, "--data", work / "train.jsonl", "--out", folder]
             command += ["--lr", str(cell["lr"]), "--seed", str(cell["seed"]), *grid.options, *cell["arguments"]]
             summary, seconds, peak = call(command)
             (folder / "harness.json").write_text(json.dumps({"summary": summary, "seconds": seconds, "peak": peak}))
@@ -115,7 +125,7 @@ def run(arguments):
     data, done = Path(arguments.data), 0
     work = Path(arguments.work or HERE / "work" / grid.name)
     work.mkdir(parents=True, exist_ok=True)
-    model = arguments.model or HERE.parent.parent / grid.model
+    common = common_flags(arguments, grid.model)
     while done < arguments.cells:
         have = {row["hash"]: row for row in rows()}
         todo = next((cell for cell in grid.cells(have) if cell_hash(cell) not in have), None)
@@ -123,7 +133,7 @@ def run(arguments):
             print("nothing left to run")
             return
         print(f"{todo['method']} lr {todo['lr']} seed {todo['seed']} {todo['split']}", flush=True)
-        append(todo, run_cell(grid, todo, arguments.graft, data, model, work))
+        append(todo, run_cell(grid, todo, arguments.graft, data, common, work))
         done += 1
 
 
@@ -138,9 +148,7 @@ def results(grid):
             row = have.get(cell_hash(grid.cell(method, None, None, "test")))
             yield method, None, None, [row] if row else []
             continue
-        dev = [have.get(cell_hash(grid.cell(method, lr, grid.seeds[0], "dev"))) for lr in grid.lrs[method]]
-        known = [row for row in dev if row]
-        best = max(known, key=lambda row: row["score"]) if len(known) == len(dev) else None
+        known, best = grid.validation(method, have), grid.best(method, have)
         tests = [have.get(cell_hash(grid.cell(method, best["lr"], seed, "test"))) for seed in grid.seeds] if best else []
         yield method, best, best or (known[0] if known else None), [row for row in tests if row]
 
@@ -238,20 +246,26 @@ def draw(arguments):
     image.write_text(plot(grid))
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(required=True)
-    one = commands.add_parser("run")
-    one.add_argument("grid")
+def commands(description):
+    """A parser and its commands run and draw, with the arguments of every experiment."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    choice = parser.add_subparsers(required=True)
+    one, two = choice.add_parser("run"), choice.add_parser("draw")
     one.add_argument("--graft", required=True)
     one.add_argument("--data", required=True)
-    one.add_argument("--model", help="instead of the grid's")
-    one.add_argument("--work", help="where training folders go")
+    one.add_argument("--model", help="instead of the experiment's")
+    one.add_argument("--threads", type=int, default=0, help="0: one per core")
     one.add_argument("--cells", type=int, default=10**9, help="stop after this many")
-    one.set_defaults(call=run)
-    two = commands.add_parser("draw")
-    two.add_argument("grid")
     two.add_argument("--into", required=True)
+    return parser, one, two
+
+
+def main():
+    parser, one, two = commands(__doc__)
+    for command in (one, two):
+        command.add_argument("grid")
+    one.add_argument("--work", help="where training folders go")
+    one.set_defaults(call=run)
     two.set_defaults(call=draw)
     arguments = parser.parse_args()
     arguments.call(arguments)

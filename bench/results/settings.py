@@ -9,13 +9,12 @@ sum has a weight, every weight is evaluated on validation data and only the best
 the tables between the page's markers; what was not run says "not measured".
 """
 
-import argparse
 import json
 import math
 import statistics
 from pathlib import Path
 
-from harness import HERE, append, call, cell_hash, percent, replace, rows
+from harness import HERE, append, call, cell_hash, commands, common_flags, percent, replace, rows
 from tasks import PART, subset, write_lines
 
 ROWS = HERE / "settings.jsonl"
@@ -140,8 +139,7 @@ BLOCKS = [
 class Runner:
     def __init__(self, arguments):
         self.graft, self.data = arguments.graft, Path(arguments.data)
-        model = arguments.model or HERE.parent.parent / MODEL
-        self.common = ["--model", model, "--threads", str(arguments.threads), "--json"]
+        self.common = common_flags(arguments, MODEL)
         self.work = HERE / "work" / "settings"
         self.work.mkdir(parents=True, exist_ok=True)
 
@@ -247,19 +245,10 @@ def draw(arguments):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(required=True)
-    one = commands.add_parser("run")
+    parser, one, two = commands(__doc__)
     one.add_argument("setting", choices=dict.fromkeys(block.setting for block in BLOCKS))
-    one.add_argument("--graft", required=True)
-    one.add_argument("--data", required=True)
-    one.add_argument("--model", help="instead of the repository's")
     one.add_argument("--method", action="append", choices=METHODS, help="only this one; repeatable")
-    one.add_argument("--threads", type=int, default=0, help="0: one per core")
-    one.add_argument("--cells", type=int, default=10**9, help="stop after this many")
     one.set_defaults(call=run)
-    two = commands.add_parser("draw")
-    two.add_argument("--into", required=True)
     two.set_defaults(call=draw)
     arguments = parser.parse_args()
     arguments.call(arguments)

@@ -95,6 +95,9 @@ class Combiner {
       return made(std::move(product));
     }
     if constexpr (std::same_as<P, RoAdRotation>) {
+      if (name == "subspace")
+        return made(subspace(
+            first, sites_, [this](index_t outputs) { return part_of_blocks(outputs, options_.part, options_.parts); }));
       if (name == "to-road_2") return made(to_variant(first, RoAdRotation::Variant::road_2, sites_));
       if (name == "to-road_4") return made(to_variant(first, RoAdRotation::Variant::road_4, sites_));
     } else if (name == "to-road_2") {

@@ -7,6 +7,7 @@
 #include <graft/arithmetic/conversions.hpp>
 #include <graft/arithmetic/merging.hpp>
 #include <graft/arithmetic/paper.hpp>
+#include <graft/arithmetic/subspace.hpp>
 
 #include <array>
 #include <string>
@@ -20,7 +21,7 @@ namespace graft::cli {
 struct CombineOptions {
   std::string op, factor;
   double lambda = 0.5, t = 0.5, density = 0.5, error = 0, energy = 0;
-  index_t rank = 0, group_size = 64;
+  index_t rank = 0, group_size = 64, part = 0, parts = 2;
   std::uint64_t seed = 0;
   std::string majority = "total", heads = "exact";
   bool as_peft = false;
@@ -71,6 +72,8 @@ inline constexpr std::array combine_ops{
               "--rank --density --majority"},
     CombineOp{"search", 1, 0, 1, "all", "add with weights found on --data with --model, as LoraHub; no weights",
               "--evaluations --seed --model --data"},
+    CombineOp{"subspace", 1, 1, 1, "RoAd", "part k of N of M's blocks, the others do nothing; no weights",
+              "--part --parts"},
     CombineOp{"to-road_2", 1, 1, 1, "RoAd IA3", "the same map as road_2; IA3 on outputs only", "--group-size"},
     CombineOp{"to-road_4", 1, 1, 1, "RoAd", "the same map as road_4", ""},
     CombineOp{"to-lora", 1, 1, 1, "RoAd IA3", "LoRA with a bias that does nearly the same on --model",

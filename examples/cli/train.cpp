@@ -58,6 +58,9 @@ void add_train(CLI::App& app) {
   command->add_option("--alpha", c->alpha, "lora (twice the rank)");
   command->add_option("--variant", c->variant, "road: road_1, road_2 or road_4");
   command->add_option("--group-size", c->group_size, "road (64)");
+  command
+      ->add_option("--parts", t.parts, "road: parts of the blocks; lines with \"part\": k are learned by part k alone")
+      ->check(CLI::Range(0, 1024));
   command->add_option("--set", c->settings, "KEY=VALUE: any option of the method; repeatable")->take_all();
 
   command->add_option("--epochs", t.epochs, "passes over the data (3)")->check(CLI::PositiveNumber);

@@ -104,6 +104,7 @@ Json described(TrainCommand const& c, P const& policy, ModelFiles const& files, 
                       {"label-smoothing", t.loss.label_smoothing},
                       {"z-loss", t.loss.z_loss},
                       {"dropout", t.dropout},
+                      {"parts", t.parts},
                       {"validate-every", t.validate_every},
                       {"seed", t.seed},
                       {"type", c.type}});
@@ -163,6 +164,7 @@ void check_use(TrainCommand const& c, Module<P, B> const& module) {
   demand(c.trainer.activation_ratio != 1, rational, "--activation-lr", "it has no learnable activation");
   demand(c.trainer.expansion_ratio != 1, has(ParameterGroup::expansion), "--lora-plus", "it has no B");
   demand(c.trainer.dropout > 0, LowRankPolicy<P, B>, "--dropout", "it has no low-rank delta");
+  demand(c.trainer.parts > 0, std::same_as<P, RoAdRotation>, "--parts", "it has no blocks");
 }
 
 /// One line that is written over and over, on a terminal only.

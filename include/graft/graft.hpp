@@ -57,6 +57,7 @@
 #include <graft/adapter/pedro.hpp>
 #include <graft/adapter/plan.hpp>
 #include <graft/adapter/policy.hpp>
+#include <graft/adapter/positions.hpp>
 #include <graft/adapter/rational.hpp>
 #include <graft/adapter/road.hpp>
 #include <graft/adapter/sequence_state.hpp>

@@ -21,7 +21,7 @@ struct Fixture : Engine<List> {
 
   /// The batch row of a state at site 0, for a plan of that one request.
   std::vector<float> row(SequenceState<B>& state, Buffer<float> const& x) {
-    RequestRows<B> const rows[] = {{&state, 1, 0, -1}};
+    RequestRows<B> const rows[] = {{&state, 1}};
     Plan<B> plan;
     plan.build(rows);
     Buffer<float> in = x, y(1, bank.sites()[0].out);
@@ -81,7 +81,7 @@ TEST_CASE("a plan keeps adapters alive until it is built anew") {
   {
     SequenceState<B> state(f.bank.resolve({{"l", 1}}), f.bank.sites());
     watched = state.adapters();
-    RequestRows<B> const rows[] = {{&state, 2, 0, -1}};
+    RequestRows<B> const rows[] = {{&state, 2}};
     plan.build(rows);
   }
   f.bank.unload("l");
@@ -142,18 +142,20 @@ TEST_CASE("lists that mean nothing are refused, and the bank goes on") {
   CHECK(f.bank.resolve({{"r6", 1}, {"i", 1}}) != nullptr);
 }
 
-TEST_CASE("interventions at the last prompt token and everywhere do not share a request") {
+TEST_CASE("interventions at different positions do not share a request") {
   Fixture f;
   auto const blocks = sites_of_kind(f.bank.sites(), SiteKind::hidden);
-  f.load("last", RoAdRotation{.group_size = 6, .positions = RoAdRotation::Positions::last_prompt}, blocks);
+  f.load("last", RoAdRotation{.group_size = 6, .positions = Positions::last_prompt()}, blocks);
   f.load("all", RoAdRotation{.group_size = 6}, blocks);
   f.load("linear", RoAdRotation{.group_size = 6}, f.linear);
-  CHECK_THROWS_WITH(f.bank.resolve({{"last", 1}, {"all", 1}}), Catch::Contains("they cannot share a request"));
+  CHECK_THROWS_WITH(f.bank.resolve({{"last", 1}, {"all", 1}}),
+                    "graft: adapters all and last of the request act on the residual stream at different positions; "
+                    "they cannot share a request");
   auto const set = f.bank.resolve({{"last", 1}, {"linear", 1}});
 
   // the stream is touched at one row, linear layers at all
   SequenceState<B> state(set, f.bank.sites());
-  RequestRows<B> const rows[] = {{nullptr, 2, 0, 1}, {&state, 4, 4, 2}};
+  RequestRows<B> const rows[] = {{nullptr, 2, 0, 0, 2}, {&state, 4, 4, 0, 3}};
   Plan<B> plan;
   plan.build(rows);
   Buffer<float> h(6, width);
@@ -161,11 +163,38 @@ TEST_CASE("interventions at the last prompt token and everywhere do not share a 
   Buffer<float> const before = h;
   apply_block_output(f.backend, {blocks[0], width, width}, plan, h.view());
   for (index_t n = 0; n < 6; ++n) CHECK(testing::same_bits(h.row(n), before.row(n), width) == (n != 4));
-  Request<float> one{{{"last", 1}}, 1, 1, 0, {}, {}, {}};
+  Request<float> one{{{"last", 1}}, 1, 1, {}, {}, {}};
   for (index_t s = 0; s < f.bank.sites().size(); ++s) one.inputs.emplace_back(1, f.bank.sites()[s].in);
   std::copy_n(before.row(4), width, one.inputs[static_cast<std::size_t>(blocks[0])].row(0));
   for (index_t l = 0; l < layer_count; ++l) one.normalized.emplace_back(1, width), one.raw.emplace_back(1, width);
   CHECK(testing::worst_row(h.view().row_range(4, 1), f.expected(one, blocks[0])) <= 1e-6);  // a 2x2 block: 4 roundings
+}
+
+TEST_CASE("listed positions count from the sequence's start and from the prompt's end, whatever steps they fall into") {
+  Fixture f;
+  index_t const block = sites_of_kind(f.bank.sites(), SiteKind::hidden)[0];
+  f.load("some", RoAdRotation{.group_size = 6, .positions = {{1, 6, -1, -3, -9, 40}}}, {block});
+  SequenceState<B> state(f.bank.resolve({{"some", 1}}), f.bank.sites());
+  // a prompt of 5 tokens: 1, 6 (the second token behind it), 4 and 2
+  std::vector<bool> const expected{false, true, true, false, true, false, true, false};
+  for (index_t const cut : {0, 1, 3, 5, 7}) {
+    Plan<B> plan;
+    for (auto const& [first, end] : {std::pair{index_t{0}, cut}, std::pair{cut, index_t{8}}}) {
+      RequestRows<B> const rows[] = {{&state, end - first, 0, first, 5}};
+      plan.build(rows);
+      Buffer<float> h(end - first, width);
+      testing::fill_normal(h.view(), f.random);
+      Buffer<float> const before = h;
+      apply_block_output(f.backend, {block, width, width}, plan, h.view());
+      for (index_t n = first; n < end; ++n)
+        CHECK(testing::same_bits(h.row(n - first), before.row(n - first), width) !=
+              expected[static_cast<std::size_t>(n)]);
+    }
+  }
+  RequestRows<B> const unknown[] = {{&state, 8}};  // where the prompt ended: only 1 and 6
+  Plan<B> plan;
+  plan.build(unknown, PlanUse::training);
+  CHECK(plan.groups()[0].positioned == std::vector<std::int32_t>{1, 6});
 }
 
 TEST_CASE("weights are linear: what two requests do adds up") {

@@ -65,7 +65,7 @@ TEST_CASE("rows are consistent while modules are loaded and unloaded") {
           continue;
         }
         std::vector<RequestRows<B>> rows;
-        for (auto& state : states) rows.push_back({&state, 1, 1, 0});
+        for (auto& state : states) rows.push_back({&state, 1, 1});
         plan.build(rows);
         observe_prompt(be, 0, plan, std::as_const(prompt).view(), std::as_const(prompt).view());
         for (index_t n = 0; n < 3; ++n) std::fill_n(y.row(n), width, n == 1 ? 0.0f : 1.0f);

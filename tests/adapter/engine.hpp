@@ -57,7 +57,7 @@ inline std::vector<index_t> sites_of_kind(SiteTable const& table, SiteKind kind)
 template <class T>
 struct Request {
   std::vector<AdapterUse> uses;
-  index_t rows = 1, prompt_rows = 0, last_prompt = -1;
+  index_t rows = 1, prompt_rows = 0;
   std::deque<Buffer<T>> inputs;           ///< [sites] of [rows, in]; [rows, out] where there is no product
   std::deque<Buffer<T>> normalized, raw;  ///< [layers] of [rows, width]
 };
@@ -102,8 +102,8 @@ class Engine {
   }
 
   template <class T = Act>
-  Request<T> request(std::vector<AdapterUse> uses, index_t rows, index_t prompt_rows = 0, index_t last_prompt = -1) {
-    Request<T> result{std::move(uses), rows, prompt_rows, last_prompt, {}, {}, {}};
+  Request<T> request(std::vector<AdapterUse> uses, index_t rows, index_t prompt_rows = 0) {
+    Request<T> result{std::move(uses), rows, prompt_rows, {}, {}, {}};
     for (auto const& site : bank.sites().all())
       testing::fill_normal(result.inputs.emplace_back(rows, site.in).view(), random);
     for (index_t l = 0; l < layer_count; ++l) {
@@ -121,7 +121,7 @@ class Engine {
     std::vector<RequestRows<B>> rows;
     for (auto const* request : requests) {
       states.emplace_back(bank.resolve(request->uses), bank.sites());
-      rows.push_back({&states.back(), request->rows, request->prompt_rows, request->last_prompt});
+      rows.push_back({&states.back(), request->rows, request->prompt_rows});
     }
     Plan<B> plan;
     plan.build(rows);

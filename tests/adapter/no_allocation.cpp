@@ -91,10 +91,10 @@ void check(Executor& executor) {
                            {{"i", 1}},
                            {{"lb", 1}, {"j", 1}, {"r4", 0.3}}})
     states.emplace_back(engine.bank.resolve(uses), sites);
-  std::vector<RequestRows<B>> prefill{{nullptr, 3, 3, 2}}, decode{{nullptr, 1, 0, -1}};
+  std::vector<RequestRows<B>> prefill{{nullptr, 3, 3}}, decode{{nullptr, 1}};
   for (auto& state : states) {
-    prefill.push_back({&state, 9, 9, 8});
-    decode.push_back({&state, 1, 0, -1});
+    prefill.push_back({&state, 9, 9});
+    decode.push_back({&state, 1});
   }
   check_reserved(executor, engine, prefill, x, base, y);
   B be(executor);

@@ -25,7 +25,7 @@ TEST_CASE("every row with adapters is in one tile, with rows that share its adap
     for (index_t q = testing::pick(engine.random, 0, 12); q > 0; --q) {
       auto const k = static_cast<std::size_t>(testing::pick(engine.random, 0, 3));
       index_t const rows = testing::pick(engine.random, 0, 20);
-      requests.push_back({k == 0 && rows % 2 == 0 ? nullptr : &states[k], rows, 0, -1});
+      requests.push_back({k == 0 && rows % 2 == 0 ? nullptr : &states[k], rows});
       which.insert(which.end(), static_cast<std::size_t>(rows), k);
     }
     plan.build(requests);
@@ -58,14 +58,15 @@ TEST_CASE("every row with adapters is in one tile, with rows that share its adap
 TEST_CASE("rows that do not add up are refused with their numbers") {
   Plan<B> plan;
   auto const build = [&](RequestRows<B> request) { plan.build(std::span(&request, 1)); };
-  build({nullptr, 3, 3, 2});
-  build({nullptr, 0, 0, -1});
-  CHECK_THROWS_WITH(build({nullptr, 3, 4, -1}),
-                    Catch::Contains("a request brings 3 rows; its first 4 cannot be prompt"));
-  CHECK_THROWS_WITH(build({nullptr, 3, 0, 3}), Catch::Contains("nor row 3 the prompt's last"));
-  CHECK_THROWS_AS(build({nullptr, -1, 0, -1}), ContractError);
-  CHECK_THROWS_AS(build({nullptr, 3, -1, -1}), ContractError);
-  CHECK_THROWS_AS(build({nullptr, 3, 0, -2}), ContractError);
+  build({nullptr, 3, 3});
+  build({nullptr, 0});
+  build({nullptr, 3, 0, 7, 5});
+  CHECK_THROWS_WITH(build({nullptr, 3, 4}), Catch::Contains("a request brings 3 rows from position 0 on; its first 4 "
+                                                            "cannot be prompt"));
+  CHECK_THROWS_WITH(build({nullptr, 3, 0, 0, -2}), Catch::Contains("nor can the prompt end before position -2"));
+  CHECK_THROWS_AS(build({nullptr, -1}), ContractError);
+  CHECK_THROWS_AS(build({nullptr, 3, -1}), ContractError);
+  CHECK_THROWS_AS(build({nullptr, 3, 0, -1}), ContractError);
 }
 
 TEST_CASE("one input buffer serves unless a row's weight and deltas read different inputs") {
@@ -75,11 +76,11 @@ TEST_CASE("one input buffer serves unless a row's weight and deltas read differe
   SequenceState<B> scaled(engine.bank.resolve({{"i", 1}}), sites), delta(engine.bank.resolve({{"l3", 1}}), sites),
       both(engine.bank.resolve({{"l3", 1}, {"i", 1}}), sites);
   Plan<B> plan;
-  RequestRows<B> const apart[] = {{&scaled, 1, 0, -1}, {&delta, 1, 0, -1}};
+  RequestRows<B> const apart[] = {{&scaled, 1}, {&delta, 1}};
   plan.build(apart);
   CHECK(has_input_maps(down, plan));
   CHECK_FALSE(needs_two_inputs(down, plan));
-  RequestRows<B> const together[] = {{&both, 1, 0, -1}};
+  RequestRows<B> const together[] = {{&both, 1}};
   plan.build(together);
   CHECK(needs_two_inputs(down, plan));
   CHECK_FALSE(needs_two_inputs(q, plan));  // its IA3 is on the output

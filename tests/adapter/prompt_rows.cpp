@@ -43,7 +43,7 @@ struct Fixture {
       return to;
     };
     SequenceState<B> state(bank.resolve({{"p", 1.0}}), bank.sites());
-    RequestRows<B> const requests[] = {{nullptr, 1, 1, 0}, {&state, rows, rows, rows - 1}, {nullptr, 1, 0, -1}};
+    RequestRows<B> const requests[] = {{nullptr, 1, 1}, {&state, rows, rows}, {nullptr, 1}};
     Plan<B> plan;
     plan.build(requests);
     Buffer<T> const x = as(normalized), h = as(raw);

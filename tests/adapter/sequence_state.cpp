@@ -25,7 +25,7 @@ struct Fixture : Loaded<List, float> {
     Random numbers(seed);
     Buffer<float> prompt(4, width);
     testing::fill_normal(prompt.view(), numbers);
-    RequestRows<B> const rows[] = {{&state, 4, 4, 3}};
+    RequestRows<B> const rows[] = {{&state, 4, 4}};
     Plan<B> plan;
     plan.build(rows);
     for (index_t l = 0; l < layer_count; ++l)
@@ -34,7 +34,7 @@ struct Fixture : Loaded<List, float> {
   }
   /// What a decoded token gets at layer 1's c_attn.
   std::vector<float> decode(SequenceState<B>& state) {
-    RequestRows<B> const rows[] = {{&state, 1, 0, -1}};
+    RequestRows<B> const rows[] = {{&state, 1}};
     Plan<B> plan;
     plan.build(rows);
     Buffer<float> out = y;

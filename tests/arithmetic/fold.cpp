@@ -53,7 +53,7 @@ void check_order() {
       if (engine.random.uniform() < 0.5) uses.push_back({name, engine.random.uniform(-1, 1.5)});
     if (uses.empty()) continue;
     auto const set = engine.bank.resolve(uses);
-    check_mergeable(*set, sites, false);
+    check_mergeable(*set, sites);
     for (index_t site : linear) {
       bool const bias = turn % 2 == 0;
       auto layer = random_layer(sites[site], engine.random, bias);
@@ -137,19 +137,16 @@ TEST_CASE("an embedding takes the transposed delta") {
   auto const set = bank.resolve({{"e", -0.5}});
   fold_in(*set, sites, 0, layer, executor);
   CHECK(testing::relative_l2(Folded(layer).w, -0.5 * testing::transposed(delta)) <= 1e-6);
-  CHECK_THROWS_WITH(check_mergeable(*set, sites, true),
-                    "graft: an adapter acts on embed_tokens, and this model's head and embedding are one tensor; "
-                    "merging would change both");
 }
 
 TEST_CASE("what no weights can do is refused with the reason") {
   Loaded<Adapters<IA3Scaling, RoAdRotation, LoRADelta, PedroGenerator>, float> engine(Shape::separate, 22);
   auto const& sites = engine.bank.sites();
-  CHECK_THROWS_WITH(check_mergeable(*engine.bank.resolve({{"p", 1}, {"r1", 1}}), sites, false),
+  CHECK_THROWS_WITH(check_mergeable(*engine.bank.resolve({{"p", 1}, {"r1", 1}}), sites),
                     "graft: PEDRO makes its vectors from each prompt; no weights do the same for all prompts, so p "
                     "cannot be merged");
   engine.load("hidden", RoAdRotation{RoAdRotation::Variant::road_1, 6}, sites_of_kind(sites, SiteKind::hidden));
-  CHECK_THROWS_WITH(check_mergeable(*engine.bank.resolve({{"hidden", 1}}), sites, false),
+  CHECK_THROWS_WITH(check_mergeable(*engine.bank.resolve({{"hidden", 1}}), sites),
                     Catch::Contains("an adapter acts on layers.0 itself, behind its layers"));
   auto module = make_module<IA3Scaling, CpuBackend<float>>("null", {}, sites, {0});
   module.entries[0].state.l.data[7] = 0;

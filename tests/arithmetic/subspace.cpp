@@ -22,10 +22,10 @@ TEST_CASE("halves of a module work apart, and together are the module, as a prod
   Random random(1);
   for (auto const variant : {Variant::road_1, Variant::road_2, Variant::road_4}) {
     auto const whole = random_module<RoAdRotation, B>("r", {variant, 4}, sites, {0}, random);
-    auto const half = [&](bool second) {
-      return subspace(whole, sites, [&](index_t outputs) { return half_of_blocks(outputs, second); });
+    auto const half = [&](index_t part) {
+      return subspace(whole, sites, [&](index_t outputs) { return part_of_blocks(outputs, part, 2); });
     };
-    auto const a = half(false), b = half(true);
+    auto const a = half(0), b = half(1);
     auto const all = map_matrix(whole, 0, sites), first = map_matrix(a, 0, sites), rest = map_matrix(b, 0, sites);
     for (index_t r = 0; r < 12; ++r)
       for (index_t c = 0; c < 12; ++c) {
@@ -44,6 +44,41 @@ TEST_CASE("halves of a module work apart, and together are the module, as a prod
                                return BlockRange{4, 3};
                              }),
                     "graft: blocks 4 to 7 of q_proj, which has 6");
+}
+
+TEST_CASE("parts are as equal as can be and leave no block out") {
+  for (index_t const parts : {1, 2, 3, 4, 7}) {
+    index_t next = 0;
+    for (index_t part = 0; part < parts; ++part) {
+      auto const range = part_of_blocks(12, part, parts);
+      CHECK(range.first == next);
+      CHECK((range.count == 6 / parts || range.count == 6 / parts + (6 % parts == 0 ? 0 : 1)));
+      next += range.count;
+    }
+    CHECK(next == 6);
+  }
+  CHECK_THROWS_WITH(part_of_blocks(12, 2, 2),
+                    "graft: of 2 parts of a rotation's blocks none is number 2; they count from 0");
+  CHECK_THROWS_AS(part_of_blocks(12, -1, 2), ContractError);
+  CHECK_THROWS_AS(part_of_blocks(12, 0, 0), ContractError);
+}
+
+TEST_CASE("rows of a rotation are orthogonal in different blocks, and inside a block those of road_1 alone") {
+  auto const sites = one_site();
+  Random random(6);
+  for (auto const variant : {Variant::road_1, Variant::road_2, Variant::road_4}) {
+    Matrix const r = map_matrix(random_module<RoAdRotation, B>("r", {variant, 4}, sites, {0}, random), 0, sites);
+    Matrix const products = r * testing::transposed(r);
+    double inside = 0;
+    for (index_t j = 0; j < 12; ++j)
+      for (index_t k = 0; k < j; ++k) {
+        if (k == partner(j, 4))
+          inside = std::max(inside, std::abs(products(j, k)));
+        else
+          CHECK(products(j, k) == 0);
+      }
+    CHECK((inside <= 1e-15) == (variant == Variant::road_1));
+  }
 }
 
 TEST_CASE("an interchange takes the source in the rows' subspace and the base elsewhere") {

@@ -103,6 +103,54 @@ foreach(method IN ITEMS lora road ia3 pedro)
   endif()
 endforeach()
 
+# Weights found on data: better than no adapter and than the one that was trained on noise, the same for the same seed.
+set(noise ${WORK_DIR}/noise.jsonl)
+file(WRITE ${noise} "{\"prompt\": \"say one\", \"completion\": \"qqqqqq\"}\n")
+expect(0 "" "^$" train --model ${WORK_DIR}/llama --data ${noise} --threads 1 --steps 10 --lr 2e-2 --method lora --set r=4
+       --out ${WORK_DIR}/worse)
+foreach(run IN ITEMS found again)
+  expect(0 "LORA.*lora=[0-9.-]+.*worse=[0-9.-]+" "^$" combine --op search --model ${WORK_DIR}/llama --data ${data} --seed 3
+         --evaluations 30 --threads 1 --out ${WORK_DIR}/${run} ${WORK_DIR}/lora ${WORK_DIR}/worse)
+endforeach()
+same_adapter(found again)
+execute_process(COMMAND ${GRAFT} eval --model ${WORK_DIR}/llama --adapter a=${WORK_DIR}/found --use a --data ${data} --json
+                OUTPUT_VARIABLE searched)
+string(JSON searched GET ${searched} loss)
+execute_process(COMMAND ${GRAFT} eval --model ${WORK_DIR}/llama --adapter a=${WORK_DIR}/worse --use a --data ${data} --json
+                OUTPUT_VARIABLE worse)
+string(JSON worse GET ${worse} loss)
+if(NOT searched LESS base OR NOT searched LESS worse)
+  message(SEND_ERROR "searched weights give a loss of ${searched}; without an adapter it is ${base}, with noise ${worse}")
+endif()
+set(search combine --op search --out ${WORK_DIR}/none ${WORK_DIR}/lora)
+expect(2 "" "search needs --model" ${search} --data ${data})
+expect(2 "" "search needs --data" ${search} --model ${WORK_DIR}/llama)
+expect(1 "^$" "cannot be opened" ${search} --model ${WORK_DIR}/llama --data ${WORK_DIR}/no)
+
+# Two tasks in one rotation of the residual stream, each in blocks of its own.
+foreach(part IN ITEMS 0 1)
+  file(STRINGS ${data} lines)
+  foreach(line IN LISTS lines)
+    string(REPLACE "}" ", \"part\": ${part}}" line "${line}")
+    file(APPEND ${WORK_DIR}/parts.jsonl "${line}\n")
+  endforeach()
+endforeach()
+set(parts train --model ${WORK_DIR}/llama --data ${WORK_DIR}/parts.jsonl --threads 1 --steps 10 --lr 2e-2 --method road
+          --group-size 2 --targets layers.1 --set positions=last_prompt)
+expect(0 "\"positions\":\"last_prompt\".*\"parts\":2" "^$" ${parts} --parts 2 --out ${WORK_DIR}/parts --json)
+foreach(part IN ITEMS 0 1)
+  expect(0 "ROAD" "^$" combine --op subspace --part ${part} --out ${WORK_DIR}/part${part} ${WORK_DIR}/parts)
+  execute_process(COMMAND ${GRAFT} eval --model ${WORK_DIR}/llama --adapter a=${WORK_DIR}/part${part} --use a --data ${data}
+                          --json OUTPUT_VARIABLE trained)
+  string(JSON trained GET ${trained} loss)
+  if(NOT trained LESS base)
+    message(SEND_ERROR "part ${part}: the loss was ${base} and is ${trained}")
+  endif()
+endforeach()
+expect(0 "positions" "^$" ${parts} --parts 2 --set positions=[0,-2] --out ${WORK_DIR}/listed --json)
+expect(0 "kind +adapter" "^$" info ${WORK_DIR}/listed --model ${WORK_DIR}/llama)
+expect(1 "^$" "an example is for part 0 of the module, which has 0 parts" ${parts} --out ${WORK_DIR}/none)
+
 # A classifier's head comes along.
 expect(0 "validation_loss" "^$" train --model ${WORK_DIR}/bert --method lora --data ${texts} --val ${texts} --threads 1
     --out ${WORK_DIR}/classifier --steps 30 --lr 2e-2 --batch 5)
@@ -175,6 +223,7 @@ expect(2 "" "whole number" ${lora} --method lora --rank 2.5)
 expect(2 "" "no option 'variant'" ${lora} --method lora --variant road_1)
 expect(2 "" "--bilevel has no effect on lora" ${lora} --method lora --bilevel 0.5)
 expect(2 "" "--lora-plus has no effect on ia3" ${lora} --method ia3 --lora-plus 4)
+expect(2 "" "--parts has no effect on lora" ${lora} --method lora --parts 2)
 expect(2 "" "--dropout has no effect on pedro" ${lora} --method pedro --dropout 0.1)
 expect(2 "" "--max-length is 1000" ${lora} --method lora --max-length 1000)
 expect(2 "" "give one" ${lora} --method lora --val ${data} --val-fraction 0.1)

@@ -20,6 +20,35 @@ TEST_CASE("a record says what went in, and is read back") {
     CHECK_THROWS_WITH(parse_merge_record("m.gguf", wrong), "m.gguf: its metadata graft.merge is no record of a merge");
 }
 
+TEST_CASE("the hash of a model covers all of its files") {
+  TemporaryFolder const work;
+  auto const whole = read_gguf(GRAFT_TEST_DATA "/tiny.gguf");
+  auto const& all = whole.tensors.tensors();
+  auto const path = [&](int part) { return work / text("m-0000", part + 1, "-of-00002.gguf"); };
+  auto const write = [&](int part, GgufMetadata metadata, std::vector<TensorInfo> const& tensors) {
+    metadata.set("split.no", static_cast<std::uint16_t>(part));
+    metadata.set("split.count", std::uint16_t{2});
+    metadata.set("split.tensors.count", static_cast<std::int32_t>(all.size()));
+    write_gguf(path(part), metadata, tensors);
+  };
+  write(0, whole.metadata, {});
+  write(1, {}, all);
+  auto const hash = content_sha256(path(0));
+  CHECK(hash == sha256(graft_test::read_bytes(path(0)) + graft_test::read_bytes(path(1))));
+  CHECK(hash == content_sha256(path(1)));
+  auto last = graft_test::read_bytes(path(1));
+  last.back() = static_cast<char>(last.back() + 1);
+  graft_test::write_bytes(path(1), last);
+  CHECK(content_sha256(path(0)) != hash);
+
+  graft_test::write_bytes(work / "config.json", "{}");
+  graft_test::write_bytes(work / "a.safetensors", "a");
+  graft_test::write_bytes(work / "b.safetensors", "b");
+  graft_test::write_bytes(work / "model.safetensors.index.json", "i");
+  CHECK(content_sha256(work.path()) == sha256("ab{}"));  // by name
+  CHECK(content_sha256(work / "model.safetensors.index.json") == content_sha256(work.path()));
+}
+
 TEST_CASE("an undo file keeps stored bytes, formats and shapes") {
   TemporaryFolder const work;
   std::vector<std::byte> block(34 * 2), numbers(12);

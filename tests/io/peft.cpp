@@ -309,12 +309,13 @@ TEST_CASE("all options of the shipped policies survive a file") {
           round_trip(sample(policy, sites, {"model.layers.0.self_attn.k_proj", "model.layers.1"}), sites);
       CHECK(again.policy.variant == variant);
       CHECK(again.policy.group_size == 4);
-      CHECK(again.policy.positions == RoAdRotation::Positions::all);
+      CHECK(again.policy.positions.all());
       CHECK(sites[again.entries[1].site].kind == graft::SiteKind::hidden);
     }
-    RoAdRotation const policy{.group_size = 2, .positions = RoAdRotation::Positions::last_prompt};
-    CHECK(round_trip(sample(policy, sites, {"model.layers.1"}), sites).policy.positions ==
-          RoAdRotation::Positions::last_prompt);
+    for (auto const& positions : {graft::Positions::last_prompt(), graft::Positions{{0, 5, -2}}, graft::Positions{}}) {
+      RoAdRotation const policy{.group_size = 2, .positions = positions};
+      CHECK(round_trip(sample(policy, sites, {"model.layers.1"}), sites).policy.positions == positions);
+    }
     // PEFT does not know the key; it is not bothered with the default
     TemporaryFolder folder;
     graft::write_peft(folder.path(), sample(RoAdRotation{.group_size = 2}, sites, {"lm_head"}), sites);

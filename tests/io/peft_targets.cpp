@@ -54,6 +54,19 @@ TEST_CASE("targets that pick nothing are refused") {
   CHECK_THROWS_AS(picked(PedroGenerator{}, {"q_proj"}), ContractError);
 }
 
+TEST_CASE("a layer's path picks the residual stream behind it") {
+  CHECK(picked(RoAdRotation{}, {"layers.1"}) == std::vector<std::string>{"model.layers.1"});
+  RoAdRotation road;
+  set_policy_option(road, "positions", "last_prompt");
+  CHECK(road.positions == Positions::last_prompt());
+  set_policy_option(road, "positions", "[0, 3, -2]");
+  CHECK(road.positions == Positions{{0, 3, -2}});
+  set_policy_option(road, "positions", "all");
+  CHECK(road.positions.all());
+  for (auto const* wrong : {"[]", "[0.5]", "last", "3", "[\"a\"]", "[1e300]"})
+    CHECK_THROWS_WITH(set_policy_option(road, "positions", wrong), Catch::Contains("a list of whole numbers"));
+}
+
 TEST_CASE("options are set from text, by the keys of adapter_config.json") {
   LoRADelta lora;
   set_policy_option(lora, "r", "3");

@@ -10,6 +10,7 @@
 #include <graft/testing/reference.hpp>
 
 #include <cstdio>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -57,7 +58,7 @@ struct Merging {
 bool mergeable(Merging& merging, Request const& request) {
   if (request.adapters.empty()) return false;
   try {
-    check_mergeable(*merging.bank.resolve(request.adapters), merging.bank.sites(), merging.files.config.tied);
+    check_mergeable(*merging.bank.resolve(request.adapters), merging.bank.sites());
     return true;
   } catch (ContractError const&) {
     return false;
@@ -137,9 +138,10 @@ TEST_CASE("merged GGUF files of every kind of format come back bit for bit, the 
   };
   for (auto const& one :
        {One{"llama_road", Format::f32, 1e-5}, One{"llama_lora", Format::f32, 1e-5}, One{"llama_ia3", Format::f32, 1e-5},
-        One{"llama_biased", Format::f32, 1e-5}, One{"qwen2", Format::f32, 1e-5}, One{"gpt2", Format::f32, 1e-5},
-        One{"llama_road", Format::bf16, 0.03}, One{"llama_road", Format::f16, 0.005},
-        One{"llama_road", Format::q8_0, 0.05}, One{"qwen2", Format::q4_1, 0.5}})
+        One{"llama_biased", Format::f32, 1e-5}, One{"llama_lora_embedding", Format::f32, 1e-5},
+        One{"llama_saved_ends", Format::f32, 1e-5}, One{"llama_lora_embedding", Format::q8_0, 0.05},
+        One{"qwen2", Format::f32, 1e-5}, One{"gpt2", Format::f32, 1e-5}, One{"llama_road", Format::bf16, 0.03},
+        One{"llama_road", Format::f16, 0.005}, One{"llama_road", Format::q8_0, 0.05}, One{"qwen2", Format::q4_1, 0.5}})
     DYNAMIC_SECTION(one.name << format_info(one.type).name) {
       auto const& c = case_of(one.name);
       TemporaryFolder work;
@@ -189,6 +191,75 @@ TEST_CASE("a lora_bias gets a bias of its own in a llama GGUF file") {
   CHECK_THROWS_WITH(folder.merge(*same, work / "folder", {}),
                     Catch::Contains("which has no bias, and a llama model's file has no place for one"));
   CHECK(!std::filesystem::exists(work / "folder"));
+}
+
+TEST_CASE("a head that was the embedding gets a tensor of its own when an adapter changes one of the two") {
+  auto const& c = case_of("llama_lora_embedding");
+  TemporaryFolder work;
+  auto const bytes = [](TensorFile const& file, char const* name) {
+    auto const* const tensor = file.find(name);
+    REQUIRE(tensor != nullptr);
+    return std::string(reinterpret_cast<char const*>(tensor->data), tensor->bytes);
+  };
+  for (auto const type : {Format::f32, Format::q8_0}) {
+    Merging gguf(c, as_gguf(c, work / "model.gguf", type));
+    REQUIRE(gguf.files.config.tied);
+    auto const embedding = bytes(gguf.files.gguf->tensors, "token_embd.weight");
+    auto const merged = [&](std::string const& adapter) {
+      gguf.merge(*gguf.bank.resolve({{adapter, 1}}), work / "merged.gguf", work / "undo");
+      CHECK(read_undo(work / "undo").created == std::set<std::string>{"output.weight"});
+      CHECK_FALSE(open_model(work / "merged.gguf").config.tied);
+      return read_gguf(work / "merged.gguf").tensors;
+    };
+    auto const by_embed = merged("embed");
+    CHECK(bytes(by_embed, "output.weight") == embedding);  // not even quantised again
+    CHECK(bytes(by_embed, "token_embd.weight") != embedding);
+    auto const by_head = merged("head");
+    CHECK(bytes(by_head, "token_embd.weight") == embedding);
+    CHECK(bytes(by_head, "output.weight") != embedding);
+    // another format of the matrices, other bytes
+    auto const set = gguf.bank.resolve({{"head", 1}});
+    gguf.merge(*set, work / "typed.gguf", work / "undo", true, Format::f16);
+    auto const model = open<float>(work / "typed.gguf");
+    for (auto const& request : c.requests)
+      if (request.adapters.size() == 1 && request.adapters[0].name == "head")
+        CHECK(relative_l2(answer_alone(*model, request, false).view(),
+                          answer_alone(*gguf.model, request, true).view()) <= 0.005);  // of halves
+  }
+
+  Merging folder(c, c.folder);
+  auto const set = folder.bank.resolve({{"head", 1}});
+  folder.merge(*set, work / "folder", work / "undo");
+  CHECK(read_json<nlohmann::ordered_json>(work / "folder/config.json").at("tie_word_embeddings") == false);
+  CHECK(nlohmann::json::parse(read_undo(work / "undo").config).at("tie_word_embeddings") == true);
+  auto const file = read_safetensors(work / "folder/model.safetensors");
+  CHECK(file.find("lm_head.weight") != nullptr);
+  // without the undo file: an untied model that answers nearly as the original did
+  Merging again(c, work / "folder");
+  again.merge(*again.bank.resolve({{"head", 1}}), work / "back", {}, false);
+  auto const back = open<float>(work / "back");
+  CHECK(relative_l2(answer_alone(*back, c.requests[0], false).view(),
+                    answer_alone(*folder.model, c.requests[0], false).view()) <= 1e-5);
+  // the adapter elsewhere: still one tensor
+  auto const& road = case_of("llama_road");
+  Merging plain(road, as_gguf(road, work / "road.gguf", Format::f32));
+  plain.merge(*plain.bank.resolve(road.requests[1].adapters), work / "merged.gguf", {});
+  CHECK(open_model(work / "merged.gguf").config.tied == plain.files.config.tied);
+}
+
+TEST_CASE("a masked language model's head that is its embedding is not merged into") {
+  auto const& c = case_of("bert_masked");
+  Merging merging(c, c.folder);
+  REQUIRE(merging.files.config.tied);
+  TemporaryFolder work;
+  index_t const site = merging.bank.sites().find("cls.predictions.decoder");
+  REQUIRE(site >= 0);
+  auto module = make_module<LoRADelta, B>("head", LoRADelta{.rank = 2}, merging.bank.sites(), {site});
+  merging.bank.load(merging.be, std::move(module));
+  CHECK_THROWS_WITH(
+      merging.merge(*merging.bank.resolve({{"head", 1}}), work / "out", {}),
+      "graft: an adapter changes cls.predictions.decoder.weight, and this bert model's head and embedding "
+      "are one tensor; merging would change both");
 }
 
 TEST_CASE("unmerging by formula comes close and says how close") {

@@ -3,9 +3,12 @@
 #include <tests/catch.hpp>
 #include <tests/model/session.hpp>
 
+#include <graft/io/peft.hpp>
 #include <graft/testing/close.hpp>
+#include <tests/io/files.hpp>
 
 #include <algorithm>
+#include <string>
 
 using namespace graft_test;
 using graft::testing::alone_bound;
@@ -73,6 +76,41 @@ TEST_CASE("requests that arrive one after another and decode together answer as 
     CHECK(worst <= alone_bound);
     for (std::size_t q = 0; q < sequences.size(); ++q)
       CHECK(sequences[q].length() == static_cast<index_t>(c.requests[q].tokens.size()));
+  }
+}
+
+TEST_CASE("listed positions are the sequence's, whatever calls and chunks its tokens come in") {
+  Session s("llama_lora");
+  auto const& sites = s.model->sites();
+  TemporaryFolder folder;
+  Random random(3);
+  auto const load = [&](std::string const& name, Positions positions) {
+    auto module = make_module<RoAdRotation, B>(name, RoAdRotation{.group_size = 2, .positions = std::move(positions)},
+                                               sites, {sites.find("model.layers.0")});
+    for (float& value : module.parameters()) value += static_cast<float>(random.uniform(-0.5, 0.5));
+    write_peft(folder / name, module, sites);
+    s.model->load(name, folder / name);
+  };
+  load("some", {{1, 7, -1, -3}});  // of 9 tokens with a prompt of 6: 1, 3, 5 and 7
+  std::vector<std::int32_t> const tokens{5, 9, 2, 7, 11, 3, 8, 4, 6};
+  std::vector<AdapterUse> const uses{{"some", 1}};
+  auto whole = s.start(uses), bare = s.start();
+  auto const expected = s.all({&whole, tokens, 6}), without = s.all({&bare, tokens, 6});
+  // causal: the first token is not touched, all others are or see one that is
+  CHECK(same_bits(row(expected, 0), row(without, 0)));
+  for (index_t n = 1; n < 9; ++n) CHECK(relative_l2(row(expected, n), row(without, n)) > 1e-3);
+  for (index_t const chunk : {1, 2, 4, 512}) {
+    auto const context = s.model->context(s.executor, {4, chunk});
+    for (std::size_t const first : {1, 3, 6, 8}) {
+      auto sequence = context->start(uses);
+      for (auto const& [from, count] : {std::pair<std::size_t, std::size_t>{0, first}, {first, 9 - first}}) {
+        auto const now = part(tokens, from, count);
+        SequenceInput<B> const input{&sequence, now, 6};
+        std::vector<float> logits(static_cast<std::size_t>(s.model->output_width()));
+        context->forward_last(std::span(&input, 1), matrix_view(logits.data(), 1, s.model->output_width()));
+        CHECK(relative_l2(row(logits), row(expected, static_cast<index_t>(from + count) - 1)) <= alone_bound);
+      }
+    }
   }
 }
 

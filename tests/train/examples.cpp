@@ -30,7 +30,8 @@ Ids joined(std::initializer_list<Ids> parts) {
 TEST_CASE("a line becomes prompt, completion and EOS, with the loss on the last two") {
   TemporaryFolder folder;
   write_bytes(folder / "d.jsonl",
-              "{\"prompt\": \"the cat\", \"completion\": \" sat down\"}\n\n{\"prompt\":\"\",\"completion\":\"a\"}\n");
+              "{\"prompt\": \"the cat\", \"completion\": \" sat down\"}\n\n"
+              "{\"prompt\":\"\",\"completion\":\"a\",\"part\":2}\n");
   auto const tokenizer = golden("llama2");
   auto const examples = read_completions(folder / "d.jsonl", tokenizer, {.max_length = 64});
   REQUIRE(examples.size() == 2);
@@ -41,6 +42,9 @@ TEST_CASE("a line becomes prompt, completion and EOS, with the loss on the last 
   CHECK(examples[0].first_loss == examples[0].prompt);
   CHECK(examples[0].loss_rows() == static_cast<index_t>(completion.size()) + 1);
   CHECK(examples[1].tokens == joined({{tokenizer.bos()}, tokenizer.encode("a", false), {tokenizer.eos()}}));
+
+  CHECK(examples[0].part == -1);
+  CHECK(examples[1].part == 2);
 
   auto const whole = read_completions(folder / "d.jsonl", tokenizer, {.max_length = 64, .whole = true});
   CHECK(whole[0].tokens == examples[0].tokens);
@@ -95,6 +99,8 @@ TEST_CASE("a bad line is named, and nothing is read") {
   complains("{\"prompt\": 3, \"completion\": \"b\"}", "\"prompt\" has the unexpected value 3");
   complains("{\"prompt\": \"a\", \"completion\": \"b\", \"lable\": 1}", "unknown key \"lable\"");
   complains("{\"prompt\": \"a\", \"completion\": \"\"}", "completion is empty");
+  complains("{\"prompt\": \"a\", \"completion\": \"b\", \"part\": -1}", "\"part\" has the unexpected value -1");
+  complains("{\"prompt\": \"a\", \"completion\": \"b\", \"part\": 0.5}", "\"part\" has the unexpected value 0.5");
   complains("{\"prompt\": \"\", \"completion\": \"b\"} x", "is not a JSON object");
   complains("[1]", "is not a JSON object");
   complains("{\"prompt\": \"a\", \"completion\": \"b b b b b b b b b b b b b b b b b b\"}", "does not fit into 16");

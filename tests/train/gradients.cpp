@@ -169,8 +169,10 @@ void check(ModelFiles files, bool recompute) {
   f.add("road4", road(RoAdRotation::Variant::road_4, 2));
   f.add("road2", road(RoAdRotation::Variant::road_2, g));
   auto intervention = road(RoAdRotation::Variant::road_2, g);
-  intervention.positions = RoAdRotation::Positions::last_prompt;
+  intervention.positions = Positions::last_prompt();
   f.add("intervention", intervention);
+  intervention.positions = {{0, 2, -2}};
+  f.add("listed", intervention);
   LoRADelta lora;
   lora.rank = 3, lora.alpha = 5;
   f.add("lora", lora, true);
@@ -207,6 +209,7 @@ void check(ModelFiles files, bool recompute) {
           {tokens(3, 8), {{"pedro2", 1}}},
           {tokens(3, 9), {{"ia3", 1}, {"frozen", 0.5}}, -1, 0.5},
           {tokens(4, 10), {{"intervention", 1}}, 3},
+          {tokens(6, 11), {{"listed", 1}}, 5},
       },
       {recompute}, 50);
 }

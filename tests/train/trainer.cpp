@@ -242,6 +242,58 @@ TEST_CASE("two modules trained in one batch equal the two trained apart") {
                    none.begin() + static_cast<std::ptrdiff_t>(size)));  // what is not in the batch stays
 }
 
+// One step of gradient descent from the same start says what was learned from: the parts of a module in one batch
+// against each part as a module of its own, on its task's examples alone.
+TEST_CASE("parts of a module learn in one batch what each learns alone") {
+  using B = CpuBackend<double>;
+  RoAdRotation const policy{.variant = RoAdRotation::Variant::road_2, .group_size = 4, .positions = {{1, -1}}};
+  Setting<RoAdRotation, B> s(policy), apart(policy);
+  Random random(4);
+  for (double& value : s.module.parameters()) value += 0.3 * random.normal();
+  auto data = sentences(9, s.vocabulary(), 6);
+  std::vector<Example> of_task[3];  // the last one's part is the whole module
+  index_t rows[3] = {}, all = 0;
+  for (std::size_t k = 0; k < data.size(); ++k) {
+    data[k].part = k % 3 < 2 ? static_cast<index_t>(k % 3) : -1;
+    of_task[k % 3].push_back(data[k]);
+    rows[k % 3] += data[k].loss_rows(), all += data[k].loss_rows();
+  }
+  TrainerOptions options;
+  options.steps = 1, options.batch = 9, options.rate = 1, options.clip = 0;
+  options.method = TrainerOptions::Method::sgd, options.schedule = Schedule::Kind::constant;
+
+  auto expected = s.values();
+  for (index_t task = 0; task < 3; ++task) {
+    auto const range = [task](index_t outputs) {
+      return task < 2 ? part_of_blocks(outputs, task, 2) : BlockRange{0, outputs / 2};
+    };
+    apart.module = subspace(s.module, apart.model.sites(), range);
+    auto const start = apart.values();
+    for (auto& example : of_task[task]) example.part = -1;
+    Setting<RoAdRotation, B>::T(apart.model, apart.be, apart.module, {of_task[task], {}, {}}, options).run();
+    auto const end = apart.values();
+    auto const belongs = parameters_of_blocks(s.module, s.model.sites(), range);
+    double const share = static_cast<double>(rows[task]) / static_cast<double>(all);
+    for (std::size_t k = 0; k < expected.size(); ++k)
+      if (belongs[k]) expected[k] += share * (end[k] - start[k]);
+  }
+  options.parts = 2;
+  Setting<RoAdRotation, B>::T trainer(s.model, s.be, s.module, {data, {}, {}}, options);
+  trainer.run();
+  auto const found = s.values();
+  double worst = 0;
+  for (std::size_t k = 0; k < found.size(); ++k) worst = std::max(worst, std::abs(found[k] - expected[k]));
+  CHECK(worst <= 1e-12);  // sums of the same terms in another order
+  CHECK(std::any_of(found.begin(), found.end(), [](double x) { return x != 0 && x != 1; }));
+
+  options.parts = 1;
+  CHECK_THROWS_WITH((Setting<RoAdRotation, B>::T(s.model, s.be, s.module, {data, {}, {}}, options)),
+                    "graft: an example is for part 1 of the module, which has 1 parts");
+  Setting<LoRADelta, B> lora(LoRADelta{.rank = 2});
+  CHECK_THROWS_WITH((Setting<LoRADelta, B>::T(lora.model, lora.be, lora.module, {data, {}, {}}, options)),
+                    "graft: only RoAd has blocks that can be shared out among tasks, not LORA");
+}
+
 TEST_CASE("bi-level: the rational moves on the second split's gradient alone, everything else on the first's") {
   using B = CpuBackend<double>;
   using S = Setting<PedroGenerator, B>;

@@ -4,6 +4,7 @@
 
 #include <graft/adapter/backpropagation.hpp>
 #include <graft/adapter/module.hpp>
+#include <graft/adapter/positions.hpp>
 
 #include <array>
 #include <cstdint>
@@ -38,7 +39,7 @@ struct PublishedModule {
   std::vector<RowMapRow<Real<B> const>> maps[2];  ///< by Side, [sites] or empty
   std::vector<LowRankFactors<Real<B>>> factors;   ///< [sites] or empty
   std::vector<Generator<B>> generators;           ///< [layers] or empty
-  bool last_prompt_only = false;                  ///< of maps on SiteKind::hidden
+  Positions positions;                            ///< of maps on SiteKind::hidden
   Stage stages[2] = {};                           ///< where its maps act, by Side
   Backpropagation<B> back;                        ///< to the module's parameters
   std::shared_ptr<void const> module;             ///< the Module<P, B> and buffers everything points into
@@ -70,7 +71,7 @@ struct AdapterSet {
   std::vector<Member> generating;
   std::vector<RowMapRow<R const>> before_generated, after_generated;
   Stage generated_stage = Stage::output_inner;
-  bool last_prompt_only = false;
+  Positions positions;  ///< of maps on SiteKind::hidden
 
   std::uint64_t fingerprint = 0;  ///< of names, versions and weights; what a KV or prefix cache must be keyed by
   std::vector<std::unique_ptr<R[]>> storage;

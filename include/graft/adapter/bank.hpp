@@ -183,8 +183,7 @@ class Bank<Adapters<Ps...>, B> {
             };
       }
       if constexpr (requires { entry.policy.positions; })
-        if (info.kind == SiteKind::hidden)
-          out->last_prompt_only = entry.policy.positions == decltype(entry.policy.positions)::last_prompt;
+        if (info.kind == SiteKind::hidden) out->positions = entry.policy.positions;
     }
     out->module = std::move(module);
     return out;
@@ -243,7 +242,7 @@ class Bank<Adapters<Ps...>, B> {
     auto set = std::make_shared<Set>();
     set->members = std::move(members);
     auto const count = static_cast<std::size_t>(sites_->size());
-    bool positioned = false, everywhere = false;
+    Published const* positioned = nullptr;  // the first that acts on the residual stream
     for (auto const& member : set->members) {
       auto const& module = *member.module;
       if (!module.factors.empty()) set->low_rank.push_back({module.factors.data(), member.weight});
@@ -251,15 +250,15 @@ class Bank<Adapters<Ps...>, B> {
         set->generating.push_back(member);
         set->generated_stage = stage_of(module.policy, Side::output);
       }
-      for (index_t s = 0; !module.maps[1].empty() && s < sites_->size(); ++s)
-        if ((*sites_)[s].kind == SiteKind::hidden && !module.maps[1][static_cast<std::size_t>(s)].identity())
-          (module.last_prompt_only ? positioned : everywhere) = true;
+      for (index_t s = 0; !module.maps[1].empty() && s < sites_->size(); ++s) {
+        if ((*sites_)[s].kind != SiteKind::hidden || module.maps[1][static_cast<std::size_t>(s)].identity()) continue;
+        if (positioned == nullptr) positioned = &module;
+        expects(module.positions == positioned->positions, "graft: adapters ", positioned->name, " and ", module.name,
+                " of the request act on the residual stream at different positions; they cannot share a request");
+      }
     }
     check_one_replacement(set->members);
-    expects(!(positioned && everywhere),
-            "graft: one adapter of the request acts on the residual stream at every "
-            "position and another at the last prompt token only; they cannot share a request");
-    set->last_prompt_only = positioned;
+    if (positioned != nullptr) set->positions = positioned->positions;
     for (std::size_t s = 0; s < count; ++s) {
       index_t ranks = 0;
       for (auto const& term : set->low_rank) ranks += term.table[s].rank;

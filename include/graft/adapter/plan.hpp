@@ -16,8 +16,10 @@ template <class B>
 struct RequestRows {
   SequenceState<B>* state = nullptr;  ///< null: no adapters
   index_t rows = 0;
-  index_t prompt_rows = 0;   ///< of these, from the first on, the prompt that vectors are made from; 0: no prompt here
-  index_t last_prompt = -1;  ///< row of the request that holds the last prompt token, -1: not in this step
+  index_t prompt_rows = 0;  ///< of these, from the first on, the prompt that vectors are made from; 0: no prompt here
+  // where its rows are in the sequence: asked by adapters that act at listed positions only
+  index_t position = 0;     ///< of the first row, 0 for the sequence's first token
+  index_t prompt_end = -1;  ///< of the first token behind the prompt, -1: not known
 };
 
 /// Rows that share their adapters, and their vectors where those are made from a prompt: what gradients are summed
@@ -41,10 +43,9 @@ class Plan {
   /// ContractError where a request's rows do not add up. For training, the plan also knows what the way back needs.
   void build(std::span<RequestRows<B> const> requests, PlanUse use = PlanUse::forward) {
     for (auto const& r : requests)
-      expects(
-          r.rows >= 0 && r.prompt_rows >= 0 && r.prompt_rows <= r.rows && r.last_prompt >= -1 && r.last_prompt < r.rows,
-          "graft: a request brings ", r.rows, " rows; its first ", r.prompt_rows, " cannot be prompt, nor row ",
-          r.last_prompt, " the prompt's last");
+      expects(r.rows >= 0 && r.prompt_rows >= 0 && r.prompt_rows <= r.rows && r.position >= 0 && r.prompt_end >= -1,
+              "graft: a request brings ", r.rows, " rows from position ", r.position, " on; its first ", r.prompt_rows,
+              " cannot be prompt, nor can the prompt end before position ", r.prompt_end);
     requests_.assign(requests.begin(), requests.end());
     auto const count = requests_.size();
     index_t n = 0;
@@ -65,10 +66,9 @@ class Plan {
         for (std::size_t s = 0; s < stage_count; ++s) tables_[s][q] = request.state->table(static_cast<Stage>(s));
         if (pins_[q] != nullptr) max_rank_ = std::max(max_rank_, pins_[q]->max_rank);
       }
-      bool const all = pins_[q] == nullptr || !pins_[q]->last_prompt_only;
       for (index_t k = 0; k < request.rows; ++k) {
         request_[static_cast<std::size_t>(row + k)] = static_cast<std::int32_t>(q);
-        if (all || k == request.last_prompt)
+        if (pins_[q] == nullptr || pins_[q]->positions.contain(request.position + k, request.prompt_end))
           positioned_[static_cast<std::size_t>(row + k)] = static_cast<std::int32_t>(q);
       }
       row += request.rows;

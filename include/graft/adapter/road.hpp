@@ -3,6 +3,7 @@
 #pragma once
 
 #include <graft/adapter/policy.hpp>
+#include <graft/adapter/positions.hpp>
 
 #include <array>
 #include <cmath>
@@ -25,12 +26,10 @@ struct RoAdRotation {
 
   enum class Variant : std::uint8_t { road_1, road_2, road_4 };
   static constexpr std::array<std::string_view, 3> names(Variant) { return {"road_1", "road_2", "road_4"}; }
-  enum class Positions : std::uint8_t { all, last_prompt };
-  static constexpr std::array<std::string_view, 2> names(Positions) { return {"all", "last_prompt"}; }
 
   Variant variant = Variant::road_1;
   index_t group_size = 64;
-  Positions positions = Positions::all;  ///< of SiteKind::hidden sites only
+  Positions positions = {};  ///< of SiteKind::hidden sites only
 
   template <class B>
   struct State {

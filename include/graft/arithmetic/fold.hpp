@@ -200,9 +200,9 @@ void fold_out(AdapterSet<B> const& set, SiteTable const& sites, index_t site, De
   right(Stage::input_inner);
 }
 
-/// ContractError unless all that these adapters do can be done by other weights. `tied`: the head is the embedding.
+/// ContractError unless all that these adapters do can be done by other weights.
 template <class B>
-void check_mergeable(AdapterSet<B> const& set, SiteTable const& sites, bool tied) {
+void check_mergeable(AdapterSet<B> const& set, SiteTable const& sites) {
   expects(!set.generates(),
           "graft: PEDRO makes its vectors from each prompt; no weights do the same for all prompts, so ",
           set.generating.empty() ? "" : set.generating.front().module->name, " cannot be merged");
@@ -211,13 +211,7 @@ void check_mergeable(AdapterSet<B> const& set, SiteTable const& sites, bool tied
     if (!changes(set, s)) continue;
     expects(info.kind == SiteKind::linear || info.kind == SiteKind::embedding, "graft: an adapter acts on ", info.path,
             " itself, behind its layers; no weight there can do the same, so it cannot be merged");
-    expects(!tied || info.layer >= 0, "graft: an adapter acts on ", info.path,
-            ", and this model's head and embedding are one tensor; merging would change both");
   }
-  for (auto const& member : set.members)
-    for (auto const& [path, saved] : *member.module->saved)
-      expects(!tied, "graft: adapter ", member.module->name, " brings its own ", path,
-              ", and this model's head and embedding are one tensor; merging would change both");
 }
 
 }  // namespace graft

@@ -17,34 +17,47 @@ struct BlockRange {
   bool contains(index_t block) const { return block >= first && block < first + count; }
 };
 
-/// The half of a site's blocks that holds a task: Liao and Monz 2024, section 4.3.
-inline BlockRange half_of_blocks(index_t outputs, bool second) {
-  index_t const blocks = outputs / 2, half = blocks / 2;
-  return second ? BlockRange{half, blocks - half} : BlockRange{0, half};
+/// Part `part` of the `parts` that a site's blocks are cut into, as equal as can be, to hold a task each: halves in
+/// Liao and Monz 2024, section 4.3. ContractError where there is no such part.
+inline BlockRange part_of_blocks(index_t outputs, index_t part, index_t parts) {
+  expects(parts > 0 && part >= 0 && part < parts, "graft: of ", parts, " parts of a rotation's blocks none is number ",
+          part, "; they count from 0");
+  index_t const blocks = outputs / 2, first = part * blocks / parts;
+  return {first, (part + 1) * blocks / parts - first};
 }
 
-/// The module with these blocks only; all others do nothing. Subspaces of a module that do not overlap commute, and
-/// their product, and their sum in a request's list, is the module with all of their blocks.
-/// `range_at(outputs)` gives the blocks of a site.
+/// Which of Module::parameters() belong to these blocks. `range_at(outputs)` gives the blocks of a site.
 template <class B, class RangeAt>
-Module<RoAdRotation, B> subspace(Module<RoAdRotation, B> const& module, SiteTable const& sites,
-                                 RangeAt const& range_at) {
-  auto result = module.clone();
-  for (auto& entry : result.entries) {
+std::vector<bool> parameters_of_blocks(Module<RoAdRotation, B> const& module, SiteTable const& sites,
+                                       RangeAt const& range_at) {
+  std::vector<bool> belongs(static_cast<std::size_t>(module.parameters().size));
+  for (auto const& entry : module.entries) {
     index_t const g = entry.policy.group_size, outputs = sites[entry.site].out;
     BlockRange const range = range_at(outputs);
     expects(range.first >= 0 && range.count >= 0 && range.first + range.count <= outputs / 2, "graft: blocks ",
             range.first, " to ", range.first + range.count, " of ", sites[entry.site].path, ", which has ",
             outputs / 2);
     for (index_t j = 0; j < outputs; ++j) {
-      if (range.contains(j / g * (g / 2) + j % (g / 2))) continue;
+      if (!range.contains(j / g * (g / 2) + j % (g / 2))) continue;
       auto const [cosine, sine] = entry.policy.entries(j);
-      for (index_t const at : {cosine, sine}) {
-        entry.state.theta[at] = 0;
-        entry.state.alpha[at] = 1;
-      }
+      for (auto const* tensor : {&entry.state.theta, &entry.state.alpha})
+        for (index_t const at : {cosine, sine})
+          belongs[static_cast<std::size_t>(tensor->data + at - module.parameters().data)] = true;
     }
   }
+  return belongs;
+}
+
+/// The module with these blocks only; all others do nothing. Subspaces of a module that do not overlap commute, and
+/// their product, and their sum in a request's list, is the module with all of their blocks.
+template <class B, class RangeAt>
+Module<RoAdRotation, B> subspace(Module<RoAdRotation, B> const& module, SiteTable const& sites,
+                                 RangeAt const& range_at) {
+  auto const belongs = parameters_of_blocks(module, sites, range_at);
+  auto result = module.clone();
+  result.init(0);  // the identity
+  for (index_t k = 0; k < result.parameters().size; ++k)
+    if (belongs[static_cast<std::size_t>(k)]) result.parameters()[k] = module.parameters()[k];
   return result;
 }
 

@@ -102,11 +102,13 @@ inline std::string gguf_part_suffix(std::uint32_t number, std::uint32_t count) {
   return suffix.data();
 }
 
-/// The whole model of which `part` is one file: tensors in the order of the parts, metadata of the first.
-inline Gguf join_gguf(const std::filesystem::path& path, Gguf part) {
-  auto const count = part.metadata.get<std::uint32_t>("split.count"),
-             own = part.metadata.get<std::uint32_t>("split.no");
+/// The files, in order, of the model of which `path` is one, alone or beside others. FormatError for one that is not
+/// there.
+inline std::vector<std::string> gguf_parts(const std::filesystem::path& path, const GgufMetadata& metadata) {
+  auto const count = metadata.get_or<std::uint32_t>("split.count", 1);
   std::string const name = path.string();
+  if (count <= 1) return {name};
+  auto const own = metadata.get<std::uint32_t>("split.no");
   auto const fail = [](const std::string& file, auto const&... parts) {
     raise<FormatError>(text(file, ": ", parts...));
   };
@@ -117,14 +119,31 @@ inline Gguf join_gguf(const std::filesystem::path& path, Gguf part) {
          " for the others to be found");
   }
   std::string const stem = name.substr(0, name.size() - suffix.size());
+  std::vector<std::string> files;
+  for (std::uint32_t k = 0; k < count; ++k) {
+    files.push_back(stem + gguf_part_suffix(k, count));
+    std::error_code ignored;
+    if (!std::filesystem::exists(files.back(), ignored))
+      fail(files.back(), "is missing: part ", k + 1, " of ", count, " of a model");
+  }
+  return files;
+}
+
+/// The whole model of which `part` is one file: tensors in the order of the parts, metadata of the first.
+inline Gguf join_gguf(const std::filesystem::path& path, Gguf part) {
+  auto const files = gguf_parts(path, part.metadata);
+  auto const own = part.metadata.get<std::uint32_t>("split.no");
+  std::string const name = path.string();
+  auto const fail = [](const std::string& file, auto const&... parts) {
+    raise<FormatError>(text(file, ": ", parts...));
+  };
+  auto const count = static_cast<std::uint32_t>(files.size());
   auto const promised = part.metadata.get<std::uint64_t>("split.tensors.count");
   Gguf first;
   std::vector<TensorInfo> tensors;
   auto const storage = std::make_shared<std::vector<std::shared_ptr<const void>>>();
   for (std::uint32_t k = 0; k < count; ++k) {
-    std::string const file = stem + gguf_part_suffix(k, count);
-    std::error_code ignored;
-    if (!std::filesystem::exists(file, ignored)) fail(file, "is missing: part ", k + 1, " of ", count, " of a model");
+    std::string const& file = files[k];
     Gguf next = k == own ? std::move(part) : read_gguf_file(file);
     auto const check = [&](const char* key, std::uint64_t expected) {
       auto const value = next.metadata.get<std::uint64_t>(key);

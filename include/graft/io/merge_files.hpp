@@ -95,6 +95,7 @@ class MergeRun {
     return write_undo(request_.undo, undo);
   }
   std::vector<MergedTensor> const& report() const { return merged_.report(); }
+  bool unties() const { return merged_.unties(); }
 
  private:
   MergeRequest<B> const& request_;
@@ -139,6 +140,7 @@ MergeOutcome merge_hf(MergeRequest<B> const& request, nlohmann::ordered_json con
   if (!request.type) model.config = document;
   ModelLayout const layout(request.config, file, false);
   detail::MergeRun<B> run(request, layout, model.tensors);
+  if (run.unties()) model.config["tie_word_embeddings"] = false;
   MergeOutcome outcome;
   outcome.notes = model.notes;
   Undo undo;

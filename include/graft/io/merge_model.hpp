@@ -45,6 +45,12 @@ struct ModelLayout {
     if (gguf) return hf_name(config_->architecture, stored).value_or("");
     return detail::class_name(*config_, stored, prefixed);
   }
+  /// The inverse, for a tensor outside the layers that the file does not have yet.
+  std::string stored_name(std::string const& name) const {
+    if (gguf) return *gguf_name(config_->architecture, name);
+    bool const bare = !prefixed && name.starts_with(config_->prefix);
+    return bare ? name.substr(config_->prefix.size()) : name;
+  }
   /// [rows]: the model's row k is stored row order[k]; empty: in order.
   std::vector<std::int32_t> order(std::string const& name, index_t rows) const {
     index_t const heads = gguf ? gguf_permuted_heads(*config_, name.substr(0, name.rfind('.'))) : 0;
@@ -71,12 +77,13 @@ template <class B>
 class MergedWeights {
  public:
   /// `conversions`: from the tensors of the file that is there to those of the one to be written; biases that an
-  /// adapter needs and the file lacks are added. ContractError, before anything is computed, when the adapters cannot
-  /// be merged into this model, or its file has no place for such a bias.
+  /// adapter needs and the file lacks are added, and so is a head of its own for a model whose head and embedding are
+  /// one tensor that is not one any more. ContractError, before anything is computed, when the adapters cannot be
+  /// merged into this model, or its file has no place for such a bias.
   MergedWeights(AdapterSet<B> const& set, SiteTable const& sites, ModelConfig const& config, WeightMap const& weights,
                 ModelLayout const& layout, std::vector<TensorConversion>& conversions, bool inward, Executor& executor)
       : set_(set), sites_(sites), weights_(weights), layout_(layout), inward_(inward), executor_(executor) {
-    check_mergeable(set, sites, config.tied);
+    check_mergeable(set, sites);
     for (index_t s = 0; s < sites.size(); ++s)
       if (changes(set, s)) sites_by_tensor_[sites[s].path + ".weight"] = sites_by_tensor_[sites[s].path + ".bias"] = s;
     for (auto const& member : set.members)
@@ -85,9 +92,10 @@ class MergedWeights {
                 "; what stood there before is known to an undo file or the original only");
         saved_.emplace(path, &saved);
       }
+    if (config.tied && config.language_model && !config.classifier) untie(config, conversions);
     std::set<std::string> present;
     for (auto const& conversion : conversions) {
-      std::string const name = layout.class_name(conversion.from.name);
+      std::string const name = layout.class_name(conversion.to.name);
       present.insert(name);
       auto const site = sites_by_tensor_.find(name);
       bool const bias = name.ends_with(".bias");
@@ -116,7 +124,9 @@ class MergedWeights {
   MergedWeights& operator=(MergedWeights const&) = delete;
 
   bool touches(std::string const& stored) const { return touched_.contains(stored); }
-  /// Biases that the file did not have.
+  /// Whether the head gets a tensor of its own, which the model must then be told to use.
+  bool unties() const { return !tied_head_.empty(); }
+  /// Biases, or a head, that the file did not have.
   std::set<std::string> const& created() const { return created_; }
 
   /// The bytes of a touched tensor, in its new format and the file's row order.
@@ -194,6 +204,41 @@ class MergedWeights {
     DenseLayer before, after;
   };
 
+  /// Adds the head's tensor, the embedding's until now, where the adapters change one of the two.
+  void untie(ModelConfig const& config, std::vector<TensorConversion>& conversions) {
+    auto const embedding_site = std::find_if(sites_.all().begin(), sites_.all().end(),
+                                             [](auto const& site) { return site.kind == SiteKind::embedding; });
+    std::string const embedding = embedding_site->path + ".weight", head = config.decoder_head() + ".weight";
+    bool const encoder = config.architecture == "bert" || config.architecture == "roberta";
+    for (auto const& site : sites_.all()) {
+      std::string const weight = site.path + ".weight";
+      if (site.layer >= 0 || (!sites_by_tensor_.contains(weight) && !saved_.contains(weight))) continue;
+      if (site.kind != SiteKind::embedding && site.out != config.vocabulary) continue;  // a transform before the head
+      expects(!encoder, "graft: an adapter changes ", weight, ", and this ", config.architecture,
+              " model's head and embedding are one tensor; merging would change both");
+      tied_head_ = head, tied_embedding_ = embedding;
+    }
+    if (!unties()) return;
+    auto const stored_as = [&](std::string const& name) {
+      return std::find_if(conversions.begin(), conversions.end(),
+                          [&](auto const& one) { return layout_.class_name(one.from.name) == name; });
+    };
+    auto const from = stored_as(embedding), own = stored_as(head);
+    if (own != conversions.end() && from != conversions.end()) {
+      expects(own->from.bytes == from->from.bytes &&
+                  std::equal(own->from.data, own->from.data + own->from.bytes, from->from.data),
+              "graft: the model says that its head is its embedding, but stores another ", head);
+      return;
+    }
+    // a folder may keep the two under either name
+    auto const& one = from != conversions.end() ? *from : *own;
+    std::string const missing = from != conversions.end() ? head : embedding;
+    std::string const stored = layout_.stored_name(missing);
+    auto made = conversion(one.from, stored, one.to.format);
+    created_.insert(stored);
+    conversions.push_back(std::move(made));
+  }
+
   /// Frobenius; what one lacks counts as zero.
   static double distance(std::vector<float> const& a, std::vector<float> const& b) {
     double sum = 0;
@@ -224,7 +269,7 @@ class MergedWeights {
     return original(name);
   }
   std::vector<float> original(std::string const& name) const {
-    auto const found = weights_.tensors.find(name);
+    auto const found = weights_.tensors.find(unties() && name == tied_head_ ? tied_embedding_ : name);
     if (found == weights_.tensors.end()) return {};
     Weight const& w = found->second;
     std::vector<float> values(static_cast<std::size_t>(w.rows * w.cols));
@@ -236,10 +281,10 @@ class MergedWeights {
     std::string const path = touched.name.substr(0, touched.name.rfind('.'));
     if (layer_.path == path) return layer_;
     layer_ = {path, {}, {}};
-    auto const found = weights_.tensors.find(path + ".weight");
-    layer_.before.rows = found->second.rows;
-    layer_.before.cols = found->second.cols;
     layer_.before.weight = original(path + ".weight");
+    auto const& info = sites_[sites_.find(path)];
+    layer_.before.rows = info.kind == SiteKind::embedding ? info.in : info.out;
+    layer_.before.cols = info.kind == SiteKind::embedding ? info.out : info.in;
     layer_.before.bias = original(path + ".bias");
     layer_.after = layer_.before;
     layer_.after.weight = values_of(path + ".weight");
@@ -263,6 +308,7 @@ class MergedWeights {
   std::map<std::string, Touched> touched_;
   std::map<std::string, TensorConversion const*> conversions_;
   std::set<std::string> created_;
+  std::string tied_head_, tied_embedding_;  // where the two become two tensors
   Pair layer_;
   std::vector<MergedTensor> report_;
 };

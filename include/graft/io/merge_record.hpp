@@ -5,6 +5,7 @@
 #include <graft/core/error.hpp>
 #include <graft/core/format.hpp>
 #include <graft/io/checked.hpp>
+#include <graft/io/gguf.hpp>
 #include <graft/io/mapped_file.hpp>
 #include <graft/io/safetensors.hpp>
 #include <graft/io/sha256.hpp>
@@ -69,18 +70,22 @@ inline MergeRecord parse_merge_record(std::string const& path, std::string_view 
   return record;
 }
 
-/// SHA-256 of a file, or of a folder's weights and configuration, one after the other by name: config.json and
-/// *.safetensors of a model, adapter_config.json and adapter_model.safetensors of an adapter.
+/// SHA-256 of a file, of all parts of a GGUF file that is one of several, or of a folder's weights and configuration,
+/// one after the other by name: config.json and *.safetensors of a model, adapter_config.json and
+/// adapter_model.safetensors of an adapter. A folder may be named by its index of shards (.json).
 inline std::string content_sha256(std::filesystem::path const& path) {
   namespace fs = std::filesystem;
   std::vector<fs::path> files;
-  if (fs::is_directory(path)) {
-    for (auto const& entry : fs::directory_iterator(path)) {
+  bool const folder = fs::is_directory(path), index = path.extension() == ".json";
+  if (folder || index) {
+    for (auto const& entry : fs::directory_iterator(folder ? path : path.parent_path())) {
       auto const name = entry.path().filename().string();
       if (entry.path().extension() == ".safetensors" || name == "config.json" || name == "adapter_config.json")
         files.push_back(entry.path());
     }
     std::sort(files.begin(), files.end());
+  } else if (MappedFile::open(path)->characters().starts_with("GGUF")) {
+    for (auto const& part : detail::gguf_parts(path, detail::read_gguf_file(path).metadata)) files.push_back(part);
   } else {
     files.push_back(path);
   }

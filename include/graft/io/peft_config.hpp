@@ -2,6 +2,7 @@
 // adapter_config.json: the keys all PEFT methods share, and those of a policy through its `options`.
 #pragma once
 
+#include <graft/adapter/positions.hpp>
 #include <graft/core/error.hpp>
 #include <graft/core/types.hpp>
 #include <graft/io/checked.hpp>
@@ -211,6 +212,15 @@ class PeftOptionReader {
         config_.wrong(key, value, "one of " + all);
       }
       member = static_cast<T>(place - names.begin());
+    } else if constexpr (std::same_as<T, Positions>) {
+      member.list.clear();
+      if (value == "last_prompt") member = Positions::last_prompt();
+      if (value == "last_prompt" || value == "all") return;
+      for (auto const& place : value.is_array() && !value.empty() ? value : Json::array({nullptr})) {
+        if (!place.is_number_integer() || !in_range(place.template get<double>()))
+          config_.wrong(key, value, "\"all\", \"last_prompt\" or a list of whole numbers");
+        member.list.push_back(place.template get<index_t>());
+      }
     } else if constexpr (std::same_as<T, std::string>) {
       if (!value.is_string()) config_.wrong(key, value, "a string");
       member = value.template get<std::string>();
@@ -226,8 +236,8 @@ class PeftOptionReader {
       }
     } else {
       static_assert(std::same_as<T, std::vector<std::pair<std::string, double>>>,
-                    "graft: a policy's option is a bool, a number, an enum with names(), a string, a list of strings "
-                    "or a list of (pattern, number)");
+                    "graft: a policy's option is a bool, a number, an enum with names(), a string, a list of strings, "
+                    "a list of (pattern, number) or Positions");
       if (!value.is_object()) config_.wrong(key, value, "an object of numbers");
       member.clear();
       for (auto const& [pattern, number] : value.items()) {
@@ -282,6 +292,9 @@ class PeftOptionWriter {
       Json object = Json::object();
       for (auto const& [pattern, number] : member) object.emplace(pattern, json(number));  // the first of equals holds
       return object;
+    } else if constexpr (std::same_as<T, Positions>) {
+      if (member.all()) return "all";
+      return member == Positions::last_prompt() ? Json("last_prompt") : Json(member.list);
     } else {
       return member;
     }

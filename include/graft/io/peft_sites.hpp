@@ -39,8 +39,13 @@ inline SiteTable peft_sites(std::filesystem::path const& folder) {
     if (auto* site = at(".lora_B.weight")) site->out = rows;
     if (auto* site = at(".lora_embedding_A")) *site = {cols, site->out, SiteKind::embedding};
     if (auto* site = at(".lora_embedding_B")) *site = {site->in, rows, SiteKind::embedding};
-    if (auto* site = at(".road_theta"))
+    if (auto* site = at(".road_theta")) {
       site->out = variant == "road_1" ? 2 * rows : variant == "road_2" ? rows : std::max<index_t>(1, rows / 2);
+      auto const module = name.substr(0, name.rfind('.'));
+      auto const last = module.substr(module.rfind('.') + 1);
+      if (last.find_first_not_of("0123456789") == last.npos)
+        *site = {site->out, site->out, SiteKind::hidden};  // a layer
+    }
     if (auto* site = at(".ia3_l")) (rows == 1 ? site->in : site->out) = rows == 1 ? cols : rows;
     if (auto* site = at(".pedro_down.weight")) *site = {cols, cols, SiteKind::hidden};
   }

@@ -66,10 +66,12 @@ std::vector<index_t> target_sites(SiteTable const& sites, P const& policy, std::
 }
 
 /// Sets the option with this key of adapter_config.json from text: "16", "true", "road_2", "q_proj,v_proj" for a list,
-/// JSON for an object. ContractError naming the known keys, or what the value should be.
+///
+/// JSON for an object or for a list of numbers, "[0,-1]". ContractError naming the known keys, or what the value should
+/// be.
 template <class P>
 void set_policy_option(P& policy, std::string const& key, std::string const& value) {
-  auto const known = PeftOptionWriter<P>(policy).values();
+  auto const known = PeftOptionWriter<P>(P{}).values();
   auto const found = known.find(key);
   if (found == known.end()) {
     std::string all;
@@ -80,7 +82,10 @@ void set_policy_option(P& policy, std::string const& key, std::string const& val
   PeftConfig config;
   config.path = "graft";
   auto& member = config.document[key] = nlohmann::ordered_json();
-  if (found->second.is_string()) {
+  if (auto const list = nlohmann::ordered_json::parse(value, nullptr, false);
+      value.starts_with('[') && list.is_array()) {
+    member = list;
+  } else if (found->second.is_string()) {
     member = value;
   } else if (found->second.is_array()) {
     member = nlohmann::ordered_json::array();

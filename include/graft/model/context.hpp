@@ -195,10 +195,9 @@ class Context {
       cache_.extend(in.sequence->kv(), count);
       request_spans_.push_back({static_cast<index_t>(tokens_.size()), count, state.adapters().get()});
       bool const observes = state.generates() && (!state.ready() || in.regenerate);
-      index_t const prompt = prompt_end(in), last = prompt - 1 - length;
-      bool const first_step = length == 0 || in.regenerate;
-      requests_.push_back({&state, count, observes ? prompt - length : 0,
-                           (first_step || in.prompt_tokens >= 0) && last >= 0 && last < count ? last : -1});
+      bool const prompt_known = length == 0 || in.regenerate || in.prompt_tokens >= 0;
+      index_t const prompt = prompt_end(in);
+      requests_.push_back({&state, count, observes ? prompt - length : 0, length, prompt_known ? prompt : -1});
       whole_.push_back({in.sequence->kv().pages.data(), static_cast<index_t>(tokens_.size()), count, length,
                         length + count, in.mask.empty() ? nullptr : in.mask.data()});
       index_t position = length;
@@ -229,9 +228,8 @@ class Context {
         index_t const begin = std::max(first, span.first_row), end = std::min(last, span.first_row + span.rows);
         if (begin >= end) continue;
         index_t const skipped = begin - span.first_row;
-        index_t const last_prompt = requests_[q].last_prompt - skipped;
-        chunk.requests.push_back(
-            {requests_[q].state, end - begin, 0, last_prompt >= 0 && last_prompt < end - begin ? last_prompt : -1});
+        auto const& whole = requests_[q];
+        chunk.requests.push_back({whole.state, end - begin, 0, whole.position + skipped, whole.prompt_end});
         chunk.spans.push_back({span.pages, begin - first, end - begin, span.first_token + skipped, span.tokens,
                                span.mask == nullptr ? nullptr : span.mask + skipped * span.tokens});
       }
@@ -253,7 +251,7 @@ class Context {
              rows.row_range(static_cast<index_t>(next), 1));
       index_t const count = static_cast<index_t>(next) - first;
       if (count == 0) continue;
-      requests_.push_back({&in.sequence->state(), count, 0, -1});
+      requests_.push_back({&in.sequence->state(), count});
       request_spans_.push_back({first, count, in.sequence->state().adapters().get()});
     }
     head_plan_.build(requests_);

@@ -26,6 +26,7 @@ struct Example {
   index_t first_loss = 0;        ///< the first token with a loss, at least 1; a language model learns all from there on
   std::int32_t label = -1;       ///< of a classifier
   std::optional<double> target;  ///< of a regression
+  index_t part = -1;             ///< of the module's blocks that learns it alone; -1: all of them
   /// Rows of outputs that are wanted: the one before each token with a loss, or a classifier's answer.
   index_t loss_rows() const { return first_loss == 0 ? 1 : static_cast<index_t>(tokens.size()) - first_loss; }
 };
@@ -36,16 +37,17 @@ struct ExampleOptions {
   bool whole = false;      ///< the loss is on the prompt's tokens too
 };
 
-/// Lines {"prompt", "completion"} for a language model: tokenizer(prompt) (+ BOS if it adds one) ++ completion without
-/// specials ++ EOS (the end of the turn, in a chat); the loss is on completion and EOS. A prompt that is too long is
-/// cut on the left and keeps its BOS. FormatError with file and line for what is wrong; then nothing is returned.
+/// Lines {"prompt", "completion"} for a language model, with "part": k for part k of a module's blocks alone:
+/// tokenizer(prompt) (+ BOS if it adds one) ++ completion without specials ++ EOS (the end of the turn, in a chat); the
+/// loss is on completion and EOS. A prompt that is too long is cut on the left and keeps its BOS. FormatError with file
+/// and line for what is wrong; then nothing is returned.
 inline std::vector<Example> read_completions(std::filesystem::path const& path, Tokenizer const& tokenizer,
                                              ExampleOptions const& options) {
   bool const turn = options.chat && tokenizer.end_of_turn() >= 0;
   std::int32_t const end = turn ? tokenizer.end_of_turn() : tokenizer.eos();
   expects(end >= 0, "graft: the tokenizer has no EOS, so nothing can learn where a completion ends");
   std::vector<Example> examples;
-  for (auto const& line : read_json_lines(path, {"prompt", "completion"})) {
+  for (auto const& line : read_json_lines(path, {"prompt", "completion", "part"})) {
     auto const prompt = line.get<std::string>("prompt"), completion = line.get<std::string>("completion");
     auto joined = line.checked([&] {
       auto tokens = tokenizer.encode(completion, false, false);
@@ -57,6 +59,7 @@ inline std::vector<Example> read_completions(std::filesystem::path const& path, 
     example.prompt = joined.prompt;
     example.first_loss = options.whole ? 1 : joined.prompt;
     example.tokens = std::move(joined.tokens);
+    if (line.has("part") && (example.part = line.get<index_t>("part")) < 0) line.wrong("part");
     examples.push_back(std::move(example));
   }
   return examples;

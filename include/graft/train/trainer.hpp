@@ -8,6 +8,7 @@
 #include <graft/train/checkpoint.hpp>
 #include <graft/train/loss.hpp>
 #include <graft/train/module_optimizer.hpp>
+#include <graft/train/task_parts.hpp>
 #include <graft/train/trainer_options.hpp>
 #include <graft/train/training_pass.hpp>
 
@@ -38,6 +39,7 @@ class Trainer {
         data_(std::move(data)),
         options_(options),
         optimizer_(module, make_optimizer(options)),
+        parts_(module, model.sites(), options.parts),
         pass_(model, be, {.recompute = {options.recompute}}) {
     auto const& config = model.config();
     expects(config.classifier || (config.language_model && M::Arch::causal), "graft: this ", config.architecture,
@@ -46,6 +48,10 @@ class Trainer {
     expects(!data_.train.empty(), "graft: there are no examples to train on");
     expects(options.batch > 0 && options.accumulate > 0, "graft: batch and accumulate must be positive, they are ",
             options.batch, " and ", options.accumulate);
+    for (auto const* split : {&data_.train, &data_.validation, &data_.second})
+      for (auto const& example : *split)
+        expects(example.part < parts_.count(), "graft: an example is for part ", example.part,
+                " of the module, which has ", parts_.count(), " parts");
     expects(options.rate > 0 && options.clip >= 0 && options.warmup >= 0 && options.epochs > 0 && options.steps >= 0,
             "graft: a learning rate and a number of epochs are positive, warm-up, clip and steps not negative");
     auto const per_epoch = static_cast<double>(steps_per_epoch(data_.train));
@@ -100,6 +106,7 @@ class Trainer {
   /// Mean loss (-log p, or squared error) and share of right answers over examples, with the parameters as they are.
   LossSums evaluate(std::span<Example const> examples) {
     optimizer_.publish(be_, model_.bank());
+    parts_.publish(be_, model_.bank());
     LossSums sums;
     Gradients<B> frozen;
     for (std::size_t first = 0; first < examples.size(); first += static_cast<std::size_t>(options_.batch)) {
@@ -208,6 +215,7 @@ class Trainer {
   /// The gradient of the mean loss over the examples, in gradients_.
   LossSums learn(std::vector<Example const*> const& examples, index_t turn) {
     optimizer_.publish(be_, model_.bank(), gradients_);
+    parts_.publish(be_, model_.bank(), gradients_);
     index_t rows = 0;
     for (auto const* example : examples) rows += example->loss_rows();
     LossSums sums;
@@ -216,6 +224,7 @@ class Trainer {
       sums += run_batch(std::span(examples).subspan(first, count), 1 / static_cast<double>(rows),
                         turn * per_step() + static_cast<index_t>(first), gradients_, true);
     }
+    parts_.gather(gradients_);
     return sums;
   }
 
@@ -226,10 +235,10 @@ class Trainer {
     std::vector<index_t> wanted;
     std::vector<LossRow> rows;
     std::vector<Act> targets;
-    auto const adapters = model_.bank().resolve({AdapterUse{optimizer_.module().name, 1}});
     index_t row = 0;
     for (auto const* example : examples) {
-      TrainingSequence<B> sequence{example->tokens, adapters, example->prompt};
+      auto adapters = model_.bank().resolve({AdapterUse{parts_.name(example->part), 1}});
+      TrainingSequence<B> sequence{example->tokens, std::move(adapters), example->prompt};
       if (back) {
         sequence.dropout = options_.dropout;
         sequence.dropout_key = Random(options_.seed + static_cast<std::uint64_t>(key++)).next();
@@ -301,6 +310,7 @@ class Trainer {
   TrainerOptions options_;
   Schedule schedule_;
   ModuleOptimizer<P, B> optimizer_;
+  TaskParts<P, B> parts_;
   TrainingPass<M> pass_;
   Gradients<B> gradients_;
   index_t step_ = 0, tokens_ = 0, best_step_ = 0;

@@ -39,6 +39,7 @@ struct TrainerOptions {
 
   CrossEntropyOptions loss;
   double dropout = 0;  ///< on what low-rank deltas see
+  index_t parts = 0;   ///< of a RoAd module's blocks; examples say which is theirs (task_parts.hpp)
 
   index_t validate_every = 0;  ///< steps; 0: behind each epoch
   index_t save_every = 0;      ///< steps; 0: behind each epoch, and every half minute

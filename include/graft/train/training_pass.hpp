@@ -197,7 +197,7 @@ class TrainingPass {
       auto const count = static_cast<index_t>(s.tokens.size()), first = static_cast<index_t>(tokens_.size());
       states_.push_back(std::make_unique<SequenceState<B>>(s.adapters, model_.sites()));
       index_t const prompt = !M::Arch::causal || s.prompt_tokens < 0 ? count : s.prompt_tokens;
-      requests_.push_back({states_.back().get(), count, states_.back()->generates() ? prompt : 0, prompt - 1});
+      requests_.push_back({states_.back().get(), count, states_.back()->generates() ? prompt : 0, 0, prompt});
       request_spans_.push_back({first, count, s.adapters.get()});
       index_t position = 0;
       for (index_t k = 0; k < count; ++k) {
@@ -278,7 +278,7 @@ class TrainingPass {
           head_keys_.push_back(keys_[static_cast<std::size_t>(chunk[k])]);
         }
         if (static_cast<index_t>(k) == begin) continue;
-        head_requests_.push_back({states_[q].get(), static_cast<index_t>(k) - begin, 0, -1});
+        head_requests_.push_back({states_[q].get(), static_cast<index_t>(k) - begin});
         head_spans_.push_back({begin, static_cast<index_t>(k) - begin, request_spans_[q].adapters});
       }
       head_plan_.build(head_requests_, PlanUse::training);
