@@ -27,7 +27,9 @@ def line(row):
         more = "peak {} of {} MB: {:.0f} %".format(*row["peak_mb"], 100 * row["peak_mb"][0] / row["peak_mb"][1])
     if "resident_mb" in row:
         more = "resident {} and {} MB, of these mapped files {} and {} MB".format(*row["resident_mb"], *row["of_files_mb"])
-    aim = f"{row['aim']:g}x" if row["aim"] else ""
+    aim = row["aim"] or ""
+    if isinstance(aim, (int, float)):
+        aim = f"{aim:g}x"
     return (f"| {row['what']} | {row['peer']} | {values[0]} | {values[1]} {row['unit']} | {median:.2f}x ({low:.2f} to {high:.2f}) "
             f"| {aim} | {more} |")
 
