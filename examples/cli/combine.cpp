@@ -15,7 +15,7 @@
 #include <map>
 
 namespace graft::cli {
-namespace {
+namespace combine_command {
 
 namespace fs = std::filesystem;
 
@@ -230,9 +230,10 @@ void run(Options const& options) {
   report(options, operands, result);
 }
 
-}  // namespace
+}  // namespace combine_command
 
 void add_combine(CLI::App& app) {
+  using namespace combine_command;
   auto const options = std::make_shared<Options>();
   auto& combine = options->combine;
   auto* const command = app.add_subcommand("combine", "one adapter out of several: sums, products, merging");

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the parts of the command share: options, adapters on the command line, requests files.
+// What the parts of the command share: options, adapters on the command line, requests files. Each command keeps its
+// own names in a namespace, because several source files are compiled as one unit.
 #pragma once
 
 #include <examples/cli/engine.hpp>

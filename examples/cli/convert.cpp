@@ -18,7 +18,7 @@
 #include <optional>
 
 namespace graft::cli {
-namespace {
+namespace convert_command {
 
 namespace fs = std::filesystem;
 
@@ -206,9 +206,10 @@ void run(Options const& options) {
   report(options, from_gguf ? convert_gguf(options, to_gguf) : convert_hf(options, to_gguf));
 }
 
-}  // namespace
+}  // namespace convert_command
 
 void add_convert(CLI::App& app) {
+  using namespace convert_command;
   auto const options = std::make_shared<Options>();
   auto* const command = app.add_subcommand(
       "convert", "models between GGUF and Hugging Face folders and formats, LoRA between PEFT and GGUF");

@@ -8,7 +8,7 @@
 #include <cstdio>
 
 namespace graft::cli {
-namespace {
+namespace eval_command {
 
 enum class Normalize { none, token, byte };
 
@@ -151,9 +151,10 @@ void run(Options const& options) {
   for (auto const& [key, value] : out.items()) std::printf("%-14s %s\n", key.c_str(), value.dump().c_str());
 }
 
-}  // namespace
+}  // namespace eval_command
 
 void add_eval(CLI::App& app) {
+  using namespace eval_command;
   auto const options = std::make_shared<Options>();
   auto* const command = app.add_subcommand("eval", "accuracy over choices, or perplexity of completions");
   options->model.add_to(*command);

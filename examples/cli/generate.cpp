@@ -9,7 +9,7 @@
 #include <optional>
 
 namespace graft::cli {
-namespace {
+namespace generate_command {
 
 struct Options {
   ModelOptions model;
@@ -128,9 +128,10 @@ void run(Options const& options) {
               static_cast<double>(total) / longest);
 }
 
-}  // namespace
+}  // namespace generate_command
 
 void add_generate(CLI::App& app) {
+  using namespace generate_command;
   auto const options = std::make_shared<Options>();
   auto* const command = app.add_subcommand("generate", "continue prompts, each with its own adapters");
   options->model.precision = "native";

@@ -10,7 +10,7 @@
 #include <set>
 
 namespace graft::cli {
-namespace {
+namespace info_command {
 
 using Json = nlohmann::ordered_json;
 
@@ -170,9 +170,10 @@ void run(Options const& options) {
   }
 }
 
-}  // namespace
+}  // namespace info_command
 
 void add_info(CLI::App& app) {
+  using namespace info_command;
   auto const options = std::make_shared<Options>();
   auto* const command = app.add_subcommand("info", "what a model, adapter or tensor file holds");
   command->add_option("path", options->path, "GGUF file, safetensors file, model folder or adapter folder")->required();

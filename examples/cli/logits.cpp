@@ -7,7 +7,7 @@
 #include <cstdio>
 
 namespace graft::cli {
-namespace {
+namespace logits_command {
 
 struct Options {
   ModelOptions model;
@@ -54,9 +54,10 @@ void run(Options const& options) {
                 options.out.c_str());
 }
 
-}  // namespace
+}  // namespace logits_command
 
 void add_logits(CLI::App& app) {
+  using namespace logits_command;
   auto const options = std::make_shared<Options>();
   auto* const command = app.add_subcommand("logits", "logits of a mixed batch of requests");
   options->model.add_to(*command);

@@ -12,7 +12,7 @@
 #include <functional>
 
 namespace graft::cli {
-namespace {
+namespace merge_command {
 
 namespace fs = std::filesystem;
 
@@ -253,9 +253,10 @@ void unmerge(Options const& options) {
   unmerge_exactly(options, source, undo, original.gguf ? &original.gguf->metadata : nullptr);
 }
 
-}  // namespace
+}  // namespace merge_command
 
 void add_merge(CLI::App& app) {
+  using namespace merge_command;
   auto const options = std::make_shared<Options>();
   auto* const command = app.add_subcommand("merge", "fold adapters into a model's weights");
   command->add_option("--model", options->model, "GGUF file, safetensors file or Hugging Face folder")->required();
@@ -272,6 +273,7 @@ void add_merge(CLI::App& app) {
 }
 
 void add_unmerge(CLI::App& app) {
+  using namespace merge_command;
   auto const options = std::make_shared<Options>();
   auto* const command = app.add_subcommand("unmerge", "take merged adapters out of a model's weights");
   command->add_option("--model", options->model, "a model that graft merge wrote")->required();

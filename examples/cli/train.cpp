@@ -5,7 +5,7 @@
 #include <cstdio>
 
 namespace graft::cli {
-namespace {
+namespace train_command {
 
 void run(TrainCommand command) {
   auto const place = [](auto const& names, std::string const& name) {
@@ -27,9 +27,10 @@ void run(TrainCommand command) {
       std::printf("%-20s %s\n", key.c_str(), (value.is_string() ? value.get<std::string>() : value.dump()).c_str());
 }
 
-}  // namespace
+}  // namespace train_command
 
 void add_train(CLI::App& app) {
+  using namespace train_command;
   auto const c = std::make_shared<TrainCommand>();
   auto* const command = app.add_subcommand("train", "trains an adapter and writes it as a PEFT folder");
   c->model.add_to(*command, false);

@@ -248,7 +248,7 @@ std::vector<Buffer<R>> everything(CpuBackend<R>& be, std::uint64_t seed) {
   return out;
 }
 
-TEST_CASE("f32 gradients agree with double") {
+TEST_CASE("f32 gradients agree with double", "[isa]") {
   CpuBackend<float> single;
   D be;
   auto const a = everything(single, 5);

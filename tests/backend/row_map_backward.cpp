@@ -39,7 +39,7 @@ struct Gradients {
   index_t size, group;
 };
 
-TEST_CASE("gradients of row maps equal differences, every form and group") {
+TEST_CASE("gradients of row maps equal differences, every form and group", "[isa]") {
   Random random(1);
   D be;
   for (auto const& [size, group] : {std::pair<index_t, index_t>{12, 0}, {12, 2}, {18, 6}, {130, 26}, {130, 130}})

@@ -99,7 +99,7 @@ TEST_CASE("the gradient of cross-entropy is the difference quotient of its defin
   }
 }
 
-TEST_CASE("logits of any size lose what they should") {
+TEST_CASE("logits of any size lose what they should", "[isa]") {
   CpuBackend<float> be;
   std::vector<LossRow> const rows{{1, 1}};
   std::vector<float> far{1e4f, 0.f, -1e4f};  // the label is as good as impossible

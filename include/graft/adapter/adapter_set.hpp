@@ -64,6 +64,13 @@ struct AdapterSet {
   };
   std::vector<Member> members;                                    ///< by policy, then name
   std::array<std::vector<RowMapRow<R const>>, stage_count> maps;  ///< [sites] or empty
+  /// One policy's maps on one side: what `maps` are composed of, and what a way back walks.
+  struct PolicyMaps {
+    Stage stage;
+    std::size_t first, count;              ///< the policy's members
+    std::vector<RowMapRow<R const>> sums;  ///< [sites], I + sum w (M - I); empty: made from the prompt
+  };
+  std::vector<PolicyMaps> policy_maps;  ///< of a stage: in the order they are applied
   std::vector<LowRankTerm<R>> low_rank;
   index_t max_rank = 0;  ///< largest sum of ranks at a site
 

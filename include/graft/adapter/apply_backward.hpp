@@ -16,13 +16,11 @@
 #pragma once
 
 #include <graft/adapter/apply.hpp>
-#include <graft/adapter/compose.hpp>
 #include <graft/adapter/gradients.hpp>
 
 #include <algorithm>
 #include <cassert>
 #include <span>
-#include <vector>
 
 namespace graft {
 
@@ -52,48 +50,24 @@ struct StageLink {
   bool generated = false;
 };
 
-// The policies' maps in the order they are applied; summed coefficients live in the arena.
+// The policies' maps in the order they are applied, in the arena.
 template <class B>
-std::vector<StageLink<B>> stage_links(B& be, Stage stage, Site site, index_t layer, RowGroup<B> const& group,
-                                      SequenceState<B> const& state) {
-  using R = Real<B>;
-  using Member = typename AdapterSet<B>::Member;
-  Side const side = stage <= Stage::input_inner ? Side::input : Side::output;
-  auto const at = static_cast<std::size_t>(site.index);
-  std::vector<StageLink<B>> links;
-  std::span<Member const> const all(group.set->members);
-  for (std::size_t begin = 0, end; begin < all.size(); begin = end) {
-    for (end = begin; end < all.size() && all[end].module->policy == all[begin].module->policy;) ++end;
-    auto const members = all.subspan(begin, end - begin);
-    if (members[0].module->stages[static_cast<std::size_t>(side)] != stage) continue;
-    if (side == Side::output && !members[0].module->generators.empty()) {
-      if (R const* const diagonal = layer >= 0 ? state.diagonal(layer, site.index) : nullptr)
-        links.push_back({{diagonal, nullptr, nullptr, site.out, 0, nullptr}, members, true});
-      continue;
+std::span<StageLink<B>> stage_links(B& be, Stage stage, Site site, index_t layer, RowGroup<B> const& group,
+                                    SequenceState<B> const& state) {
+  auto const& set = *group.set;
+  auto* const links = be.arena().template allocate<StageLink<B>>(static_cast<index_t>(set.policy_maps.size()));
+  std::size_t count = 0;
+  for (auto const& policy : set.policy_maps) {
+    if (policy.stage != stage) continue;
+    auto const members = std::span(set.members).subspan(policy.first, policy.count);
+    if (policy.sums.empty()) {
+      if (Real<B> const* const diagonal = layer >= 0 ? state.diagonal(layer, site.index) : nullptr)
+        links[count++] = {{diagonal, nullptr, nullptr, site.out, 0, nullptr}, members, true};
+    } else if (auto const& sum = policy.sums[static_cast<std::size_t>(site.index)]; !sum.identity()) {
+      links[count++] = {sum, members, false};
     }
-    MapSum<R> sum;
-    for (auto const& member : members)
-      if (auto const& table = member.module->maps[static_cast<std::size_t>(side)];
-          !table.empty() && !table[at].identity())
-        sum.add(table[at], member.weight);
-    if (sum.empty()) continue;
-    if (sum.lone()) {
-      links.push_back({*sum.maps[0], members, false});
-      continue;
-    }
-    index_t const size = sum.maps[0]->size;
-    auto const zeros = [&](bool present) {
-      if (!present) return static_cast<R*>(nullptr);
-      auto const v = be.arena().template vector<R>(size);
-      std::fill(v.begin(), v.end(), R{0});
-      return v.data;
-    };
-    RowMapRow<R> const summed{zeros(sum.c), zeros(sum.d), zeros(sum.e), size, sum.group, nullptr};
-    sum.add_to(summed);
-    links.push_back({summed, members, false});
   }
-  if (side == Side::input) std::reverse(links.begin(), links.end());  // input maps wrap inwards
-  return links;
+  return {links, count};
 }
 
 // From the gradient of a link's map to its members' parameters.
@@ -142,7 +116,7 @@ void stage_backward(B& be, Stage stage, Site site, Plan<B> const& plan, RowGroup
   if (links.empty()) return;
 
   // what each link was applied to: z, then the links before it applied to z
-  std::vector<MatrixView<R, Space>> before(links.size());
+  auto* const before = be.arena().template allocate<MatrixView<R, Space>>(static_cast<index_t>(links.size()));
   for (std::size_t k = 1; k < links.size(); ++k) {
     before[k] = be.arena().template matrix<R>(z.rows, z.cols);
     for (auto const n : rows) {

@@ -274,22 +274,31 @@ class Bank<Adapters<Ps...>, B> {
 
   // Composes the policy's maps onto what the set has so far.
   void wrap(Set& set, index_t policy, Side side) const {
-    bool any = false;
-    for (auto const& member : set.members)
-      any = any || (member.module->policy == policy && !member.module->maps[static_cast<std::size_t>(side)].empty());
-    if (!any) return;
+    bool any = false, generated = false;
+    std::size_t first = set.members.size(), members = 0;
+    for (std::size_t k = 0; k < set.members.size(); ++k) {
+      auto const& module = *set.members[k].module;
+      if (module.policy != policy) continue;
+      first = std::min(first, k), ++members;
+      any = any || !module.maps[static_cast<std::size_t>(side)].empty();
+      generated = generated || (side == Side::output && !module.generators.empty());
+    }
     auto const count = static_cast<std::size_t>(sites_->size());
     Stage const stage = stage_of(policy, side);
+    if (generated) set.policy_maps.push_back({stage, first, members, {}});
+    if (!any) return;
+    std::vector<RowMapRow<R const>> sums(count);
     std::vector<RowMapRow<R const>>* tables[2] = {&set.maps[static_cast<std::size_t>(stage)], nullptr};
     if (set.generates() && stage == set.generated_stage)
       tables[1] = policy < set.generating[0].module->policy ? &set.before_generated : &set.after_generated;
     for (auto* table : tables)
       if (table != nullptr) table->resize(count);
     for (std::size_t s = 0; s < count; ++s) {
-      auto const own = summed(set, policy, side, static_cast<index_t>(s));
+      sums[s] = summed(set, policy, side, static_cast<index_t>(s));
       for (auto* table : tables)
-        if (table != nullptr) (*table)[s] = compose((*table)[s], own, set.storage, set.chains);
+        if (table != nullptr) (*table)[s] = compose((*table)[s], sums[s], set.storage, set.chains);
     }
+    if (!generated) set.policy_maps.push_back({stage, first, members, std::move(sums)});
   }
 
   std::shared_ptr<SiteTable const> sites_;

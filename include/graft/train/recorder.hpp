@@ -95,6 +95,11 @@ class Recorder {
     sorted_ = 0;
   }
 
+  /// Before its first use: room for what `other` holds, in one piece. Layers are alike.
+  void take_size_of(Recorder const& other) {
+    if (memory_.arena_.capacity() == 0) memory_.arena_.reserve(other.memory_.arena_.capacity());
+  }
+
   /// Runs the ways back, last operation first.
   void backward() {
     while (!ways_.empty()) {

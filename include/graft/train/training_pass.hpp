@@ -246,6 +246,7 @@ class TrainingPass {
   // Layer l from hidden(l) on.
   void record(std::size_t l) {
     auto& recorder = recorder_of(l);
+    if (l > 0) recorder.take_size_of(recorder_of(l - 1));
     recorder.start(*gradients_);
     set_dropout(recorder, 0, rows());
     auto const h = recorder.arena().template matrix<Act>(rows(), width());

@@ -65,16 +65,6 @@ void rms_norm_row_backward(R const* x, R const* weight, R eps, index_t count, R 
   for (index_t k = 0; k < count; ++k) dx[k] = (replace ? R{0} : dx[k]) + scale * (dy[k] * weight[k] - x[k] * along);
 }
 
-template <class R>
-[[gnu::always_inline]] inline void gated_row_backward(Activation f, R const* gate, R const* up, index_t count, R* dgate,
-                                                      R* dup) {
-  for (index_t k = 0; k < count; ++k) {
-    R const slope = dgate[k];
-    dup[k] += slope * activate(f, gate[k]);
-    dgate[k] = slope * up[k] * activation_derivative(f, gate[k]);
-  }
-}
-
 }  // namespace cpu
 
 /// The backward of rms_norm. x, dy [n, d], weight [d]; dx += the gradient of x, or is replaced by it where dx and dy
@@ -149,8 +139,7 @@ void layer_norm_backward(CpuBackend<Act>& be, MatrixView<Act const> x, VectorVie
 template <class Act>
 void activate_backward(CpuBackend<Act>& be, Activation f, MatrixView<Act const> x, MatrixView<Act> dy) {
   cpu::for_row_blocks(be, x.rows, [&](index_t first, index_t last) {
-    for (index_t n = first; n < last; ++n)
-      for (index_t k = 0; k < x.cols; ++k) dy(n, k) *= activation_derivative(f, x(n, k));
+    for (index_t n = first; n < last; ++n) be.backward_kernels().activate_row(f, x.row(n), x.cols, dy.row(n));
   });
 }
 
@@ -160,12 +149,8 @@ template <class Act>
 void activate_gated_backward(CpuBackend<Act>& be, Activation f, MatrixView<Act const> gate, MatrixView<Act const> up,
                              MatrixView<Act> dgate, MatrixView<Act> dup) {
   cpu::for_row_blocks(be, gate.rows, [&](index_t first, index_t last) {
-    for (index_t n = first; n < last; ++n) {
-      if (f == Activation::silu)  // a constant lets the compiler vectorise the usual case
-        cpu::gated_row_backward(Activation::silu, gate.row(n), up.row(n), gate.cols, dgate.row(n), dup.row(n));
-      else
-        cpu::gated_row_backward(f, gate.row(n), up.row(n), gate.cols, dgate.row(n), dup.row(n));
-    }
+    for (index_t n = first; n < last; ++n)
+      be.backward_kernels().activate_gated_row(f, gate.row(n), up.row(n), gate.cols, dgate.row(n), dup.row(n));
   });
 }
 

@@ -79,6 +79,12 @@ template <class R>
 struct BackwardKernels {
   void (*add_product)(Strided<R> a, MatrixView<R const> b, MatrixView<R> out);
   void (*dots)(MatrixView<R const> x, MatrixView<R const> w, R scale, MatrixView<R> out);
+  void (*decode_rows)(Weight const& w, index_t o, index_t rows, index_t first, index_t count, MatrixView<R> panel);
+  void (*activate_row)(Activation f, R const* x, index_t count, R* dy);
+  void (*activate_gated_row)(Activation f, R const* gate, R const* up, index_t count, R* dgate, R* dup);
+  void (*map_row)(RowMapRow<R const> const& map, index_t group, R const* z, R* dy, index_t first, index_t last,
+                  RowMapRow<R> const& grad);
+  double (*exponentials)(R* x, index_t count, R highest);
 };
 
 /// The products of `native` precision; null where a level has no instruction for them. Rows of bf16 are padded as

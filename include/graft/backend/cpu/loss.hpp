@@ -16,21 +16,9 @@ namespace cpu {
 // About 4,096 exponentials outweigh handing a chunk out; the grid depends on the shape alone.
 inline index_t loss_rows_per_chunk(index_t cols) { return std::max<index_t>(1, 4096 / std::max<index_t>(1, cols)); }
 
-/// x = exp(x - highest); the sum, in double over blocks, so that V = 150,000 costs no more digits than 1,024.
 template <class Act>
-double exponentials(Act* x, index_t count, Act highest) {
-  double total = 0;
-  for (index_t start = 0; start < count; start += 1024) {
-    index_t const size = std::min<index_t>(1024, count - start);
-    Act* const block = x + start;
-    for (index_t k = 0; k < size; ++k) block[k] = exp_of(block[k] - highest);
-    total += static_cast<double>(sum_of(block, size, [](auto v) { return v; }));
-  }
-  return total;
-}
-
-template <class Act>
-RowLoss cross_entropy_row(Act* x, index_t count, std::int32_t label, Act weight, CrossEntropyOptions const& options) {
+RowLoss cross_entropy_row(BackwardKernels<Act> const& kernels, Act* x, index_t count, std::int32_t label, Act weight,
+                          CrossEntropyOptions const& options) {
   RowLoss result;
   Act const at_label = x[label];
   Act const highest = highest_of(x, count);
@@ -40,7 +28,7 @@ RowLoss cross_entropy_row(Act* x, index_t count, std::int32_t label, Act weight,
   double mean = 0;  // of all logits; only smoothing needs it
   if (smoothing != 0)
     mean = static_cast<double>(sum_of(x, count, [](auto v) { return v; })) / static_cast<double>(count);
-  double const total = exponentials(x, count, highest);
+  double const total = kernels.exponentials(x, count, highest);
   double const lse = static_cast<double>(highest) + std::log(total);
   result.nll = lse - static_cast<double>(at_label);
   result.loss = (1 - smoothing) * result.nll + smoothing * (lse - mean) + options.z_loss * lse * lse;
@@ -61,7 +49,8 @@ void cross_entropy(CpuBackend<Act>& be, MatrixView<Act> logits, VectorView<std::
   index_t const chunk = cpu::loss_rows_per_chunk(logits.cols);
   be.executor().run(ceil_div(logits.rows, chunk), [&](index_t c) {
     for (index_t n = c * chunk; n < std::min(logits.rows, (c + 1) * chunk); ++n)
-      out[n] = cpu::cross_entropy_row(logits.row(n), logits.cols, labels[n], weights[n], options);
+      out[n] =
+          cpu::cross_entropy_row(be.backward_kernels(), logits.row(n), logits.cols, labels[n], weights[n], options);
   });
 }
 

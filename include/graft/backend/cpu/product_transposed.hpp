@@ -24,9 +24,9 @@ void product_transposed(CpuBackend<Act>& be, MatrixView<Act const> dy, Weight co
     index_t const first = chunk * columns, count = std::min(columns, w.cols - first);
     for (index_t o = 0; o < w.rows; o += depth) {
       index_t const used = std::min(depth, w.rows - o);
-      for (index_t k = 0; k < used; ++k) decode_row(w.format, w.row_data(o + k), first, count, panel + k * columns);
-      be.backward_kernels().add_product(cpu::as_is(dy.col_range(o, used)),
-                                        matrix_view<HostSpace, Act const>(panel, used, count, columns),
+      MatrixView<Act> const decoded{panel, used, count, columns};
+      be.backward_kernels().decode_rows(w, o, used, first, count, decoded);
+      be.backward_kernels().add_product(cpu::as_is(dy.col_range(o, used)), MatrixView<Act const>(decoded),
                                         dx.col_range(first, count));
     }
   });

@@ -53,8 +53,12 @@ void row_map_backward(CpuBackend<Act>& be, RowMapRow<typename CpuBackend<Act>::R
       be, map.size,
       [&](index_t first, index_t last) {
         for (std::int32_t const n : rows) {
-          parameters(z.row(n), dy.row(n), first, last);
-          input(dy.row(n), first, last);
+          if constexpr (std::same_as<Z, R> && std::same_as<G, R>) {
+            be.backward_kernels().map_row(map, group, z.row(n), dy.row(n), first, last, grad);
+          } else {
+            parameters(z.row(n), dy.row(n), first, last);
+            input(dy.row(n), first, last);
+          }
         }
       },
       group == 0 ? 64 : round_up(64, group));

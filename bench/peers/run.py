@@ -1,0 +1,278 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""graft beside its peers: the same weights, prompts and threads, in turn in one run.
+
+    bench/peers/install.sh                        # once: .venv/peers with llama.cpp from its source, torch, peft
+    cmake --build build --target graft_command bench_peers_graft
+    bench/peers/run.py --into docs/performance.md
+
+Every side is a process that keeps its model and answers worker.py's calls; they take turns, so that a slow minute of the
+machine hits all. A row is the median over the rounds; a ratio is the median of the rounds' own ratios, with the lowest
+and the highest. --only PART... measures these and keeps the other rows of --json's file.
+"""
+import argparse
+import functools
+import json
+import os
+import statistics
+import subprocess
+import time
+from pathlib import Path
+
+import table
+
+ROOT = Path(__file__).resolve().parents[2]
+HERE = Path(__file__).resolve().parent
+WORK = ROOT / "bench/results/work/peers"
+PROMPT, NEW, LONG, REQUESTS = 64, 32, 512, 8
+SENTENCE = "The three primary colours are"
+
+
+class Side:
+    """One process and what it was opened with."""
+
+    def __init__(self, arguments, program, model, adapters=None, **options):
+        commands = {
+            "graft": [arguments.build / "bench/peers_graft"],
+            "llama.cpp": [arguments.llama_python, HERE / "llama_cpp_peer.py"],
+            "torch": [arguments.torch_python, HERE / "torch_peft.py"],
+        }
+        environment = dict(os.environ, GRAFT_THREADS=str(arguments.threads), OMP_NUM_THREADS=str(arguments.threads))
+        self.process = subprocess.Popen([str(part) for part in commands[program]], stdin=subprocess.PIPE,
+                                        stdout=subprocess.PIPE, text=True, env=environment)
+        self.opening = {"model": str(model), "adapters": {k: str(v) for k, v in (adapters or {}).items()}, **options}
+        self.about = None
+
+    def call(self, do, **fields):
+        self.process.stdin.write(json.dumps({"do": do, **fields}) + "\n")
+        self.process.stdin.flush()
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"{self.process.args} ended with status {self.process.wait()}")
+        return json.loads(line)
+
+    def open(self):
+        self.about = self.call("open", **self.opening)
+        return self
+
+    def close(self):
+        self.process.stdin.close()
+        self.process.wait()
+        self.process.stdout.close()
+
+
+def run(*command):
+    subprocess.run([str(part) for part in command], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+
+
+def prepare(arguments):
+    """Models and adapters in every side's format, made once."""
+    graft, q4_1 = arguments.build / "bin/graft", arguments.model
+    WORK.mkdir(parents=True, exist_ok=True)
+    bf16 = WORK / "bf16.gguf"
+    if not bf16.exists():
+        run(graft, "convert", q4_1, bf16, "--type", "bf16")
+    for folder, source, kind in (("bf16", bf16, "bf16"), ("q4_1", q4_1, "f32")):
+        if not (WORK / folder).exists():
+            run(graft, "convert", source, WORK / folder, "--type", kind)
+    words = (ROOT / "LICENSE").read_text().split()
+    for k in range(REQUESTS):  # modules that differ: each learns another eighth of a text, for three steps
+        data, part = WORK / f"data{k}.jsonl", words[k * len(words) // REQUESTS:(k + 1) * len(words) // REQUESTS]
+        pairs = [(part[n:n + 12], part[n + 12:n + 36]) for n in range(0, len(part) - 36, 12)]
+        data.write_text("".join(json.dumps({"prompt": " ".join(a), "completion": " " + " ".join(b)}) + "\n"
+                                for a, b in pairs))
+        for method, options in (("lora", ["--rank", 16, "--lr", "2e-3"]), ("road", ["--lr", "1e-2"])):
+            folder = WORK / f"{method}{k}"
+            if not folder.exists():
+                run(graft, "train", "--model", bf16, "--method", method, "--targets", "all-linear", "--data", data,
+                    "--out", folder, "--steps", 3, "--batch", 4, "--seed", k, *options)
+        if not (WORK / f"lora{k}.gguf").exists():
+            run(graft, "convert", WORK / f"lora{k}", WORK / f"lora{k}.gguf", "--model", bf16, "--type", "f16")
+    return q4_1, bf16
+
+
+def adapters(kind, suffix=""):
+    return {f"{kind}{k}": WORK / f"{kind}{k}{suffix}" for k in range(REQUESTS)}
+
+
+class Bench:
+    def __init__(self, arguments, q4_1, bf16, prompts):
+        self.arguments, self.q4_1, self.bf16, self.prompts = arguments, q4_1, bf16, prompts
+        self.rows, self.about, self.part = [], {}, None
+
+    def turns(self, sides, call):
+        """[[answer of each side] of each round]"""
+        answers = []
+        for _ in range(self.arguments.rounds):
+            answers.append([])
+            for side in sides:
+                time.sleep(0.05)  # threads of the last side that still spin go to sleep
+                answers[-1].append(call(side))
+        return answers
+
+    def row(self, section, what, peer, answers, value, unit, aim=None, less=False, **more):
+        """value(answer) of graft (first) and of a peer (second)"""
+        ours, theirs = [value(a[0]) for a in answers], [value(a[1]) for a in answers]
+        ratios = [b / a if less else a / b for a, b in zip(ours, theirs)]
+        row = {"part": self.part, "section": section, "what": what, "peer": peer, "unit": unit, "aim": aim,
+               "graft": ours, "theirs": theirs, "ratio": [statistics.median(ratios), min(ratios), max(ratios)], **more}
+        if "tokens" in answers[0][0]:
+            row["alike"] = alike(answers[0][0]["tokens"], answers[0][1]["tokens"])
+        self.rows.append(row)
+        print(table.line(row), flush=True)
+
+    def generations(self, sides, prompts, use, new):
+        for side in sides:  # warms up
+            side.call("generate", prompts=prompts, use=use, new=min(new, 3))
+        return self.turns(sides, lambda side: side.call("generate", prompts=prompts, use=use, new=new))
+
+    def one_request(self, section, weights, peer, sides, aim=None):
+        answers = self.generations(sides, [self.prompts[0]], [None], NEW)
+        self.row(section, f"{weights}: decode, 1 request", peer, answers,
+                 lambda a: (NEW - 1) / a["decode"], "tokens/s", aim)
+        answers = self.generations(sides, [sum(self.prompts, [])[:LONG]], [None], 1)
+        self.row(section, f"{weights}: prefill of {LONG} tokens", peer, answers, lambda a: LONG / a["prefill"],
+                 "tokens/s", aim)
+
+    def many_requests(self, section, weights, peer, sides, kind=None, aim=None):
+        """Tokens made per second of prefill and decoding together."""
+        label = {"lora": f"{REQUESTS} LoRA of rank 16", "road": f"{REQUESTS} RoAd", None: "no adapter"}[kind]
+        use = [f"{kind}{k}" if kind else None for k in range(REQUESTS)]
+        answers = self.generations(sides, self.prompts, use, NEW)
+        self.row(section, f"{weights}: {REQUESTS} requests, {label}", peer, answers,
+                 lambda a: REQUESTS * NEW / (a["prefill"] + a["decode"]), "tokens/s", aim)
+
+
+def alike(ours, theirs):
+    """Tokens until greedy continuations part, and all tokens."""
+    same = 0
+    for a, b in zip(ours, theirs):
+        same += next((k for k, (x, y) in enumerate(zip(a, b)) if x != y), len(a))
+    return [same, sum(len(a) for a in ours)]
+
+
+def against_llama(bench, weights, model):
+    a, section = bench.arguments, "Generation, beside llama.cpp"
+    ours = Side(a, "graft", model, adapters("lora"), precision="native").open()
+    peer = Side(a, "llama.cpp", model, adapters("lora", ".gguf")).open()
+    bench.about |= {"graft": ours.about, "llama.cpp": peer.about}
+    text = (ROOT / "LICENSE").read_text()
+    if ours.call("tokens", text=text) != peer.call("tokens", text=text):
+        raise RuntimeError("the sides make different tokens of one text")
+    bench.one_request(section, weights, "llama.cpp", [ours, peer], 1.5)
+    bench.many_requests(section, weights, "llama.cpp", [ours, peer])
+    bench.many_requests(section, weights, "llama.cpp, one adapter after the other", [ours, peer], "lora", 4)
+    peer.close()
+    peer = Side(a, "llama.cpp", model, adapters("lora", ".gguf"), apart=True).open()
+    bench.many_requests(section, weights, "llama.cpp, an adapter on each thread", [ours, peer], "lora", 4)
+    for side in (ours, peer):
+        side.close()
+
+
+def against_peft(bench, kind, dtype, compiled):
+    """One kind of adapter, or none: a PEFT model cannot hold several kinds. Beside f32 graft computes exactly, with the
+    same bf16 weights."""
+    a, section = bench.arguments, "Generation, beside transformers and PEFT"
+    precision = {"bfloat16": "native", "float32": "exact"}[dtype]
+    modules = adapters(kind) if kind else {}
+    ours = Side(a, "graft", bench.bf16, modules, precision=precision).open()
+    theirs = Side(a, "torch", WORK / "bf16", modules, dtype=dtype, compile=compiled).open()
+    peer = f"{'PEFT, `adapter_names`' if kind else 'transformers'}, {dtype}" + (", compiled" if compiled else "")
+    bench.about[peer] = theirs.about
+    if kind is None:
+        bench.one_request(section, "bf16", peer, [ours, theirs])
+    bench.many_requests(section, "bf16", peer, [ours, theirs], kind, 8 if kind else None)
+    for side in (ours, theirs):
+        side.close()
+
+
+def training(bench, method, dtype, recompute, compiled):
+    """One step at a time, in turn; every side's peak is that of its whole process. graft trains on the bf16 file: exactly
+    beside f32, in native precision beside bf16."""
+    a = bench.arguments
+    sides = [Side(a, "graft", bench.bf16, precision={"bfloat16": "native", "float32": "exact"}[dtype]),
+             Side(a, "torch", WORK / "bf16", dtype=dtype, compile=compiled)]
+    for side in sides:
+        side.open().call("train", sequences=bench.prompts, method=method, recompute=recompute)
+    for side in sides:  # warms up
+        side.call("step")
+    answers = bench.turns(sides, lambda side: side.call("step"))
+    label = {"lora": "LoRA of rank 16", "road": "RoAd"}[method]
+    bench.row(f"Training step, {REQUESTS} sequences of {PROMPT} tokens, all linear layers",
+              label + (", layers recomputed" if recompute else ""), f"PEFT, {dtype}" + (", compiled" if compiled else ""),
+              answers, lambda answer: answer["seconds"] * 1e3, "ms", None if recompute else 1.5, less=True,
+              peak_mb=[round(answer["memory"]["peak_mb"]) for answer in answers[-1]],
+              losses=[[answer["loss"] for answer in turn] for turn in answers])
+    for side in sides:
+        side.close()
+
+
+def loading(bench):
+    """A new process each time; starting Python and importing is not counted."""
+    for weights, model in (("Q4_1", bench.q4_1), ("bf16", bench.bf16)):
+
+        def load(program):
+            side = Side(bench.arguments, program, model, precision="native")
+            answer = side.call("load", text=SENTENCE, **side.opening)
+            side.close()
+            return answer
+
+        answers = bench.turns(["graft", "llama.cpp"], load)
+        memory = {key: [round(answer["memory"][key]) for answer in answers[-1]] for key in ("resident_mb", "of_files_mb")}
+        bench.row("Loading: from opening the GGUF file to the first token", weights, "llama.cpp", answers,
+                  lambda answer: answer["seconds"] * 1e3, "ms", "below 500 ms", less=True, **memory)
+
+
+def parts():
+    """name -> function of a Bench"""
+    yield "llama-q4_1", lambda bench: against_llama(bench, "Q4_1", bench.q4_1)
+    yield "llama-bf16", lambda bench: against_llama(bench, "bf16", bench.bf16)
+    for compiled in (False, True):
+        for dtype in ("bfloat16", "float32"):
+            for kind in (None, "lora", "road"):
+                name = "-".join(["peft", dtype, kind or "none"] + ["compiled"] * compiled)
+                yield name, functools.partial(against_peft, kind=kind, dtype=dtype, compiled=compiled)
+            for method in ("lora", "road"):
+                for recompute in (False, True):
+                    name = "-".join(["train", dtype, method] + ["recompute"] * recompute + ["compiled"] * compiled)
+                    yield name, functools.partial(training, method=method, dtype=dtype, recompute=recompute,
+                                                  compiled=compiled)
+    yield "load", loading
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--build", type=Path, default=ROOT / "build")
+    parser.add_argument("--model", type=Path, default=ROOT / ".cache/models/SmolLM2-135M-Instruct.Q4_1.gguf")
+    parser.add_argument("--llama-python", type=Path, default=ROOT / ".venv/peers/bin/python")
+    parser.add_argument("--torch-python", type=Path, default=ROOT / ".venv/peers/bin/python")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", nargs="*", metavar="PART", help=", ".join(name for name, _ in parts()))
+    parser.add_argument("--json", type=Path, default=ROOT / "bench/results/peers.json")
+    parser.add_argument("--into", type=Path)
+    arguments = parser.parse_args()
+    q4_1, bf16 = prepare(arguments)
+    reader = Side(arguments, "graft", q4_1, precision="exact").open()
+    tokens = reader.call("tokens", text=(ROOT / "LICENSE").read_text())["tokens"]
+    reader.close()
+    bench = Bench(arguments, q4_1, bf16, [tokens[k * PROMPT:(k + 1) * PROMPT] for k in range(REQUESTS)])
+
+    arguments.json.parent.mkdir(parents=True, exist_ok=True)
+    result = json.loads(arguments.json.read_text()) if arguments.json.exists() else {"rows": [], "about": {}}
+    order = [name for name, _ in parts()]
+    for name, measure in parts():
+        if arguments.only is not None and name not in arguments.only:
+            continue
+        bench.part, bench.rows = name, []
+        measure(bench)
+        rows = [row for row in result["rows"] if row["part"] != name] + bench.rows
+        result = {"threads": arguments.threads, "about": result["about"] | bench.about,
+                  "rows": sorted(rows, key=lambda row: order.index(row["part"]))}
+        arguments.json.write_text(json.dumps(result, indent=1) + "\n")  # what is measured stays, whatever comes
+    if arguments.into:
+        table.write(result, arguments.into)
+
+
+if __name__ == "__main__":
+    main()
