@@ -109,6 +109,7 @@ void run(benchmark::State& state, Bench& bench, index_t count, index_t new_token
     of_read.push_back(100 * bench.bytes / one / read);
   }
   double const typical = bench::median(seconds);
+  state.counters["ms"] = 1e3 * typical;
   state.counters["tokens/s"] = static_cast<double>(count * new_tokens) / typical;
   state.counters["overhead_%"] = 100 * (typical / bench::median(without) - 1);
   state.counters["read_limit_%"] = bench::median(of_read);

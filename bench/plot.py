@@ -19,10 +19,19 @@ def products(cases):
     for case in cases:
         _, shape, weights, count, level, precision = case["name"].split("/")[:6]
         limit = case["instruction_limit_%"]
-        rows.append([f"{shape}, {weights}, {count} rows, {level}, {precision}", f"{case['real_time']:.0f}",
+        rows.append([f"{shape}, {weights}, {count} rows, {level}, {precision}", f"{case['us']:.0f}",
                      f"{case['GB/s']:.1f}", f"{case['read_limit_%']:.0f}", f"{case['GFLOP/s']:.0f}",
                      f"{limit:.0f}" if limit else "-"])
     return table(["product", "µs", "GB/s", "% of read limit", "GFLOP/s", "% of instruction's limit"], rows)
+
+
+def layers(cases):
+    rows = []
+    for case in cases:
+        _, shape, weights, count, adapters, precision = case["name"].split("/")[:6]
+        rows.append([f"{shape}, {weights}, {count} rows, {adapters}, {precision}", f"{case['us']:.0f}",
+                     f"{case['overhead_%']:+.1f}", f"{case['floor_%']:.1f}"])
+    return table(["one layer, every row its own module", "µs", "overhead over no adapter, %", "floor, %"], rows)
 
 
 def models(cases):
@@ -30,7 +39,7 @@ def models(cases):
     for case in cases:
         kind, count, adapters, precision = case["name"].split("/")[:4]
         requests = "requests" if kind == "decode" else "tokens"
-        rows.append([f"{kind}, {count} {requests}, adapters: {adapters}, {precision}", f"{case['real_time']:.1f}",
+        rows.append([f"{kind}, {count} {requests}, adapters: {adapters}, {precision}", f"{case['ms']:.1f}",
                      f"{case['tokens/s']:.0f}", f"{case['read_limit_%']:.0f}", f"{case['overhead_%']:+.1f}"])
     return table(["step", "ms", "tokens/s", "% of read limit", "overhead over the same without adapters, %"], rows)
 
@@ -43,7 +52,8 @@ def main():
             cases = [case for case in json.load(file)["benchmarks"] if case.get("run_type") == "iteration"]
         product = [case for case in cases if case["name"].startswith("product/")]
         model = [case for case in cases if case["name"].split("/")[0] in ("decode", "prefill")]
-        for some, render in ((product, products), (model, models)):
+        layer = [case for case in cases if case["name"].startswith("layer/")]
+        for some, render in ((product, products), (layer, layers), (model, models)):
             if some:
                 print(render(some), end="\n\n")
 

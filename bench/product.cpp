@@ -83,6 +83,7 @@ void run(benchmark::State& state, bench::Shape const& shape, Format format, inde
     of_instruction.push_back(compute > 0 ? 100 * operations / one / compute : 0);
   }
   double const typical = bench::median(seconds);
+  state.counters["us"] = 1e6 * typical;
   state.counters["GB/s"] = 1e-9 * weights.bytes() / typical;
   state.counters["GFLOP/s"] = 1e-9 * operations / typical;
   state.counters["read_limit_%"] = bench::median(of_read);
@@ -107,7 +108,7 @@ int main(int argc, char** argv) {
                     .c_str(),
                 [=](benchmark::State& state) { run(state, shape, format, rows, isa, precision); })
                 ->UseManualTime()
-                ->Iterations(7)
+                ->Iterations(rows > 64 ? 7 : 25)
                 ->Unit(benchmark::kMicrosecond);
           }
   benchmark::Initialize(&argc, argv);

@@ -27,7 +27,7 @@
 #elif defined(__clang__)
 #define GRAFT_UNROLL _Pragma("unroll")
 #elif defined(__GNUC__)
-#define GRAFT_UNROLL _Pragma("GCC unroll 8")
+#define GRAFT_UNROLL _Pragma("GCC unroll 16")
 #else
 #define GRAFT_UNROLL
 #endif

@@ -21,13 +21,13 @@ using graft_test::StoredWeight;
 
 /// Largest error of Y against plain double loops, in units of what rounding explains.
 ///
-/// A sum of products over i terms in R, split over L lanes, meets at most i / L + log2 L + (panels of 1024) + 2
-/// roundings per term (with or without fused multiply-add), so |error| <= steps u sum |x w| + |b|. The reference's own
-/// error, and that of F64 weights narrowed to f32, get the last terms.
+/// Each output sums up to 512 bytes of inputs (a panel) one after the other and then the panels, so a term meets at
+/// most panel + (number of panels) + 2 roundings (with or without fused multiply-add), and |error| <= steps u sum |x w|
+/// + |b|. The reference's own error, and that of F64 weights narrowed to f32, get the last terms.
 template <class R>
 double worst_error(MatrixView<R const> x, Weight const& w, VectorView<R const> bias, MatrixView<R const> y) {
-  double const lanes = static_cast<double>(cpu::lane_count<R>), terms = static_cast<double>(w.cols);
-  double const steps = std::ceil(terms / lanes) + std::log2(lanes) + std::ceil(terms / 1024) + 2;
+  double const terms = static_cast<double>(w.cols), panel = 512.0 / sizeof(R);
+  double const steps = std::min(terms, panel) + std::ceil(terms / panel) + 2;
   double const narrowed = w.format == Format::f64 ? 1 : 0;
   double const relative = (steps + narrowed) * unit_roundoff<R>() + (terms + 2) * unit_roundoff<double>();
   std::vector<double> row(static_cast<std::size_t>(w.cols));
@@ -99,11 +99,11 @@ TEMPLATE_TEST_CASE("product agrees with double loops in every weight format", ""
 
 TEMPLATE_TEST_CASE("product takes any number of rows and outputs", "", float, double) {
   Random random(2);
-  for (Format const format : {Format::f32, Format::bf16, Format::q4_1})
+  for (Format const format : {Format::f32, Format::bf16, Format::q8_0, Format::q4_1})
     for (index_t n = 1; n <= 33; ++n) {
-      index_t const o = pick(random, {1, 3, 4, 5, 63, 64, 65, 130});
-      INFO(format_info(format).name << ", " << n << " rows, " << o << " outputs");
-      CHECK(check<TestType>(format, n, o, 96, n % 2 == 0, false, random) <= 1);
+      index_t const o = pick(random, {1, 3, 4, 5, 63, 64, 65, 130}), i = pick(random, {96, 576});
+      INFO(format_info(format).name << ", " << n << " rows, " << o << " x " << i);
+      CHECK(check<TestType>(format, n, o, i, n % 2 == 0, false, random) <= 1);
     }
 }
 

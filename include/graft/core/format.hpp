@@ -44,27 +44,27 @@ struct FormatInfo {
   bool weight;       ///< has real values: decode_row and with_format take it
 };
 
-constexpr FormatInfo format_info(Format format) {
-  constexpr FormatInfo table[format_count] = {{"F32", F32::block, F32::bytes, true},
-                                              {"F16", F16::block, F16::bytes, true},
-                                              {"BF16", BF16::block, BF16::bytes, true},
-                                              {"F64", F64::block, F64::bytes, true},
-                                              {"Q8_0", Q8_0::block, Q8_0::bytes, true},
-                                              {"Q4_0", Q4_0::block, Q4_0::bytes, true},
-                                              {"Q4_1", Q4_1::block, Q4_1::bytes, true},
-                                              {"Q5_0", Q5_0::block, Q5_0::bytes, true},
-                                              {"Q5_1", Q5_1::block, Q5_1::bytes, true},
-                                              {"Q4_K", Q4_K::block, Q4_K::bytes, true},
-                                              {"Q5_K", Q5_K::block, Q5_K::bytes, true},
-                                              {"Q6_K", Q6_K::block, Q6_K::bytes, true},
-                                              {"I8", 1, 1, false},
-                                              {"I16", 1, 2, false},
-                                              {"I32", 1, 4, false},
-                                              {"I64", 1, 8, false},
-                                              {"U8", 1, 1, false},
-                                              {"BOOL", 1, 1, false}};
-  return table[static_cast<int>(format)];
-}
+namespace detail {
+inline constexpr FormatInfo format_table[format_count] = {{"F32", F32::block, F32::bytes, true},
+                                                          {"F16", F16::block, F16::bytes, true},
+                                                          {"BF16", BF16::block, BF16::bytes, true},
+                                                          {"F64", F64::block, F64::bytes, true},
+                                                          {"Q8_0", Q8_0::block, Q8_0::bytes, true},
+                                                          {"Q4_0", Q4_0::block, Q4_0::bytes, true},
+                                                          {"Q4_1", Q4_1::block, Q4_1::bytes, true},
+                                                          {"Q5_0", Q5_0::block, Q5_0::bytes, true},
+                                                          {"Q5_1", Q5_1::block, Q5_1::bytes, true},
+                                                          {"Q4_K", Q4_K::block, Q4_K::bytes, true},
+                                                          {"Q5_K", Q5_K::block, Q5_K::bytes, true},
+                                                          {"Q6_K", Q6_K::block, Q6_K::bytes, true},
+                                                          {"I8", 1, 1, false},
+                                                          {"I16", 1, 2, false},
+                                                          {"I32", 1, 4, false},
+                                                          {"I64", 1, 8, false},
+                                                          {"U8", 1, 1, false},
+                                                          {"BOOL", 1, 1, false}};
+}  // namespace detail
+constexpr FormatInfo format_info(Format format) { return detail::format_table[static_cast<int>(format)]; }
 
 /// Bytes of a stored row of `cols` values, a multiple of the format's block.
 constexpr index_t row_bytes(Format format, index_t cols) {

@@ -28,8 +28,11 @@ void fused_product(CpuBackend<Act>& be, Weight const& weight, VectorView<Act con
   if (deltas != nullptr) {
     auto const padded = cpu::pad_rows<Act, Act>(be.arena(), x_delta);
     t = be.arena().template matrix<Act>(x.rows, deltas->max_rank);
-    be.executor().run(deltas->tile_count,
-                      [&](index_t k) { be.kernels().shrink(deltas->tiles[k], deltas->site, x_delta.cols, padded, t); });
+    // few tiles are split by ranks; the number of parts depends on the batch alone
+    index_t const shares = deltas->tile_count < 8 ? 4 : 1;
+    be.executor().run(deltas->tile_count * shares, [&](index_t k) {
+      be.kernels().shrink(deltas->tiles[k / shares], deltas->site, x_delta.cols, padded, k % shares, shares, t);
+    });
   }
   auto const map_columns = [&](RowMapBatch<Act> const& maps, index_t first, index_t last) {
     for (index_t n = 0; n < y.rows; ++n)
@@ -39,7 +42,8 @@ void fused_product(CpuBackend<Act>& be, Weight const& weight, VectorView<Act con
     if (inner != nullptr) map_columns(*inner, first, last);
     if (deltas != nullptr)
       for (index_t k = 0; k < deltas->tile_count; ++k)
-        be.kernels().expand(deltas->tiles[k], deltas->site, y.cols, t, first, last, y);
+        be.kernels().expand(deltas->tiles[k], k + 1 < deltas->tile_count ? deltas->tiles + k + 1 : nullptr,
+                            deltas->site, y.cols, t, first, last, y);
     if (outer != nullptr) map_columns(*outer, first, last);
   });
 }

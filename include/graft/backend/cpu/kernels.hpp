@@ -17,8 +17,10 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <iterator>
 #include <limits>
 #include <type_traits>
+#include <utility>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -29,10 +31,10 @@ namespace graft::detail {
 /// Rows of activations rounded to 8-bit integers, a scale per block of 32: x = scale q.
 struct IntegerRows {
   index_t rows = 0, blocks = 0;
-  std::int8_t* q = nullptr;     ///< [rows, 32 blocks]
-  float* scale = nullptr;       ///< [rows, blocks]
-  std::int32_t* sum = nullptr;  ///< [rows, blocks], of q
-  float* scaled_sum = nullptr;  ///< [rows, blocks], scale * sum
+  std::int8_t* q = nullptr;        ///< [rows, 32 blocks]
+  float* scale = nullptr;          ///< [rows, blocks]
+  std::int32_t* offset = nullptr;  ///< [rows, blocks], -8 sum of q: what weights that are 8 too high add too much
+  float* scaled_sum = nullptr;     ///< [rows, blocks], scale * sum
 };
 
 }  // namespace graft::detail
@@ -40,6 +42,10 @@ struct IntegerRows {
 namespace graft::cpu {
 
 inline constexpr index_t max_page_tokens = 64;
+
+/// Outputs one task computes. A multiple of 64, the usual group of a row map, so that maps are applied while the chunk
+/// is in cache; depends on the shape alone.
+inline constexpr index_t product_chunk_outputs = 64;
 
 /// Widths are padded to whole cache lines, the widest register of any level.
 template <class R>
@@ -57,12 +63,11 @@ constexpr bool in_integers(Format format) {
 template <class R>
 struct Kernels {
   void (*product_chunk)(MatrixView<R const> x, Weight const& w, VectorView<R const> bias, index_t o0, index_t o1,
-                        MatrixView<R> y);
-  void (*multiply_panel)(MatrixView<R const> x, index_t first, index_t depth, R const* const* panel, index_t used,
-                         bool start, R const* bias, MatrixView<R> y);
-  void (*shrink)(LowRankTile<R> const& tile, index_t site, index_t inputs, MatrixView<R const> x, MatrixView<R> t);
-  void (*expand)(LowRankTile<R> const& tile, index_t site, index_t outputs, MatrixView<R const> t, index_t first,
-                 index_t last, MatrixView<R> y);
+                        index_t then, MatrixView<R> y);
+  void (*shrink)(LowRankTile<R> const& tile, index_t site, index_t inputs, MatrixView<R const> x, index_t share,
+                 index_t shares, MatrixView<R> t);
+  void (*expand)(LowRankTile<R> const& tile, LowRankTile<R> const* next, index_t site, index_t outputs,
+                 MatrixView<R const> t, index_t first, index_t last, MatrixView<R> y);
   void (*map_row)(RowMapRow<R const> const& map, R* y, index_t first, index_t last);
   void (*rms_norm_row)(R const* x, R const* weight, R eps, index_t count, R* y);
   void (*layer_norm_row)(R const* x, R const* weight, R const* bias, R eps, index_t count, R* y);
@@ -93,9 +98,9 @@ struct NativeKernels {
   void (*round_to_integers)(float const* x, index_t n, IntegerRows const& to) = nullptr;
   void (*round_to_bf16)(float const* x, index_t count, bf16* out) = nullptr;
   void (*integer_chunk)(IntegerRows const& x, Weight const& w, VectorView<float const> bias, index_t o0, index_t o1,
-                        MatrixView<float> y) = nullptr;
+                        index_t then, MatrixView<float> y) = nullptr;
   void (*bf16_chunk)(MatrixView<bf16 const> x, Weight const& w, VectorView<float const> bias, index_t o0, index_t o1,
-                     MatrixView<float> y) = nullptr;
+                     index_t then, MatrixView<float> y) = nullptr;
 };
 
 }  // namespace graft::cpu

@@ -67,10 +67,6 @@ inline MatrixView<bf16 const> bf16_rows(CpuBackend<float>& be, MatrixView<float 
   return to;
 }
 
-/// Outputs one task computes. A multiple of 64, the usual group of a row map, so that maps are applied while the
-/// chunk is in cache; depends on the shape alone.
-inline constexpr index_t product_chunk_outputs = 64;
-
 }  // namespace cpu
 
 /// Called with (o0, o1) once columns [o0, o1) of y hold x W^T + b, still in cache.
@@ -89,7 +85,8 @@ void product(CpuBackend<Act>& be, MatrixView<Act const> x, Weight const& w, Vect
     be.executor().run(ceil_div(w.rows, cpu::product_chunk_outputs), [&](index_t chunk) {
       index_t const o0 = chunk * cpu::product_chunk_outputs;
       index_t const o1 = std::min(w.rows, o0 + cpu::product_chunk_outputs);
-      kernel(prepared, w, bias, o0, o1, y);
+      index_t const then = o0 + be.executor().concurrency() * cpu::product_chunk_outputs;
+      kernel(prepared, w, bias, o0, o1, then, y);
       epilogue(o0, o1);
     });
   };
@@ -101,7 +98,7 @@ void product(CpuBackend<Act>& be, MatrixView<Act const> x, Weight const& w, Vect
       if (native.bf16_chunk != nullptr && w.format == Format::bf16)
         return run(native.bf16_chunk, cpu::bf16_rows(be, x));
     }
-  run(be.kernels().product_chunk, cpu::pad_rows<Act, Act>(be.arena(), x));
+  run(be.kernels().product_chunk, x);
 }
 
 }  // namespace graft
