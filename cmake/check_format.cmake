@@ -16,7 +16,7 @@ endif()
 
 set(sources "")
 foreach(folder IN ITEMS include tests examples bench)
-  file(GLOB_RECURSE some ${ROOT}/${folder}/*.hpp ${ROOT}/${folder}/*.inc ${ROOT}/${folder}/*.cpp ${ROOT}/${folder}/*.cuh ${ROOT}/${folder}/*.cu)
+  file(GLOB_RECURSE some ${ROOT}/${folder}/*.hpp ${ROOT}/${folder}/*.inc ${ROOT}/${folder}/*.cpp ${ROOT}/${folder}/*.h ${ROOT}/${folder}/*.cuh ${ROOT}/${folder}/*.cu)
   list(APPEND sources ${some})
 endforeach()
 execute_process(COMMAND ${CLANG_FORMAT} --dry-run -Werror ${sources} RESULT_VARIABLE failed ERROR_VARIABLE report)

@@ -4,6 +4,10 @@
 #include <graft/backend/cpu/isa.hpp>
 #include <tests/catch.hpp>
 
+#if defined(GRAFT_TEST_ON_GPU)
+#include <cuda_runtime_api.h>
+#endif
+
 #include <cstdlib>
 #include <iostream>
 #include <string_view>
@@ -25,6 +29,13 @@ int main(int argc, char** argv) {
         std::cout << "skipped: this processor has no " << name << std::endl;
         return skipped_code;
       }
+#if defined(GRAFT_TEST_ON_GPU)
+  int devices = 0;
+  if (cudaError_t const error = cudaGetDeviceCount(&devices); error != cudaSuccess || devices == 0) {
+    std::cout << "skipped: there is no NVIDIA GPU here: " << cudaGetErrorString(error) << std::endl;
+    return skipped_code;
+  }
+#endif
   Catch::Session session;
   if (int const usage = session.applyCommandLine(argc, argv); usage != 0) return usage;
 #if CATCH_VERSION_MAJOR == 2  // a selection that matches nothing has failed; in 3.x that is so by itself

@@ -5,7 +5,7 @@
 #include <span>
 
 namespace graft::cli {
-namespace {
+namespace combine_ops_parts {
 
 namespace paper = arithmetic::paper;
 using B = CommandBackend;
@@ -117,9 +117,10 @@ class Combiner {
   std::vector<ModuleTerm<P, B>> terms_;
 };
 
-}  // namespace
+}  // namespace combine_ops_parts
 
 std::string combine_table() {
+  using namespace combine_ops_parts;
   std::string table = "Operators (M, A, B, C: adapters in their order; w: weights; s B A: LoRA's delta):\n";
   for (auto const& op : combine_ops) {
     std::string name(op.name), weight = op.weight == 0                                      ? "1/N"
@@ -136,6 +137,7 @@ std::string combine_table() {
 
 CombineResult combine(CombineOp const& op, CombineOptions const& options, std::vector<Operand> const& operands,
                       SiteTable const& sites, BaseWeights const& base) {
+  using namespace combine_ops_parts;
   return std::visit(
       [&]<class P>(Module<P, CommandBackend> const&) { return Combiner<P>(op, options, operands, sites, base).run(); },
       operands.front().module.module);

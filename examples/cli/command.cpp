@@ -22,12 +22,12 @@ void ModelOptions::add_to(CLI::App& command, bool adapters_too) {
 }
 
 void ModelOptions::check() const {
-  if (device == "cuda") raise<ContractError>("this build of graft has no CUDA backend; use --device cpu");
+  if (device == "cuda") raise<ContractError>("this part of graft runs on the processor only; use --device cpu");
 }
 
 std::unique_ptr<Engine> ModelOptions::open() const {
-  check();
-  auto engine = make_engine(open_model(model), {threads, precision == "native" ? Precision::native : Precision::exact});
+  auto engine = make_engine(open_model(model), {threads, precision == "native" ? Precision::native : Precision::exact,
+                                                device == "cuda" ? Device::cuda : Device::cpu});
   std::vector<std::string> names;
   for (auto const& adapter : adapters) {
     auto const [name, path] = parse_named_path(adapter);

@@ -33,7 +33,7 @@ struct ModelOptions {
   bool json = false;
 
   void add_to(CLI::App& command, bool adapters_too = true);
-  /// Refuses devices and warns of precisions that this build does not have.
+  /// ContractError where the device is not the processor; for what does not go through an Engine.
   void check() const;
   /// Opens the model and loads the adapters.
   std::unique_ptr<Engine> open() const;
@@ -47,7 +47,8 @@ std::pair<std::string, std::string> parse_named_path(std::string const& text);
 /// The adapters a line of a requests file asks for: names, or objects with "name" and "weight".
 std::vector<AdapterUse> adapters_of(JsonLine const& line);
 
-/// Adds one subcommand to the command.
+/// Adds one subcommand to the command. What only that subcommand needs stands in a namespace of its own, so that the
+/// sources can be compiled together, which takes half the time.
 void add_info(CLI::App& app);
 void add_logits(CLI::App& app);
 void add_generate(CLI::App& app);

@@ -48,7 +48,7 @@ class Engine {
   virtual WeightMap const& weights() const = 0;
   /// Loads a PEFT folder or a GGUF LoRA into the bank.
   virtual void load(std::string const& name, std::filesystem::path const& path) = 0;
-  /// The composed adapters of a list of names that were loaded.
+  /// The composed adapters of a list of names that were loaded; of an engine on the CPU.
   virtual std::shared_ptr<AdapterSet<CommandBackend> const> resolve(std::span<AdapterUse const> uses) = 0;
   /// Output columns: the vocabulary, the labels, or the width of an encoder without a head.
   virtual index_t output_width() const = 0;
@@ -60,12 +60,17 @@ class Engine {
                                            std::function<void(std::size_t, std::int32_t)> on_token) = 0;
 };
 
+enum class Device : std::uint8_t { cpu, cuda };
+
 struct EngineOptions {
-  index_t threads = 0;  ///< 0: one per hardware thread
-  Precision precision = Precision::exact;
+  index_t threads = 0;                     ///< of the processor; 0: one per hardware thread
+  Precision precision = Precision::exact;  ///< on a GPU: activations in f32, or in bf16
+  Device device = Device::cpu;
 };
 
 /// FormatError when the files are not a whole model.
 std::unique_ptr<Engine> make_engine(ModelFiles files, EngineOptions const& options);
+/// ContractError in a build without CUDA.
+std::unique_ptr<Engine> make_cuda_engine(ModelFiles files, EngineOptions const& options);
 
 }  // namespace graft::cli

@@ -17,7 +17,7 @@
 #include <cstdio>
 
 namespace graft::cli {
-namespace {
+namespace train_run_parts {
 
 namespace fs = std::filesystem;
 using Json = nlohmann::ordered_json;
@@ -303,9 +303,10 @@ Json run_method(TrainCommand const& c, ModelFiles const& files, Adapters<Ps...>)
   return result;
 }
 
-}  // namespace
+}  // namespace train_run_parts
 
-Json train(TrainCommand const& command) {
+nlohmann::ordered_json train(TrainCommand const& command) {
+  using namespace train_run_parts;
   auto const files = open_model(command.model.model);
   return with_architecture(files.config.architecture,
                            [&]<class Arch>() { return run_method<Arch>(command, files, CommandAdapters{}); });

@@ -12,6 +12,7 @@
 #include <graft/core/format.hpp>
 #include <graft/core/format_blocks.hpp>
 #include <graft/core/format_quantize.hpp>
+#include <graft/core/memory.hpp>
 #include <graft/core/scalar.hpp>
 #include <graft/core/types.hpp>
 #include <graft/core/view.hpp>
@@ -38,9 +39,14 @@
 #include <graft/backend/cpu/row_map.hpp>
 #include <graft/backend/cpu/row_map_backward.hpp>
 #include <graft/backend/cpu/weight_backward.hpp>
+#include <graft/backend/fused_rows.hpp>
+#include <graft/backend/generator.hpp>
 #include <graft/backend/loss.hpp>
 #include <graft/backend/low_rank.hpp>
+#include <graft/backend/rational.hpp>
+#include <graft/backend/resident_weight.hpp>
 #include <graft/backend/row_map.hpp>
+#include <graft/backend/sampling.hpp>
 #include <graft/backend/weight.hpp>
 
 #include <graft/adapter/adapter_set.hpp>
@@ -58,7 +64,9 @@
 #include <graft/adapter/plan.hpp>
 #include <graft/adapter/policy.hpp>
 #include <graft/adapter/positions.hpp>
-#include <graft/adapter/rational.hpp>
+#include <graft/adapter/resident_maps.hpp>
+#include <graft/adapter/resident_plan.hpp>
+#include <graft/adapter/resident_vectors.hpp>
 #include <graft/adapter/road.hpp>
 #include <graft/adapter/sequence_state.hpp>
 #include <graft/adapter/site.hpp>

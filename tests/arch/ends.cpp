@@ -80,7 +80,7 @@ struct Fixture {
     plan.build(rows);
     std::vector<std::int32_t> tokens;
     for (index_t k = 0; k < n; ++k) tokens.push_back(static_cast<std::int32_t>((3 * k + 1) % vocabulary));
-    EndStep<B> const step{tokens, {}, {}, spans, &plan};
+    EndStep<B> const step{tokens.data(), nullptr, nullptr, spans, &plan};
     Outcome out{Values(static_cast<std::size_t>(n * inputs)), Values(static_cast<std::size_t>(n * outputs))};
     embedding.forward(be, step, matrix_view(out.embedded.data(), n, inputs));
     x = random_values(n * inputs, 9);

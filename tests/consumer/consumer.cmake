@@ -24,6 +24,12 @@ if(GRAFT_INSTALL AND NOT graft_fetched)
   graft_add_consumer_test(find_package_core find_package -Dgraft_ROOT=${prefix} -DTARGETS=graft::graft
                           -DCMAKE_DISABLE_FIND_PACKAGE_nlohmann_json=ON)
   set_tests_properties(consumer.find_package consumer.find_package_core PROPERTIES FIXTURES_REQUIRED installed)
+  if(GRAFT_WITH_CUDA)
+    list(GET CMAKE_CUDA_ARCHITECTURES 0 architecture)
+    graft_add_consumer_test(find_package_cuda find_package -Dgraft_ROOT=${prefix} -DTARGETS=graft::graft,graft::cuda
+                            -DCMAKE_CUDA_COMPILER=${CMAKE_CUDA_COMPILER} -DCMAKE_CUDA_ARCHITECTURES=${architecture})
+    set_tests_properties(consumer.find_package_cuda PROPERTIES FIXTURES_REQUIRED installed)
+  endif()
 
   find_program(GRAFT_PKG_CONFIG NAMES pkg-config pkgconf)
   if(GRAFT_PKG_CONFIG)

@@ -30,9 +30,7 @@ target_compile_options(graft_no_exceptions_probes PRIVATE -O0 -g0 -fno-exception
 graft_add_build_test(headers.no_exceptions graft_no_exceptions_probes)
 
 # The same headers through nvcc: one probe per folder, because nvcc takes seconds to read Eigen. No GPU is needed.
-find_program(GRAFT_NVCC nvcc HINTS /usr/local/cuda/bin)
 if(GRAFT_NVCC)
-  set(objects "")
   set(nvcc_probes "")
   foreach(folder IN ITEMS core backend adapter layer arithmetic arch model io text train testing)
     set(some ${headers})
@@ -54,27 +52,7 @@ if(GRAFT_NVCC)
     list(APPEND nvcc_probes ${probe_dir}/${id}.cu)
   endforeach()
 
-  foreach(probe IN LISTS nvcc_probes)
-    set(system_dirs "$<TARGET_PROPERTY:Eigen3::Eigen,INTERFACE_INCLUDE_DIRECTORIES>"
-                    "$<TARGET_PROPERTY:nlohmann_json::nlohmann_json,INTERFACE_INCLUDE_DIRECTORIES>"
-                    "$<TARGET_PROPERTY:PCRE2::8BIT,INTERFACE_INCLUDE_DIRECTORIES>")
-    set(definitions "$<TARGET_PROPERTY:graft,INTERFACE_COMPILE_DEFINITIONS>")
-    set(system_flags "")
-    foreach(dirs IN LISTS system_dirs)
-      set(dirs "$<FILTER:${dirs},EXCLUDE,^/usr/include$>")  # its place in the search order matters to #include_next
-      list(APPEND system_flags "$<$<BOOL:${dirs}>:-isystem;$<JOIN:${dirs},;-isystem;>>")
-    endforeach()
-    add_custom_command(
-      OUTPUT ${probe}.o
-      COMMAND ${GRAFT_NVCC} -std=c++20 -arch=sm_90 --expt-relaxed-constexpr -O0 -Werror all-warnings
-              -Xcompiler=-Wall,-Wextra -I${PROJECT_SOURCE_DIR}/include "${system_flags}" "-D$<JOIN:${definitions},;-D>"
-              -MD -MF ${probe}.d -c ${probe} -o ${probe}.o
-      DEPENDS ${probe}
-      DEPFILE ${probe}.d
-      COMMAND_EXPAND_LISTS VERBATIM
-      COMMENT "nvcc ${probe}")
-    list(APPEND objects ${probe}.o)
-  endforeach()
+  graft_nvcc_objects(objects ${nvcc_probes})
   add_custom_target(graft_nvcc_probes DEPENDS ${objects})
   graft_add_build_test(headers.nvcc graft_nvcc_probes)
 endif()

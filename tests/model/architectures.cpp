@@ -7,9 +7,6 @@
 #include <graft/io/model_files.hpp>
 #include <graft/io/peft.hpp>
 
-#include <algorithm>
-#include <fstream>
-
 namespace graft_test {
 namespace {
 
@@ -80,38 +77,6 @@ std::unique_ptr<AnyModel<Act>> open(Case const& from) {
 }
 template std::unique_ptr<AnyModel<float>> open(Case const& from);
 template std::unique_ptr<AnyModel<double>> open(Case const& from);
-
-std::vector<Case> const& cases() {
-  static std::vector<Case> const all = [] {
-    std::vector<Case> result;
-    for (auto const& entry : std::filesystem::directory_iterator(GRAFT_TEST_DATA "/models")) {
-      if (!std::filesystem::exists(entry.path() / "expected.safetensors")) continue;
-      Case found{entry.path().filename().string(), entry.path(), {}};
-      std::ifstream lines(entry.path() / "requests.jsonl");
-      for (std::string line; std::getline(lines, line);) {
-        auto const json = nlohmann::json::parse(line);
-        Request request;
-        request.tokens = json.at("tokens").get<std::vector<std::int32_t>>();
-        request.token_types = json.value("token_type_ids", std::vector<std::int32_t>{});
-        request.prompt_tokens = json.value("prompt_tokens", index_t{-1});
-        for (auto const& use : json.value("adapters", nlohmann::json::array()))
-          request.adapters.push_back({use.at("name").get<std::string>(), use.value("weight", 1.0)});
-        found.requests.push_back(std::move(request));
-      }
-      result.push_back(std::move(found));
-    }
-    std::sort(result.begin(), result.end(), [](auto const& a, auto const& b) { return a.name < b.name; });
-    if (result.empty()) throw std::runtime_error("no golden models under " GRAFT_TEST_DATA "/models");
-    return result;
-  }();
-  return all;
-}
-
-Case const& case_of(std::string const& name) {
-  for (auto const& one : cases())
-    if (one.name == name) return one;
-  throw std::runtime_error("no golden model is called " + name);
-}
 
 }  // namespace graft_test
 

@@ -2,6 +2,8 @@
 // The golden models behind one interface, so that models, layers and contexts are compiled once for all tests.
 #pragma once
 
+#include <tests/model/cases.hpp>
+
 #include <graft/adapter/ia3.hpp>
 #include <graft/adapter/lora.hpp>
 #include <graft/adapter/pedro.hpp>
@@ -56,27 +58,6 @@ template <class Act>
 std::unique_ptr<AnyModel<Act>> open(std::filesystem::path const& path);
 extern template std::unique_ptr<AnyModel<float>> open(std::filesystem::path const& path);
 extern template std::unique_ptr<AnyModel<double>> open(std::filesystem::path const& path);
-
-/// One line of a case's requests.jsonl.
-struct Request {
-  std::vector<std::int32_t> tokens, token_types;
-  std::vector<AdapterUse> adapters;
-  index_t prompt_tokens = -1;
-};
-
-/// A folder under tests/golden/data/models.
-struct Case {
-  std::string name;
-  std::filesystem::path folder;
-  std::vector<Request> requests;
-};
-/// Whether it is a language model that goes on from its prompt.
-inline bool is_decoder(Case const& c) {
-  return !c.name.starts_with("bert") && !c.name.starts_with("roberta") && !c.name.ends_with("_classifier");
-}
-/// All of them, by name; there is at least one.
-std::vector<Case> const& cases();
-Case const& case_of(std::string const& name);
 
 /// The case's model with every adapter_* folder in its bank.
 template <class Act>

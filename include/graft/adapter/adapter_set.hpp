@@ -5,6 +5,8 @@
 #include <graft/adapter/backpropagation.hpp>
 #include <graft/adapter/module.hpp>
 #include <graft/adapter/positions.hpp>
+#include <graft/adapter/resident_maps.hpp>
+#include <graft/backend/resident_weight.hpp>
 
 #include <array>
 #include <cstdint>
@@ -21,13 +23,24 @@ struct Generator {
   using Act = typename B::Act;
   void const* policy = nullptr;
   void const* state = nullptr;
+  // on the host only
   index_t (*scratch_size)(void const* policy, void const* state, index_t prompt_rows) = nullptr;
   void (*generate)(B&, void const* policy, void const* state, MatrixView<Act const, typename B::Space> normalized,
                    MatrixView<Act const, typename B::Space> raw, VectorView<Real<B>> scratch,
                    VectorView<Real<B>> out) = nullptr;
-  index_t site = -1;               ///< where its parameters live
-  index_t vectors = 0, query = 0;  ///< q + v + u, and q
-  bool rotated_query = false;      ///< l_q acts behind RoPE
+  VectorGenerator<Real<B>> resident;  ///< the same in B::Space, where that is not the host's
+  index_t site = -1;                  ///< where its parameters live
+  index_t vectors = 0, query = 0;     ///< q + v + u, and q
+  bool rotated_query = false;         ///< l_q acts behind RoPE
+
+  bool present() const { return site >= 0; }
+};
+
+/// A tensor of the model that a module replaces, where the backend reads it.
+template <class B>
+struct Replacement {
+  Weight weight;                                        ///< as a matrix
+  VectorView<Real<B> const, typename B::Space> vector;  ///< as a bias
 };
 
 /// A module as the bank holds it: coefficients and factors by site, ready to be used. Never changed once published.
@@ -39,12 +52,16 @@ struct PublishedModule {
   std::vector<RowMapRow<Real<B> const>> maps[2];  ///< by Side, [sites] or empty
   std::vector<LowRankFactors<Real<B>>> factors;   ///< [sites] or empty
   std::vector<Generator<B>> generators;           ///< [layers] or empty
-  Positions positions;                            ///< of maps on SiteKind::hidden
-  Stage stages[2] = {};                           ///< where its maps act, by Side
-  Backpropagation<B> back;                        ///< to the module's parameters
-  std::shared_ptr<void const> module;             ///< the Module<P, B> and buffers everything points into
+  ResidentFactors<Real<B>, typename B::Space> resident_factors;
+  Storage<Real<B>, typename B::Space> resident_parameters;  ///< of generators, where B::Space is not the host's
+  Positions positions;                                      ///< of maps on SiteKind::hidden
+  Stage stages[2] = {};                                     ///< where its maps act, by Side
+  Backpropagation<B> back;                                  ///< to the module's parameters
+  std::shared_ptr<void const> module;                       ///< the Module<P, B> and buffers everything points into
   std::vector<std::unique_ptr<Real<B>[]>> storage;
   std::map<std::string, SavedTensor> const* saved = nullptr;
+  std::map<std::string, Replacement<B>> replacements;  ///< the same tensors, where the backend reads them
+  std::vector<std::shared_ptr<void const>> keep;       ///< what the replacements point into
 };
 
 /// A name and a weight: one line of a request's list.
@@ -70,9 +87,9 @@ struct AdapterSet {
     std::size_t first, count;              ///< the policy's members
     std::vector<RowMapRow<R const>> sums;  ///< [sites], I + sum w (M - I); empty: made from the prompt
   };
-  std::vector<PolicyMaps> policy_maps;  ///< of a stage: in the order they are applied
-  std::vector<LowRankTerm<R>> low_rank;
-  index_t max_rank = 0;  ///< largest sum of ranks at a site
+  std::vector<PolicyMaps> policy_maps;   ///< of a stage: in the order they are applied
+  std::vector<LowRankTerm<R>> low_rank;  ///< tables in host memory
+  index_t max_rank = 0;                  ///< largest sum of ranks at a site
 
   /// Members whose maps are made from the prompt, and the static maps inside and outside of theirs: [sites] or empty.
   std::vector<Member> generating;
@@ -83,14 +100,40 @@ struct AdapterSet {
   std::uint64_t fingerprint = 0;  ///< of names, versions and weights; what a KV or prefix cache must be keyed by
   std::vector<std::unique_ptr<R[]>> storage;
   std::vector<std::unique_ptr<RowMapRow<R const>[]>> chains;
+  ResidentMaps<R, typename B::Space> resident_maps;  ///< by stage, then before and after what is generated
+  Storage<LowRankTerm<R>, typename B::Space> resident_low_rank;
 
   bool generates() const { return !generating.empty(); }
   /// The replacement a member brings for one of the model's own tensors (modules_to_save), or null.
-  SavedTensor const* saved(std::string const& tensor) const {
+  Replacement<B> const* replacement(std::string const& tensor) const {
     for (auto const& member : members)
-      if (auto const found = member.module->saved->find(tensor); found != member.module->saved->end())
+      if (auto const found = member.module->replacements.find(tensor); found != member.module->replacements.end())
         return &found->second;
     return nullptr;
+  }
+  /// Maps of a stage at all sites where kernels read them, or null.
+  RowMapRow<R const> const* resident_table(Stage stage) const {
+    return resident_maps.table(static_cast<std::size_t>(stage));
+  }
+  /// The weighted list where kernels read it.
+  LowRankTerm<R> const* resident_terms() const {
+    if constexpr (std::same_as<typename B::Space, HostSpace>)
+      return low_rank.data();
+    else
+      return resident_low_rank.data();
+  }
+  /// Copies everything to where kernels read it; the last step of composing a set.
+  void make_resident() {
+    std::array<std::vector<RowMapRow<R const>> const*, stage_count + 2> tables{};
+    for (std::size_t s = 0; s < stage_count; ++s) tables[s] = &maps[s];
+    tables[stage_count] = &before_generated, tables[stage_count + 1] = &after_generated;
+    resident_maps = ResidentMaps<R, typename B::Space>(std::span(tables));
+    if constexpr (!std::same_as<typename B::Space, HostSpace>) {
+      std::vector<LowRankTerm<R>> terms;
+      for (auto const& member : members)
+        if (!member.module->factors.empty()) terms.push_back({member.module->resident_factors.table(), member.weight});
+      resident_low_rank = Storage<LowRankTerm<R>, typename B::Space>(std::span<LowRankTerm<R> const>(terms));
+    }
   }
   RowMapRow<R const> const* table(Stage stage) const {
     auto const& rows = maps[static_cast<std::size_t>(stage)];

@@ -35,8 +35,8 @@ bool has_input_maps(Site site, Plan<B> const& plan) {
 /// inputs.
 template <class B>
 bool needs_two_inputs(Site site, Plan<B> const& plan) {
-  auto const inner = plan.maps(Stage::input_inner, site.index);
-  auto const deltas = plan.low_rank(site.index);
+  auto const inner = plan.host_maps(Stage::input_inner, site.index);
+  auto const deltas = plan.host_low_rank(site.index);
   for (index_t k = 0; inner.any() && k < deltas.tile_count; ++k) {
     auto const& tile = deltas.tiles[k];
     bool delta = false;
@@ -82,11 +82,6 @@ void apply_output(B& be, Site site, Plan<B> const& plan, MatrixView<X, typename 
 
 namespace detail {
 
-template <class B>
-bool makes_vectors(RequestRows<B> const& request) {
-  return request.prompt_rows > 0 && request.state != nullptr && request.state->generates();
-}
-
 /// What the requests of a plan that make vectors need for it, together.
 struct PromptScratch {
   index_t rows = 0;      ///< of prompts
@@ -96,7 +91,7 @@ template <class B>
 PromptScratch prompt_scratch(index_t layer, std::span<RequestRows<B> const> requests) {
   PromptScratch sum;
   for (auto const& request : requests)
-    if (makes_vectors(request)) {
+    if (request.makes_vectors()) {
       sum.rows += request.prompt_rows;
       sum.elements += request.state->scratch_size(layer, request.prompt_rows);
     }
@@ -118,6 +113,30 @@ MatrixView<Act const, Space> as_activations(MatrixView<T const, Space> rows, Mat
   }
 }
 
+/// Every request's state makes its vectors; a request is one chunk of work.
+template <class B, class X, class H>
+void observe_on_host(B& be, index_t layer, Plan<B> const& plan, MatrixView<X const, HostSpace> normalized,
+                     MatrixView<H const, HostSpace> raw) {
+  using Act = typename B::Act;
+  auto const requests = plan.requests();
+  auto const all = prompt_scratch(layer, requests);
+  if (all.rows == 0) return;
+  index_t const d = normalized.cols;
+  ArenaScope scope(be.arena());
+  auto const scratch = be.arena().template vector<Real<B>>(all.elements);
+  auto const x = be.arena().template matrix<Act>(is_activation<B, X> ? 0 : all.rows, d);
+  auto const h = be.arena().template matrix<Act>(is_activation<B, H> ? 0 : all.rows, d);
+  be.executor().run(static_cast<index_t>(requests.size()), [&](index_t q) {
+    auto const& request = requests[static_cast<std::size_t>(q)];
+    if (!request.makes_vectors()) return;
+    index_t const first = plan.first_row(static_cast<std::size_t>(q)), p = request.prompt_rows;
+    auto const before = prompt_scratch(layer, requests.first(static_cast<std::size_t>(q)));
+    request.state->observe(be, layer, as_activations(normalized.row_range(first, p), x.row_range(before.rows, p)),
+                           as_activations(raw.row_range(first, p), h.row_range(before.rows, p)),
+                           scratch.part(before.elements, request.state->scratch_size(layer, p)));
+  });
+}
+
 }  // namespace detail
 
 /// Lets requests whose prompt is in this step make their vectors for one layer. normalized [n, d]: what q_proj sees;
@@ -126,28 +145,17 @@ MatrixView<Act const, Space> as_activations(MatrixView<T const, Space> rows, Mat
 template <class B, class X, class H>
 void observe_prompt(B& be, index_t layer, Plan<B> const& plan, MatrixView<X, typename B::Space> normalized,
                     MatrixView<H, typename B::Space> raw) noexcept {
-  using Act = typename B::Act;
   using ConstX = MatrixView<std::remove_const_t<X> const, typename B::Space>;
   using ConstH = MatrixView<std::remove_const_t<H> const, typename B::Space>;
   assert(normalized.rows == plan.rows() && raw.rows == plan.rows() && normalized.cols == raw.cols);
-  auto const requests = plan.requests();
-  auto const all = detail::prompt_scratch(layer, requests);
-  if (all.rows == 0) return;
-  index_t const d = normalized.cols;
-  ArenaScope scope(be.arena());
-  auto const scratch = be.arena().template vector<Real<B>>(all.elements);
-  auto const x = be.arena().template matrix<Act>(detail::is_activation<B, X> ? 0 : all.rows, d);
-  auto const h = be.arena().template matrix<Act>(detail::is_activation<B, H> ? 0 : all.rows, d);
-  be.executor().run(static_cast<index_t>(requests.size()), [&](index_t q) {
-    auto const& request = requests[static_cast<std::size_t>(q)];
-    if (!detail::makes_vectors(request)) return;
-    index_t const first = plan.first_row(static_cast<std::size_t>(q)), p = request.prompt_rows;
-    auto const before = detail::prompt_scratch(layer, requests.first(static_cast<std::size_t>(q)));
-    request.state->observe(be, layer,
-                           detail::as_activations(ConstX(normalized.row_range(first, p)), x.row_range(before.rows, p)),
-                           detail::as_activations(ConstH(raw.row_range(first, p)), h.row_range(before.rows, p)),
-                           scratch.part(before.elements, request.state->scratch_size(layer, p)));
-  });
+  if constexpr (!std::same_as<typename B::Space, HostSpace>) {
+    if (plan.prompts().empty()) return;
+    make_vectors(be, layer, plan.prompts(), ConstX(normalized), ConstH(raw));
+    for (auto const& request : plan.requests())
+      if (request.makes_vectors()) request.state->set_made(layer);
+  } else {
+    detail::observe_on_host(be, layer, plan, ConstX(normalized), ConstH(raw));
+  }
 }
 
 /// Applies interventions on the residual stream behind a layer. h [n, d], in place; site is the layer's hidden site.

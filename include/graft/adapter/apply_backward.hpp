@@ -260,7 +260,7 @@ void observe_prompt_backward(B& be, index_t layer, Plan<B> const& plan,
     index_t const first = plan.first_row(group.request), p = request.prompt_rows;
     for (auto const& member : group.set->generating) {
       auto const& g = member.module->generators[static_cast<std::size_t>(layer)];
-      if (g.generate == nullptr) continue;
+      if (!g.present()) continue;
       auto const scope = be.scope();
       auto const own = be.arena().template vector<R>(g.vectors);
       for (index_t j = 0; j < g.vectors; ++j)

@@ -111,6 +111,7 @@ class Bank<Adapters<Ps...>, B> {
   }
 
  private:
+  static constexpr bool on_host = std::same_as<typename B::Space, HostSpace>;
   static constexpr index_t first_low_rank = Checked::Order::first_low_rank();
 
   template <class P>
@@ -134,7 +135,8 @@ class Bank<Adapters<Ps...>, B> {
     out->policy = place<P>();
     out->saved = &module->saved;
     out->stages[0] = stage_of(out->policy, Side::input), out->stages[1] = stage_of(out->policy, Side::output);
-    out->back = backpropagation(*module, sites_->size());
+    if constexpr (on_host) out->back = backpropagation(*module, sites_->size());
+    for (auto const& [tensor, saved] : module->saved) out->replacements[tensor] = replacement(*out, saved);
     auto const count = static_cast<std::size_t>(sites_->size());
     for (auto const& entry : module->entries) {
       auto const site = static_cast<std::size_t>(entry.site);
@@ -172,21 +174,61 @@ class Bank<Adapters<Ps...>, B> {
         generator.vectors = layer.query.size + layer.value.size + layer.up.size;
         generator.query = layer.query.size;
         generator.rotated_query = entry.policy.rotated_query() && layer.rotated_query.site >= 0;
-        generator.scratch_size = [](void const* policy, void const* state, index_t prompt_rows) {
-          return static_cast<P const*>(policy)->scratch_size(*static_cast<State const*>(state), prompt_rows);
-        };
-        generator.generate =
-            [](B& backend, void const* policy, void const* state, MatrixView<Act const, typename B::Space> normalized,
-               MatrixView<Act const, typename B::Space> raw, VectorView<R> scratch, VectorView<R> vectors) {
-              static_cast<P const*>(policy)->generate(backend, *static_cast<State const*>(state), normalized, raw,
-                                                      scratch, vectors);
-            };
+        generator.resident = entry.policy.generator(entry.state);
+        if constexpr (on_host) {
+          generator.scratch_size = [](void const* policy, void const* state, index_t prompt_rows) {
+            return static_cast<P const*>(policy)->scratch_size(*static_cast<State const*>(state), prompt_rows);
+          };
+          generator.generate =
+              [](B& backend, void const* policy, void const* state, MatrixView<Act const, typename B::Space> normalized,
+                 MatrixView<Act const, typename B::Space> raw, VectorView<R> scratch, VectorView<R> vectors) {
+                static_cast<P const*>(policy)->generate(backend, *static_cast<State const*>(state), normalized, raw,
+                                                        scratch, vectors);
+              };
+        }
       }
       if constexpr (requires { entry.policy.positions; })
         if (info.kind == SiteKind::hidden) out->positions = entry.policy.positions;
     }
+    if (!out->factors.empty())
+      out->resident_factors = ResidentFactors<R, typename B::Space>(
+          out->factors, [&](index_t site) { return std::pair((*sites_)[site].in, (*sites_)[site].out); });
+    if constexpr (GeneratedPolicy<P, B> && !on_host) {
+      auto const all = module->parameters();
+      out->resident_parameters = Storage<R, typename B::Space>(std::span<R const>(all.data, all.data + all.size));
+      for (auto& generator : out->generators)
+        for (auto* tensor : {&generator.resident.down, &generator.resident.up, &generator.resident.up_bias,
+                             &generator.resident.numerator, &generator.resident.denominator, &generator.resident.pool})
+          if (*tensor != nullptr) *tensor = out->resident_parameters.data() + (*tensor - all.data);
+    }
     out->module = std::move(module);
     return out;
+  }
+
+  // On the host a replacement points into the module; elsewhere it is a copy, a matrix in the backend's activations.
+  static Replacement<B> replacement(Published& out, SavedTensor const& saved) {
+    auto const elements = static_cast<index_t>(saved.values.size());
+    index_t const cols = saved.shape.empty() ? elements : saved.shape.back(), rows = cols > 0 ? elements / cols : 0;
+    Replacement<B> result;
+    if constexpr (on_host) {
+      result.weight = dense_weight(matrix_view(saved.values.data(), rows, cols));
+      if constexpr (std::same_as<R, float>) {
+        result.vector = {saved.values.data(), elements};
+      } else {
+        out.storage.push_back(std::make_unique<R[]>(saved.values.size()));
+        std::copy(saved.values.begin(), saved.values.end(), out.storage.back().get());
+        result.vector = {out.storage.back().get(), elements};
+      }
+    } else {
+      auto const [weight, keep] = resident_weight<B>(dense_weight(matrix_view(saved.values.data(), rows, cols)));
+      result.weight = weight;
+      out.keep.push_back(keep);
+      auto const vector = std::make_shared<Storage<R, typename B::Space> const>(
+          std::span<R const>(saved.values.data(), saved.values.size()));
+      result.vector = vector->view();
+      out.keep.push_back(vector);
+    }
+    return result;
   }
 
   // Requests may replace what stands outside the layers; a tensor nobody would ask for must not pass in silence.
@@ -269,6 +311,7 @@ class Bank<Adapters<Ps...>, B> {
       wrap(*set, static_cast<index_t>(sizeof...(Ps)) - 1 - k, Side::input);
       wrap(*set, k, Side::output);
     }
+    set->make_resident();
     return set;
   }
 

@@ -4,8 +4,8 @@
 
 #include <graft/adapter/parameter_group.hpp>
 #include <graft/adapter/policy.hpp>
-#include <graft/adapter/rational.hpp>
 #include <graft/backend/activation.hpp>
+#include <graft/backend/rational.hpp>
 
 #include <algorithm>
 #include <array>
@@ -189,6 +189,28 @@ struct PedroGenerator {
           for (index_t k = 0; k < d; ++k) h[k] += share[t] / sum * static_cast<R>(x(t, k));
       }
     }
+  }
+
+  /// What `generate` computes, for a backend that makes the vectors itself.
+  template <class B>
+  VectorGenerator<Real<B>> generator(State<B> const& state) const {
+    using Made = VectorGenerator<Real<B>>;
+    auto const or_null = [](auto const& tensor) { return tensor.empty() ? nullptr : tensor.data; };
+    return {state.down.data,
+            state.up.data,
+            or_null(state.up_bias),
+            or_null(state.numerator),
+            or_null(state.denominator),
+            or_null(state.pool),
+            rank,
+            state.down.cols,
+            state.up.rows,
+            numerator_degree,
+            denominator_degree,
+            static_cast<typename Made::Pooling>(pooling),
+            static_cast<typename Made::Function>(activation),
+            pooler_input == PoolerInput::raw,
+            static_cast<Real<B>>(offset == Offset::one ? 0 : -1)};
   }
 
   /// Elements of scratch `generate` needs for a prompt of p rows.

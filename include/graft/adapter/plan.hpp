@@ -2,6 +2,7 @@
 // The plan of a step: which batch row belongs to which request, built once and used by every layer.
 #pragma once
 
+#include <graft/adapter/resident_plan.hpp>
 #include <graft/adapter/sequence_state.hpp>
 
 #include <algorithm>
@@ -10,17 +11,6 @@
 #include <vector>
 
 namespace graft {
-
-/// The rows one request brings to a step; rows of a request stand together, requests follow each other.
-template <class B>
-struct RequestRows {
-  SequenceState<B>* state = nullptr;  ///< null: no adapters
-  index_t rows = 0;
-  index_t prompt_rows = 0;  ///< of these, from the first on, the prompt that vectors are made from; 0: no prompt here
-  // where its rows are in the sequence: asked by adapters that act at listed positions only
-  index_t position = 0;     ///< of the first row, 0 for the sequence's first token
-  index_t prompt_end = -1;  ///< of the first token behind the prompt, -1: not known
-};
 
 /// Rows that share their adapters, and their vectors where those are made from a prompt: what gradients are summed
 /// over.
@@ -41,7 +31,64 @@ class Plan {
   using Tile = LowRankTile<R>;
 
   /// ContractError where a request's rows do not add up. For training, the plan also knows what the way back needs.
+  void build(B& be, std::span<RequestRows<B> const> requests, PlanUse use = PlanUse::forward) {
+    arrange(requests, use);
+    resident_.copy(be, {requests_, tables_, request_, positioned_, order_, tiles_, first_});
+  }
   void build(std::span<RequestRows<B> const> requests, PlanUse use = PlanUse::forward) {
+    static_assert(std::same_as<typename B::Space, HostSpace>,
+                  "graft: a plan for this backend is copied to its memory; call build(backend, requests)");
+    arrange(requests, use);
+    resident_.copy({requests_, tables_, request_, positioned_, order_, tiles_, first_});
+  }
+
+  /// In the order of their first rows; only of a plan built for training.
+  std::span<RowGroup<B> const> groups() const { return groups_; }
+
+  index_t rows() const { return static_cast<index_t>(request_.size()); }
+  index_t max_rank() const { return max_rank_; }
+  std::span<RequestRows<B> const> requests() const { return requests_; }
+  index_t first_row(std::size_t request) const { return first_[request]; }
+
+  /// The maps of a stage at a site, for every row, where kernels read them.
+  RowMapBatch<R> maps(Stage stage, index_t site) const { return resident(host_maps(stage, site), stage, false); }
+  /// The maps on the residual stream, at the positions their modules ask for.
+  RowMapBatch<R> positioned_maps(Stage stage, index_t site) const {
+    auto maps = host_maps(stage, site);
+    maps.request = positioned_.data();
+    return resident(maps, stage, true);
+  }
+  LowRankBatch<R> low_rank(index_t site) const {
+    auto deltas = host_low_rank(site);
+    if constexpr (!std::same_as<typename B::Space, HostSpace>) {
+      deltas.present = deltas.any();
+      deltas.tiles = resident_.tiles();
+    }
+    return deltas;
+  }
+  /// Prompts that vectors are made from in this step, where kernels read them.
+  std::span<GeneratedPrompt<R> const> prompts() const { return resident_.prompts(); }
+
+  /// The same in host memory.
+  RowMapBatch<R> host_maps(Stage stage, index_t site) const {
+    auto const& tables = tables_[static_cast<std::size_t>(stage)];
+    return {tables.data(), request_.data(), static_cast<index_t>(tables.size()), site};
+  }
+  LowRankBatch<R> host_low_rank(index_t site) const {
+    return {tiles_.data(), static_cast<index_t>(tiles_.size()), rows(), max_rank_, site};
+  }
+
+ private:
+  RowMapBatch<R> resident(RowMapBatch<R> maps, Stage stage, bool positioned) const {
+    if constexpr (!std::same_as<typename B::Space, HostSpace>) {
+      maps.present = maps.any();
+      maps.tables = resident_.tables(stage);
+      maps.request = positioned ? resident_.positioned() : resident_.request();
+    }
+    return maps;
+  }
+
+  void arrange(std::span<RequestRows<B> const> requests, PlanUse use) {
     for (auto const& r : requests)
       expects(r.rows >= 0 && r.prompt_rows >= 0 && r.prompt_rows <= r.rows && r.position >= 0 && r.prompt_end >= -1,
               "graft: a request brings ", r.rows, " rows from position ", r.position, " on; its first ", r.prompt_rows,
@@ -76,29 +123,6 @@ class Plan {
     build_tiles();
     groups_.clear();
     if (use == PlanUse::training) build_groups();
-  }
-
-  /// In the order of their first rows; only of a plan built for training.
-  std::span<RowGroup<B> const> groups() const { return groups_; }
-
-  index_t rows() const { return static_cast<index_t>(request_.size()); }
-  index_t max_rank() const { return max_rank_; }
-  std::span<RequestRows<B> const> requests() const { return requests_; }
-  index_t first_row(std::size_t request) const { return first_[request]; }
-
-  /// The maps of a stage at a site, for every row.
-  RowMapBatch<R> maps(Stage stage, index_t site) const { return maps(stage, site, request_); }
-  /// The maps on the residual stream, at the positions their modules ask for.
-  RowMapBatch<R> positioned_maps(Stage stage, index_t site) const { return maps(stage, site, positioned_); }
-
-  LowRankBatch<R> low_rank(index_t site) const {
-    return {tiles_.data(), static_cast<index_t>(tiles_.size()), rows(), max_rank_, site};
-  }
-
- private:
-  RowMapBatch<R> maps(Stage stage, index_t site, std::vector<std::int32_t> const& rows_of) const {
-    auto const& tables = tables_[static_cast<std::size_t>(stage)];
-    return {tables.data(), rows_of.data(), static_cast<index_t>(tables.size()), site};
   }
 
   void build_groups() {
@@ -146,6 +170,7 @@ class Plan {
   std::vector<Tile> tiles_;
   std::vector<RowGroup<B>> groups_;
   index_t max_rank_ = 0;
+  ResidentPlan<B> resident_;
 };
 
 }  // namespace graft

@@ -7,6 +7,7 @@
 #pragma once
 
 #include <graft/adapter/site.hpp>
+#include <graft/backend/generator.hpp>
 #include <graft/backend/low_rank.hpp>
 #include <graft/backend/row_map.hpp>
 #include <graft/core/view.hpp>
@@ -20,10 +21,12 @@ namespace graft {
 
 template <class B>
 using Real = typename B::Real;
+// A module's parameters are in host memory whatever the backend, and policies are host code: what a bank publishes is
+// copied to where the backend's kernels read it.
 template <class B>
-using Parameters = VectorView<Real<B>, typename B::Space>;  ///< a one-dimensional tensor of a state
+using Parameters = VectorView<Real<B>>;  ///< a one-dimensional tensor of a state
 template <class B>
-using ParameterMatrix = MatrixView<Real<B>, typename B::Space>;  ///< a two-dimensional one
+using ParameterMatrix = MatrixView<Real<B>>;  ///< a two-dimensional one
 
 /// What a row-map policy needs at one site, asked before memory is laid out.
 struct RowMapForm {
@@ -112,6 +115,7 @@ concept TrainableLowRank = LowRankPolicy<P, B> &&
 };
 
 /// A policy whose row maps are made from the prompt: generate(be, state, normalized, raw, scratch, out) writes l - 1.
+/// Where the host cannot read the prompt's rows, the backend makes them from what generator(state) describes.
 template <class P, class B>
 concept GeneratedPolicy = Policy<P, B> &&
     requires(P const& p, B& be, typename P::template State<B> const& state,
@@ -119,6 +123,7 @@ concept GeneratedPolicy = Policy<P, B> &&
   { p.scratch_size(state, x.rows) } -> std::same_as<index_t>;
   p.generate(be, state, x, x, out, out);
   { p.rotated_query() } -> std::same_as<bool>;
+  { p.generator(state) } -> std::same_as<VectorGenerator<Real<B>>>;
 };
 
 /// backward(be, state, normalized, raw, scratch, dl, g, dnormalized, draw): dl holds dL/d(l - 1); beside g it adds to

@@ -55,11 +55,8 @@ struct RoAdRotation {
   void shape(SiteInfo const& site, LayerSites const*, State<B>& state) const {
     expects(group_size > 0 && group_size % 2 == 0 && site.out % group_size == 0, "graft: RoAd's group_size ",
             group_size, " must be even and divide the ", site.out, " outputs of ", site.path);
-    index_t const size = variant == Variant::road_1   ? site.out / 2
-                         : variant == Variant::road_2 ? site.out
-                                                      : 2 * site.out;
-    state.theta = {nullptr, size};
-    state.alpha = {nullptr, size};
+    state.theta.size = variant == Variant::road_1 ? site.out / 2 : variant == Variant::road_2 ? site.out : 2 * site.out;
+    state.alpha.size = state.theta.size;
   }
 
   template <class B>

@@ -4,8 +4,10 @@
 
 #include <graft/adapter/adapter_set.hpp>
 #include <graft/adapter/compose.hpp>
+#include <graft/adapter/resident_vectors.hpp>
 
 #include <algorithm>
+#include <utility>
 
 namespace graft {
 
@@ -20,29 +22,18 @@ class SequenceState {
   SequenceState() = default;
   SequenceState(std::shared_ptr<AdapterSet<B> const> set, SiteTable const& sites) : set_(std::move(set)) {
     if (!generates()) return;
-    table_ = set_->maps[static_cast<std::size_t>(set_->generated_stage)];
+    table_ = set_->resident_maps.rows(static_cast<std::size_t>(set_->generated_stage));
     table_.resize(static_cast<std::size_t>(sites.size()));
-    targets_.resize(sites.layers().size());
-    index_t vectors = 0, widest = 0;
-    for (std::size_t l = 0; l < targets_.size(); ++l) {
-      auto const& layer = sites.layers()[l];
-      index_t const q = layer.query.size, v = layer.value.size, u = layer.up.size;
-      bool before_rope = false, after_rope = false;
-      for (auto const& member : set_->generating) {
-        auto const& g = member.module->generators[l];
-        if (g.generate != nullptr) (g.rotated_query && layer.rotated_query.site >= 0 ? after_rope : before_rope) = true;
-      }
-      if (!before_rope && !after_rope) continue;
-      if (before_rope) add_target(sites, l, layer.query, 0);
-      add_target(sites, l, layer.value, q);
-      add_target(sites, l, layer.up, q + v);
-      if (after_rope) add_target(sites, l, layer.rotated_query, q + v + u);
-      vectors = std::max(vectors, 2 * q + v + u);
-      for (auto const& target : targets_[l]) widest = std::max(widest, target.map.size);
+    find_targets(sites);  // counts the memory they need
+    memory_ = Storage<R, typename B::Space>(std::span<R const>(std::vector<R>(static_cast<std::size_t>(taken_), R{0})));
+    auto const [vectors, widest] = find_targets(sites);
+    if constexpr (on_host) {
+      sum_.resize(static_cast<std::size_t>(vectors));
+      made_.resize(static_cast<std::size_t>(vectors));
+      work_.resize(static_cast<std::size_t>(4 * widest));
+    } else {
+      describe(vectors);
     }
-    sum_.resize(static_cast<std::size_t>(vectors));
-    made_.resize(static_cast<std::size_t>(vectors));
-    work_.resize(static_cast<std::size_t>(4 * widest));
   }
 
   /// Room for any layer's vectors, laid out as [q before RoPE | v | u | q behind RoPE].
@@ -75,22 +66,32 @@ class SequenceState {
   void copy_vectors(SequenceState const& other) {
     expects(set_ == other.set_, "graft: only requests with the same adapters can share vectors");
     ready_ = other.ready_;
-    for (std::size_t l = 0; l < targets_.size(); ++l)
-      for (std::size_t k = 0; k < targets_[l].size(); ++k) {
-        auto const &from = other.targets_[l][k].map, &to = targets_[l][k].map;
-        std::copy(from.c1, from.c1 + from.size, to.c1);
-        if (from.d != nullptr) std::copy(from.d, from.d + from.size, to.d);
-        if (from.e != nullptr) std::copy(from.e, from.e + from.size, to.e);
-        if (targets_[l][k].diagonal != to.c1)
-          std::copy_n(other.targets_[l][k].diagonal, from.size, targets_[l][k].diagonal);
-        if (ready_) table_[static_cast<std::size_t>(targets_[l][k].site)] = to;
-      }
+    if (taken_ == 0) return;
+    Memory<typename B::Space>::copy_within(memory_.data(), other.memory_.data(),
+                                           static_cast<std::size_t>(taken_) * sizeof(R));
+    for (std::size_t l = 0; ready_ && l < targets_.size(); ++l) set_made(static_cast<index_t>(l));
   }
 
-  /// The request's maps of a stage, [sites], or null when it has none.
+  /// The request's maps of a stage, [sites], or null when it has none: a table in host memory.
   RowMapRow<R const> const* table(Stage stage) const {
     if (set_ == nullptr) return nullptr;
     return generates() && stage == set_->generated_stage ? table_.data() : set_->table(stage);
+  }
+  /// The same where kernels read it.
+  RowMapRow<R const> const* resident_table(Stage stage) const {
+    if constexpr (on_host) {
+      return table(stage);
+    } else {
+      if (set_ == nullptr) return nullptr;
+      return generates() && stage == set_->generated_stage ? resident_.table() : set_->resident_table(stage);
+    }
+  }
+  /// What kernels need to make the vectors, [layers]; not on the host.
+  GeneratedMaps<R> const* resident_layers() const { return resident_.layers(); }
+  /// Kernels have been told to make a layer's vectors: its maps count from now on.
+  void set_made(index_t layer) {
+    for (auto const& target : targets_[static_cast<std::size_t>(layer)])
+      table_[static_cast<std::size_t>(target.site)] = target.map;
   }
 
   /// Elements of scratch `observe` needs at a layer for a prompt of p rows.
@@ -98,7 +99,7 @@ class SequenceState {
     index_t size = 0;
     for (auto const& member : set_->generating) {
       auto const& g = member.module->generators[static_cast<std::size_t>(layer)];
-      if (g.generate != nullptr) size = std::max(size, g.scratch_size(g.policy, g.state, p));
+      if (g.present()) size = std::max(size, g.scratch_size(g.policy, g.state, p));
     }
     return size;
   }
@@ -128,13 +129,11 @@ class SequenceState {
   }
 
  private:
-  struct Part {
-    index_t offset, size;  ///< of the site's outputs
-    index_t from;          ///< in the summed vectors
-  };
+  static constexpr bool on_host = std::same_as<typename B::Space, HostSpace>;
+  using Part = typename GeneratedTarget<R>::Part;
   struct Target {
     index_t site;
-    RowMapRow<R> map;  ///< own memory
+    RowMapRow<R> map;  ///< own memory, where kernels read it
     R* diagonal;       ///< the map's c - 1, or memory of its own where other maps are composed into that
     std::vector<Part> parts;
   };
@@ -148,6 +147,54 @@ class SequenceState {
 
   static RowMapRow<R const> static_entry(std::vector<RowMapRow<R const>> const& table, Target const& target) {
     return table.empty() ? RowMapRow<R const>{} : table[static_cast<std::size_t>(target.site)];
+  }
+
+  /// Where the request's vectors act, layer by layer. Run twice: their memory is one piece, taken in between.
+  /// Returns the room any layer's vectors need, and the widest target.
+  std::pair<index_t, index_t> find_targets(SiteTable const& sites) {
+    targets_.assign(sites.layers().size(), {});
+    taken_ = 0;
+    index_t vectors = 0, widest = 0;
+    for (std::size_t l = 0; l < targets_.size(); ++l) {
+      auto const& layer = sites.layers()[l];
+      index_t const q = layer.query.size, v = layer.value.size, u = layer.up.size;
+      bool before_rope = false, after_rope = false;
+      for (auto const& member : set_->generating) {
+        auto const& g = member.module->generators[l];
+        if (g.present()) (g.rotated_query && layer.rotated_query.site >= 0 ? after_rope : before_rope) = true;
+      }
+      if (!before_rope && !after_rope) continue;
+      if (before_rope) add_target(sites, l, layer.query, 0);
+      add_target(sites, l, layer.value, q);
+      add_target(sites, l, layer.up, q + v);
+      if (after_rope) add_target(sites, l, layer.rotated_query, q + v + u);
+      vectors = std::max(vectors, 2 * q + v + u);
+      for (auto const& target : targets_[l]) widest = std::max(widest, target.map.size);
+    }
+    return {vectors, widest};
+  }
+
+  /// The next vector of the request's own memory, zero; null while it is only counted.
+  R* take(index_t size) {
+    index_t const at = std::exchange(taken_, taken_ + round_up(size, static_cast<index_t>(64 / sizeof(R))));
+    return memory_.data() == nullptr ? nullptr : memory_.data() + at;
+  }
+
+  // On a device the maps are part of the table from the start, as the identity until they are made.
+  void describe(index_t vectors) {
+    std::vector<std::vector<GeneratedTarget<R>>> described(targets_.size());
+    auto table = table_;
+    for (std::size_t l = 0; l < targets_.size(); ++l)
+      for (auto const& target : targets_[l]) {
+        GeneratedTarget<R> made{static_entry(set_->resident_maps.rows(stage_count), target),
+                                static_entry(set_->resident_maps.rows(stage_count + 1), target), target.map};
+        expects(target.parts.size() <= std::size(made.parts), "graft: at site ", target.site, " more than ",
+                std::size(made.parts), " slices are scaled");
+        for (auto const& part : target.parts) made.parts[made.part_count++] = part;
+        described[l].push_back(made);
+        table[static_cast<std::size_t>(target.site)] = target.map;
+      }
+    resident_.build(*set_, described, vectors, table);
   }
 
   void add_target(SiteTable const& sites, std::size_t l, SiteSlice const& slice, index_t from) {
@@ -166,8 +213,10 @@ class SequenceState {
       d = d || map.d != nullptr, e = e || map.e != nullptr, composed = composed || !map.identity();
       group = std::max(group, map.group);
     }
-    auto const map = allocate_map(storage_, sites[slice.site].out, d, e, group);
-    R* const diagonal = composed ? allocate_map(storage_, map.size, false, false, 0).c1 : map.c1;
+    index_t const size = sites[slice.site].out;
+    RowMapRow<R> const map{take(size), d ? take(size) : nullptr, e ? take(size) : nullptr, size, d ? group : 0,
+                           nullptr};
+    R* const diagonal = composed ? take(size) : map.c1;
     targets_[l].push_back({slice.site, map, diagonal, {{slice.offset, slice.size, from}}});
   }
 
@@ -177,7 +226,7 @@ class SequenceState {
     std::fill(sum_.begin(), sum_.end(), R{0});
     for (auto const& member : set_->generating) {
       auto const& g = member.module->generators[l];
-      if (g.generate == nullptr) continue;
+      if (!g.present()) continue;
       g.generate(be, g.policy, g.state, normalized, raw, scratch, {made_.data(), g.vectors});
       index_t const q = g.query;
       for (index_t j = 0; j < g.vectors; ++j) {
@@ -190,7 +239,9 @@ class SequenceState {
   std::shared_ptr<AdapterSet<B> const> set_;
   std::vector<RowMapRow<R const>> table_;     ///< [sites] of the generated stage
   std::vector<std::vector<Target>> targets_;  ///< [layers]
-  std::vector<std::unique_ptr<R[]>> storage_;
+  Storage<R, typename B::Space> memory_;      ///< of all targets
+  index_t taken_ = 0;                         ///< of it, in elements
+  ResidentVectors<B> resident_;
   std::vector<R> sum_, made_, work_;
   bool ready_ = false;
 };

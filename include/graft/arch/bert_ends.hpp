@@ -42,9 +42,9 @@ struct BertEnds {
   static BertEnds load(ModelConfig const& c, WeightMap const& w, SiteTable const& sites, DenseVectors<B>& vectors) {
     std::string const embeddings = c.prefix + "embeddings.";
     BertEnds ends;
-    ends.embedding = Embedding<B>::load(w, sites, embeddings + "word_embeddings", c.vocabulary, c.width);
-    ends.positions = w.matrix(embeddings + "position_embeddings.weight", c.positions, c.width);
-    ends.token_types = w.matrix(embeddings + "token_type_embeddings.weight", c.token_types, c.width);
+    ends.embedding = Embedding<B>::load(w, sites, vectors, embeddings + "word_embeddings", c.vocabulary, c.width);
+    ends.positions = vectors.matrix(w, embeddings + "position_embeddings.weight", c.positions, c.width);
+    ends.token_types = vectors.matrix(w, embeddings + "token_type_embeddings.weight", c.token_types, c.width);
     ends.norm = vectors.load(w, embeddings + "LayerNorm.weight", c.width);
     ends.norm_bias = vectors.load(w, embeddings + "LayerNorm.bias", c.width);
     ends.eps = c.norm_eps;
@@ -70,8 +70,8 @@ struct BertEnds {
   template <class Be>
   void embed(Be& be, EndStep<B> const& step, View h) const {
     embedding.forward(be, step, h);
-    gather_rows(be, token_types, step.token_types.data(), h, true);
-    add_positions(be, positions, step.positions, position_offset, h);
+    gather_rows(be, token_types, step.token_types, h, true);
+    gather_rows(be, positions, step.positions, h, true);
     layer_norm(be, ConstView(h), norm, norm_bias, eps, h);
   }
 

@@ -51,6 +51,9 @@ struct ModelConfig {
   /// has that one, -1 before the offset.
   bool uncounted(std::int32_t token) const { return position_offset > 0 && token == padding; }
 
+  /// The row of a table of learned positions.
+  std::int32_t position_row(index_t position) const { return static_cast<std::int32_t>(position + position_offset); }
+
   /// The path of a decoder's head and its outputs.
   std::string decoder_head() const { return classifier ? "score" : "lm_head"; }
   index_t head_outputs() const { return classifier ? static_cast<index_t>(labels.size()) : vocabulary; }

@@ -26,7 +26,7 @@ struct DecoderEnds {
 
   static DecoderEnds load(ModelConfig const& c, WeightMap const& w, SiteTable const& sites, DenseVectors<B>& dense) {
     DecoderEnds ends;
-    ends.embedding = Embedding<B>::load(w, sites, c.prefix + "embed_tokens", c.vocabulary, c.width);
+    ends.embedding = Embedding<B>::load(w, sites, dense, c.prefix + "embed_tokens", c.vocabulary, c.width);
     ends.norm = dense.load(w, c.prefix + "norm.weight", c.width);
     ends.head =
         Head<B>::load(w, sites, dense, c.decoder_head(), c.tied && !c.classifier ? &ends.embedding.weight : nullptr);

@@ -21,16 +21,17 @@ struct RequestSpan {
   AdapterSet<B> const* adapters = nullptr;  ///< null: none
 
   /// The replacement the request's adapters bring for a tensor of the model (modules_to_save), or null.
-  SavedTensor const* saved(std::string const& tensor) const {
-    return adapters == nullptr ? nullptr : adapters->saved(tensor);
+  Replacement<B> const* replacement(std::string const& tensor) const {
+    return adapters == nullptr ? nullptr : adapters->replacement(tensor);
   }
 };
 
-/// What the ends of a model see of a step.
+/// What the ends of a model see of a step. Indices are [n], where the backend's kernels read them, and of no meaning
+/// behind the layers.
 template <class B>
 struct EndStep {
-  std::span<std::int32_t const> tokens, token_types;  ///< [n]; of no meaning behind the layers
-  std::span<index_t const> positions;                 ///< [n]; the same
+  std::int32_t const *tokens = nullptr, *token_types = nullptr;
+  std::int32_t const* positions = nullptr;  ///< rows of a table of learned positions
   std::span<RequestSpan<B> const> requests;
   Plan<B> const* plan = nullptr;
 };
@@ -42,29 +43,27 @@ struct Embedding {
   Site site;
   std::string name;  ///< of the weight
 
-  static Embedding load(WeightMap const& weights, SiteTable const& sites, std::string const& path, index_t vocabulary,
-                        index_t width) {
-    return {weights.matrix(path + ".weight", vocabulary, width), sites.bind(path, vocabulary, width), path + ".weight"};
+  static Embedding load(WeightMap const& weights, SiteTable const& sites, DenseVectors<B>& dense,
+                        std::string const& path, index_t vocabulary, index_t width) {
+    return {dense.matrix(weights, path + ".weight", vocabulary, width), sites.bind(path, vocabulary, width),
+            path + ".weight"};
   }
 
   /// h [n, d]
   template <class Be>
   void forward(Be& be, EndStep<B> const& step, MatrixView<typename B::Act, typename B::Space> h) const {
-    gather_rows(be, weight, step.tokens.data(), h);
+    gather_rows(be, weight, step.tokens, h);
     for (auto const& request : step.requests)
-      if (auto const* own = request.saved(name))
-        gather_rows(be, dense_weight(matrix_view(own->values.data(), weight.rows, weight.cols)),
-                    step.tokens.data() + request.first, h.row_range(request.first, request.rows));
-    apply_embedding(be, site, *step.plan, step.tokens.data(), h);
+      if (auto const* own = request.replacement(name))
+        gather_rows(be, own->weight, step.tokens + request.first, h.row_range(request.first, request.rows));
+    apply_embedding(be, site, *step.plan, step.tokens, h);
   }
 };
 
-/// A vector that a request's adapters bring, in the backend's own numbers; it lives in the arena.
+/// A vector that a request's adapters bring; training notes where its gradient goes.
 template <class B>
-VectorView<Real<B> const, typename B::Space> replaced_vector(B& be, SavedTensor const& own) {
-  auto const copy = be.arena().template vector<Real<B>>(static_cast<index_t>(own.values.size()));
-  std::copy(own.values.begin(), own.values.end(), copy.begin());
-  return copy;
+VectorView<Real<B> const, typename B::Space> replaced_vector(B&, Replacement<B> const& own) {
+  return own.vector;
 }
 
 /// A linear layer behind the transformer's layers, with the adapters of the batch.
@@ -97,11 +96,7 @@ struct Head {
       index_t const first = step.requests[k].first;
       index_t rows = 0;
       for (; k < step.requests.size() && own_of(step.requests[k]) == own; ++k) rows += step.requests[k].rows;
-      Weight const weight =
-          own.first == nullptr
-              ? layer.weight
-              : dense_weight(matrix_view(own.first->values.data(), layer.weight.rows, layer.weight.cols));
-      auto const bias_scope = be.scope();
+      Weight const& weight = own.first == nullptr ? layer.weight : own.first->weight;
       VectorView<Real<B> const, typename B::Space> bias = layer.bias;
       if (own.second != nullptr) bias = replaced_vector(be, *own.second);
       product(be, input.base.row_range(first, rows), weight, bias, y.row_range(first, rows));
@@ -110,19 +105,10 @@ struct Head {
   }
 
  private:
-  using Own = std::pair<SavedTensor const*, SavedTensor const*>;  // weight, bias
-  Own own_of(RequestSpan<B> const& request) const { return {request.saved(weight_name), request.saved(bias_name)}; }
+  using Own = std::pair<Replacement<B> const*, Replacement<B> const*>;  // weight, bias
+  Own own_of(RequestSpan<B> const& request) const {
+    return {request.replacement(weight_name), request.replacement(bias_name)};
+  }
 };
-
-/// h[n] += table[index[n] + offset]. table [positions, d], h [n, d]
-template <class B>
-void add_positions(B& be, Weight const& table, std::span<index_t const> positions, index_t offset,
-                   MatrixView<typename B::Act, typename B::Space> h) {
-  auto const scope = be.scope();
-  auto const rows = be.arena().template vector<std::int32_t>(h.rows);
-  for (index_t n = 0; n < h.rows; ++n)
-    rows[n] = static_cast<std::int32_t>(positions[static_cast<std::size_t>(n)] + offset);
-  gather_rows(be, table, rows.data, h, true);
-}
 
 }  // namespace graft

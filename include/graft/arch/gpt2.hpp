@@ -30,8 +30,8 @@ struct Gpt2Ends {
 
   static Gpt2Ends load(ModelConfig const& c, WeightMap const& w, SiteTable const& sites, DenseVectors<B>& dense) {
     Gpt2Ends ends;
-    ends.embedding = Embedding<B>::load(w, sites, c.prefix + "wte", c.vocabulary, c.width);
-    ends.positions = w.matrix(c.prefix + "wpe.weight", c.positions, c.width);
+    ends.embedding = Embedding<B>::load(w, sites, dense, c.prefix + "wte", c.vocabulary, c.width);
+    ends.positions = dense.matrix(w, c.prefix + "wpe.weight", c.positions, c.width);
     ends.norm = dense.load(w, c.prefix + "ln_f.weight", c.width);
     ends.norm_bias = dense.load(w, c.prefix + "ln_f.bias", c.width);
     ends.head =
@@ -46,7 +46,7 @@ struct Gpt2Ends {
   template <class Be>
   void embed(Be& be, EndStep<B> const& step, View h) const {
     embedding.forward(be, step, h);
-    add_positions(be, positions, step.positions, 0, h);
+    gather_rows(be, positions, step.positions, h, true);
   }
 
   /// logits [m, V] or [m, labels] of the wanted rows h [m, d], which are overwritten.

@@ -3,7 +3,7 @@
 #pragma once
 
 #include <graft/adapter/site.hpp>
-#include <graft/backend/weight.hpp>
+#include <graft/backend/resident_weight.hpp>
 #include <graft/layer/linear.hpp>
 
 #include <cstdint>
@@ -35,22 +35,32 @@ class WeightMap {
   }
 };
 
-/// Small dense tensors (norms, biases), decoded once where the file does not hold them as the backend wants them.
+/// A model's tensors where the backend reads them. On the host matrices stay in their files, and small dense tensors
+/// (norms, biases) are decoded once where the file does not hold them as the backend wants them.
 template <class B>
 class DenseVectors {
  public:
   using R = Real<B>;
-  VectorView<R const> load(WeightMap const& weights, std::string const& name, index_t size) {
+  using Vector = VectorView<R const, typename B::Space>;
+
+  Weight matrix(WeightMap const& weights, std::string const& name, index_t rows, index_t cols) {
+    auto [weight, keep] = resident_weight<B>(weights.matrix(name, rows, cols));
+    if (keep != nullptr) keep_.push_back(std::move(keep));
+    return weight;
+  }
+  Vector load(WeightMap const& weights, std::string const& name, index_t size) {
     Weight const w = weights.matrix(name, 1, size);
     auto const address = reinterpret_cast<std::uintptr_t>(w.data);
-    if (std::is_same_v<R, float> && w.format == Format::f32 && address % alignof(R) == 0)
-      return by_name_[name] = {reinterpret_cast<R const*>(w.data), size};
-    storage_.push_back(std::make_unique<R[]>(static_cast<std::size_t>(size)));
-    w.row(0, storage_.back().get());
-    return by_name_[name] = {storage_.back().get(), size};
+    if constexpr (std::same_as<typename B::Space, HostSpace> && std::is_same_v<R, float>)
+      if (w.format == Format::f32 && address % alignof(R) == 0)
+        return by_name_[name] = {reinterpret_cast<R const*>(w.data), size};
+    std::vector<R> values(static_cast<std::size_t>(size));
+    w.row(0, values.data());
+    storage_.emplace_back(std::span<R const>(values));
+    return by_name_[name] = storage_.back().view();
   }
-  VectorView<R const> load_if_present(WeightMap const& weights, std::string const& name, index_t size) {
-    return weights.contains(name) ? load(weights, name, size) : VectorView<R const>{};
+  Vector load_if_present(WeightMap const& weights, std::string const& name, index_t size) {
+    return weights.contains(name) ? load(weights, name, size) : Vector{};
   }
   /// W and, where the file has one, b of the module with this path. With `tied`, that weight instead of the file's.
   Linear<B> linear(WeightMap const& weights, SiteTable const& sites, std::string const& path,
@@ -58,19 +68,20 @@ class DenseVectors {
     index_t const index = sites.find(path);
     expects(index >= 0, "graft: no site is called ", path);
     auto const& info = sites[index];
-    return {tied != nullptr ? *tied : weights.matrix(path + ".weight", info.out, info.in),
+    return {tied != nullptr ? *tied : matrix(weights, path + ".weight", info.out, info.in),
             load_if_present(weights, path + ".bias", info.out), sites.bind(path, info.in, info.out)};
   }
 
   /// The vector loaded under this name; empty when none was.
-  VectorView<R const> find(std::string const& name) const {
+  Vector find(std::string const& name) const {
     auto const found = by_name_.find(name);
-    return found == by_name_.end() ? VectorView<R const>{} : found->second;
+    return found == by_name_.end() ? Vector{} : found->second;
   }
 
  private:
-  std::vector<std::unique_ptr<R[]>> storage_;
-  std::unordered_map<std::string, VectorView<R const>> by_name_;
+  std::vector<Storage<R, typename B::Space>> storage_;
+  std::vector<std::shared_ptr<void const>> keep_;
+  std::unordered_map<std::string, Vector> by_name_;
 };
 
 }  // namespace graft

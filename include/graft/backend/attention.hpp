@@ -2,9 +2,11 @@
 // What attention reads: pages of keys and values, and which rows of a batch look at which of them.
 #pragma once
 
+#include <graft/config.hpp>
 #include <graft/core/types.hpp>
 
 #include <cstdint>
+#include <span>
 
 namespace graft {
 
@@ -16,8 +18,12 @@ struct KvView {
   index_t page_tokens = 0;
   index_t width = 0;  ///< kv_heads * head_dim
 
-  Act* key(std::int32_t page, index_t slot) const { return page_data[page] + key_offset + slot * width; }
-  Act* value(std::int32_t page, index_t slot) const { return page_data[page] + value_offset + slot * width; }
+  GRAFT_HOST_DEVICE Act* key(std::int32_t page, index_t slot) const {
+    return page_data[page] + key_offset + slot * width;
+  }
+  GRAFT_HOST_DEVICE Act* value(std::int32_t page, index_t slot) const {
+    return page_data[page] + value_offset + slot * width;
+  }
 };
 
 /// Consecutive batch rows of one sequence.
@@ -29,6 +35,23 @@ struct AttentionSpan {
   std::uint8_t const* mask = nullptr;  ///< [rows, tokens] or null: 0 hides, in addition to the shape's own rule
 };
 
+/// The spans of a batch, where the backend reads them, and what a host must know of them.
+struct AttentionSpans : std::span<AttentionSpan const> {
+  AttentionSpans() = default;
+  /// Of spans in host memory.
+  AttentionSpans(std::span<AttentionSpan const> spans) : std::span<AttentionSpan const>(spans) {  // NOLINT: implicit
+    for (auto const& each : spans) {
+      max_rows = each.rows > max_rows ? each.rows : max_rows;
+      max_tokens = each.tokens > max_tokens ? each.tokens : max_tokens;
+    }
+  }
+  /// The same spans at another place.
+  AttentionSpans(AttentionSpan const* at, AttentionSpans const& known)
+      : std::span<AttentionSpan const>(at, known.size()), max_rows(known.max_rows), max_tokens(known.max_tokens) {}
+
+  index_t max_rows = 0, max_tokens = 0;  ///< of any span
+};
+
 struct AttentionShape {
   index_t heads = 0, kv_heads = 0, head_dim = 0;
   double scale = 0;  ///< of q . k
@@ -36,8 +59,10 @@ struct AttentionShape {
   index_t window = 0;  ///< visible iff 0 <= i - j < window; 0: no limit
 
   /// Keys [first, last) that token i may look at.
-  index_t first_key(index_t i) const { return causal && window > 0 && i + 1 > window ? i + 1 - window : 0; }
-  index_t last_key(index_t i, index_t tokens) const { return causal ? i + 1 : tokens; }
+  GRAFT_HOST_DEVICE index_t first_key(index_t i) const {
+    return causal && window > 0 && i + 1 > window ? i + 1 - window : 0;
+  }
+  GRAFT_HOST_DEVICE index_t last_key(index_t i, index_t tokens) const { return causal ? i + 1 : tokens; }
 };
 
 }  // namespace graft

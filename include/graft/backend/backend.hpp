@@ -26,7 +26,7 @@ concept AdapterBackend = MemorySpace<typename B::Space> && Scalar<typename B::Ac
              LowRankBatch<typename B::Real> const& deltas, MatrixView<typename B::Act const, typename B::Space> x,
              MatrixView<typename B::Act, typename B::Space> y, MatrixView<bf16 const, typename B::Space> x16,
              MatrixView<bf16, typename B::Space> y16) {
-  be.executor().run(n, task);
+  requires !std::same_as<typename B::Space, HostSpace> || requires { be.executor().run(n, task); };
   { be.arena().template matrix<typename B::Act>(n, n) } -> std::same_as<MatrixView<typename B::Act, typename B::Space>>;
   requires noexcept(apply_row_map(be, maps, y));
   requires noexcept(apply_row_map(be, maps, y16));
@@ -42,7 +42,7 @@ concept Backend = AdapterBackend<B> &&
              RowMapBatch<typename B::Real> const* maps, LowRankBatch<typename B::Real> const* deltas,
              VectorView<typename B::Real const, typename B::Space> vector,
              MatrixView<typename B::Act const, typename B::Space> x, MatrixView<typename B::Act, typename B::Space> y,
-             KvView<typename B::Act> const& kv, AttentionShape const& shape, std::span<AttentionSpan const> spans) {
+             KvView<typename B::Act> const& kv, AttentionShape const& shape, AttentionSpans const& spans) {
   product(be, x, weight, vector, y);
   fused_product(be, weight, vector, x, x, maps, deltas, maps, y);
   apply_low_rank(be, *deltas, x, y);

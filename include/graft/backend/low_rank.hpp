@@ -42,8 +42,11 @@ struct LowRankBatch {
   index_t rows = 0;      ///< rows of the batch, adapted or not
   index_t max_rank = 0;  ///< no row's ranks sum to more at any site
   index_t site = 0;
+  signed char present = -1;  ///< whether any row has a delta here; -1: not known, `any` asks the tables
 
+  /// Where the tables are not in host memory, `present` must say so.
   bool any() const {
+    if (present >= 0) return present != 0;
     for (index_t t = 0; t < tile_count; ++t)
       for (index_t k = 0; k < tiles[t].term_count; ++k)
         if (tiles[t].terms[k].table[site].rank != 0) return true;

@@ -44,6 +44,12 @@ GRAFT_HOST_DEVICE constexpr index_t partner(index_t j, index_t group) {
   return k < group / 2 ? j + group / 2 : j - group / 2;
 }
 
+/// What a map makes of an element y whose partner is `other`; coefficients as stored, 0 where absent.
+template <class R>
+GRAFT_HOST_DEVICE constexpr R map_element(R y, R other, R c1, R d, R e) {
+  return y + (c1 * y + d * other) + e;
+}
+
 /// The maps of a batch at one site: batch row -> request -> that request's table -> its entry for the site.
 template <class R>
 struct RowMapBatch {
@@ -51,6 +57,7 @@ struct RowMapBatch {
   std::int32_t const* request = nullptr;              ///< [n], -1: row untouched
   index_t requests = 0;
   index_t site = 0;
+  signed char present = -1;  ///< whether any row has a map here; -1: not known, `any` asks the tables
 
   /// The map of batch row n, or null when it is the identity.
   GRAFT_HOST_DEVICE RowMapRow<R const> const* row(index_t n) const {
@@ -59,13 +66,14 @@ struct RowMapBatch {
     RowMapRow<R const> const* const map = tables[q] + site;
     return map->identity() ? nullptr : map;
   }
-  /// Whether any request has a map here.
+  /// Whether any request has a map here. Where the tables are not in host memory, `present` must say so.
   bool any() const {
+    if (present >= 0) return present != 0;
     for (index_t q = 0; q < requests; ++q)
       if (tables[q] != nullptr && !tables[q][site].identity()) return true;
     return false;
   }
-  /// Whether every map here stays inside aligned chunks of `chunk` elements.
+  /// Whether every map here stays inside aligned chunks of `chunk` elements; of tables in host memory.
   bool fits(index_t chunk) const {
     for (index_t q = 0; q < requests; ++q)
       for (auto const* map = tables[q] != nullptr ? tables[q] + site : nullptr; map != nullptr; map = map->next)

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <graft/core/error.hpp>
+#include <graft/core/memory.hpp>
 #include <graft/core/types.hpp>
 #include <graft/core/view.hpp>
 
@@ -14,10 +15,14 @@
 
 namespace graft {
 
+template <MemorySpace S>
+class ArenaScope;
+
 /// Bump allocator over blocks it keeps. Everything handed out lives until the enclosing `ArenaScope` ends.
-class Arena {
+template <MemorySpace S>
+class BasicArena {
  public:
-  static constexpr std::size_t alignment = 64;  // one cache line, one 512-bit register
+  static constexpr std::size_t alignment = Memory<S>::alignment;
 
   template <class T>
   T* allocate(index_t count) {
@@ -26,11 +31,11 @@ class Arena {
     return static_cast<T*>(take(bytes_of<T>(count)));
   }
   template <class T>
-  VectorView<T> vector(index_t size) {
+  VectorView<T, S> vector(index_t size) {
     return {allocate<T>(size), size};
   }
   template <class T>
-  MatrixView<T> matrix(index_t rows, index_t cols) {
+  MatrixView<T, S> matrix(index_t rows, index_t cols) {
     return {allocate<T>(rows * cols), rows, cols, cols};
   }
 
@@ -55,9 +60,9 @@ class Arena {
   }
 
  private:
-  friend class ArenaScope;
+  friend class ArenaScope<S>;
   struct Free {
-    void operator()(std::byte* p) const { ::operator delete (p, std::align_val_t{alignment}); }
+    void operator()(std::byte* p) const { Memory<S>::free(p); }
   };
   struct Block {
     std::unique_ptr<std::byte, Free> data;
@@ -77,29 +82,29 @@ class Arena {
   }
 
   void add_block(std::size_t bytes) {
-    std::size_t const size = bytes > minimum_block ? bytes : minimum_block;
-    blocks_.push_back(
-        {std::unique_ptr<std::byte, Free>(static_cast<std::byte*>(::operator new (size, std::align_val_t{alignment}))),
-         size});
+    std::size_t const size = bytes > Memory<S>::minimum_block ? bytes : Memory<S>::minimum_block;
+    blocks_.push_back({std::unique_ptr<std::byte, Free>(static_cast<std::byte*>(Memory<S>::allocate(size))), size});
   }
 
   // One block as large as all of them: pieces of other sizes would leave gaps in the old ones for ever.
   void join() {
     std::size_t const size = capacity();
     blocks_.clear();
-    if (void* const data = ::operator new (size, std::align_val_t{alignment}, std::nothrow))
+    if (void* const data = Memory<S>::try_allocate(size))
       blocks_.push_back({std::unique_ptr<std::byte, Free>(static_cast<std::byte*>(data)), size});
   }
 
-  static constexpr std::size_t minimum_block = std::size_t{1} << 16;
   std::vector<Block> blocks_;
   std::size_t block_ = 0, used_ = 0;
 };
 
+using Arena = BasicArena<HostSpace>;
+
 /// Gives back on destruction what was taken from the arena since construction.
+template <MemorySpace S>
 class ArenaScope {
  public:
-  explicit ArenaScope(Arena& arena) : arena_(arena), block_(arena.block_), used_(arena.used_) {}
+  explicit ArenaScope(BasicArena<S>& arena) : arena_(arena), block_(arena.block_), used_(arena.used_) {}
   ~ArenaScope() {
     bool const joins = block_ == 0 && used_ == 0 && arena_.block_ > 0;
     arena_.block_ = block_, arena_.used_ = used_;
@@ -109,7 +114,7 @@ class ArenaScope {
   ArenaScope& operator=(ArenaScope const&) = delete;
 
  private:
-  Arena& arena_;
+  BasicArena<S>& arena_;
   std::size_t block_, used_;
 };
 

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Run-time errors: a wrong call is a ContractError, a bad file a FormatError. Both carry one sentence.
+// Run-time errors: a wrong call is a ContractError, a bad file a FormatError, a failed call of CUDA a CudaError. Each
+// carries one sentence.
 #pragma once
 
 #include <graft/config.hpp>
@@ -22,6 +23,11 @@ struct ContractError : Error {
 };
 /// A file is not what it claims to be; the message names path, tensor or key, expected and found.
 struct FormatError : Error {
+  using Error::Error;
+};
+
+/// The GPU or its driver refused; the message names the call, the error and what CUDA says about it.
+struct CudaError : Error {
   using Error::Error;
 };
 

@@ -205,27 +205,28 @@ struct Q5_K {
 struct Q6_K {
   static constexpr index_t block = 256, bytes = 210;
 
+  /// Values [32 part, 32 part + 32).
   template <class T>
-  GRAFT_HOST_DEVICE static void decode(const std::byte* from, T* __restrict to) {
+  GRAFT_HOST_DEVICE static void decode_part(const std::byte* from, int part, T* __restrict to) {
     float const d = detail::load_half(from + 208);
-    for (int half = 0; half < 2; ++half) {
-      auto const* const low = detail::bytes_at(from + 64 * half);
-      auto const* const high = detail::bytes_at(from + 128 + 32 * half);
-      auto const* const scales = detail::bytes_at(from + 192 + 8 * half);
-      for (int group = 0; group < 4; ++group) {
-        auto const* const nibbles = low + 32 * (group & 1);
-        int const nibble = group < 2 ? 0 : 4, pair = 2 * group;
-        for (int part = 0; part < 2; ++part) {
-          float const scale = d * static_cast<float>(static_cast<std::int8_t>(scales[2 * group + part]));
-          T* __restrict const y = to + 128 * half + 32 * group + 16 * part;
-          for (int k = 0; k < 16; ++k) {
-            int const at = 16 * part + k;
-            int const value = ((nibbles[at] >> nibble) & 15) | (((high[at] >> pair) & 3) << 4);
-            y[k] = static_cast<T>(scale * static_cast<float>(value - 32));
-          }
-        }
+    int const half = part / 4, group = part % 4;
+    auto const* const low = detail::bytes_at(from + 64 * half + 32 * (group & 1));
+    auto const* const high = detail::bytes_at(from + 128 + 32 * half);
+    auto const* const scales = detail::bytes_at(from + 192 + 8 * half + 2 * group);
+    int const nibble = group < 2 ? 0 : 4, pair = 2 * group;
+    for (int sub = 0; sub < 2; ++sub) {
+      float const scale = d * static_cast<float>(static_cast<std::int8_t>(scales[sub]));
+      T* __restrict const y = to + 16 * sub;
+      for (int k = 0; k < 16; ++k) {
+        int const at = 16 * sub + k;
+        int const value = ((low[at] >> nibble) & 15) | (((high[at] >> pair) & 3) << 4);
+        y[k] = static_cast<T>(scale * static_cast<float>(value - 32));
       }
     }
+  }
+  template <class T>
+  GRAFT_HOST_DEVICE static void decode(const std::byte* from, T* __restrict to) {
+    for (int part = 0; part < 8; ++part) decode_part(from, part, to + 32 * part);
   }
   static void encode(const float* from, std::byte* to);
 };

@@ -15,7 +15,7 @@ template <class B>
 struct StepChunk {
   index_t first = 0, rows = 0;
   Plan<B> const* plan = nullptr;
-  std::span<AttentionSpan const> spans;  ///< first_row counts from the chunk's first row
+  AttentionSpans spans;  ///< first_row counts from the chunk's first row
 };
 
 /// All layers of a forward use the same step. Long batches are cut into chunks inside each layer, so that scratch

@@ -64,24 +64,21 @@ class Context {
   /// before any work when something does not fit; then nothing has changed.
   void forward(std::span<SequenceInput<B> const> inputs, std::span<index_t const> wanted, View out) {
     check(inputs, wanted, out);
+    ArenaScope scope(be_.arena());
     prepare(inputs);
     auto const rows = static_cast<index_t>(tokens_.size());
-    ArenaScope scope(be_.arena());
     auto const h = be_.arena().template matrix<Act>(rows, model_.config().width);
-    auto const angles = static_cast<index_t>(model_.rope().size());
-    auto const cosine = be_.arena().template matrix<Act>(rows, angles);
-    auto const sine = be_.arena().template matrix<Act>(rows, angles);
-    rope_angles(std::span<double const>(model_.rope()), rope_magnitude(model_.config().rope),
-                std::span<index_t const>(positions_), cosine, sine);
+    auto const angles = position_angles();
 
     Step<B> const step{
         &plan_,
         steps_,
-        cosine,
-        sine,
+        angles.cosine,
+        angles.sine,
         [](void const* cache, index_t layer) { return static_cast<KvCache<B> const*>(cache)->view(layer); },
         &cache_};
-    model_.ends().embed(be_, {tokens_, token_types_, positions_, request_spans_, &plan_}, h);
+    model_.ends().embed(
+        be_, {resident(tokens_), resident(token_types_), resident(position_rows_), request_spans_, &plan_}, h);
     for (auto const& layer : model_.layers()) layer.forward(be_, step, h);
     for (auto const& input : inputs) {
       input.sequence->kv().length += static_cast<index_t>(input.tokens.size());
@@ -90,15 +87,36 @@ class Context {
     if (!wanted.empty()) write_logits(inputs, wanted, h, out);
   }
 
+  /// The same with the logits in host memory, widened to f32; waits for a device.
+  void forward(std::span<SequenceInput<B> const> inputs, std::span<index_t const> wanted,
+               MatrixView<float, HostSpace> out) requires(!std::same_as<View, MatrixView<float, HostSpace>>) {
+    ArenaScope scope(be_.arena());
+    auto const logits = be_.arena().template matrix<Act>(out.rows, out.cols);
+    forward(inputs, wanted, logits);
+    auto const widen = [&](Act const* from) {
+      for (index_t n = 0; n < out.rows; ++n)
+        for (index_t k = 0; k < out.cols; ++k) out(n, k) = static_cast<float>(from[n * out.cols + k]);
+    };
+    if constexpr (on_host) {
+      widen(logits.data);
+    } else {
+      host_logits_.resize(static_cast<std::size_t>(logits.size()));
+      copy_to_host(be_, static_cast<Act const*>(logits.data), host_logits_.data(), logits.size());
+      widen(host_logits_.data());
+    }
+  }
+
   /// Logits of every input's last token, [inputs, output width].
-  void forward_last(std::span<SequenceInput<B> const> inputs, View out) {
+  template <class T, class Space>
+  void forward_last(std::span<SequenceInput<B> const> inputs, MatrixView<T, Space> out) {
     wanted_.clear();
     index_t row = 0;
     for (auto const& input : inputs) wanted_.push_back((row += static_cast<index_t>(input.tokens.size())) - 1);
     forward(inputs, wanted_, out);
   }
   /// What a classifier says of every input, [inputs, labels].
-  void classify(std::span<SequenceInput<B> const> inputs, View out) {
+  template <class T, class Space>
+  void classify(std::span<SequenceInput<B> const> inputs, MatrixView<T, Space> out) {
     wanted_.clear();
     index_t row = 0;
     for (auto const& input : inputs) {
@@ -113,6 +131,63 @@ class Context {
   }
 
  private:
+  static constexpr bool on_host = std::same_as<typename B::Space, HostSpace>;
+
+  // Of host data, a pointer that kernels can read until the forward ends.
+  template <class T>
+  T const* resident(std::vector<T> const& host) {
+    if constexpr (on_host)
+      return host.data();
+    else
+      return upload(be_, std::span<T const>(host));
+  }
+
+  struct Angles {
+    MatrixView<Act const, typename B::Space> cosine, sine;  ///< [n, angles]
+  };
+  Angles position_angles() {
+    auto const rows = static_cast<index_t>(positions_.size()), angles = static_cast<index_t>(model_.rope().size());
+    auto const fill = [&](MatrixView<Act> cosine, MatrixView<Act> sine) {
+      rope_angles(std::span<double const>(model_.rope()), rope_magnitude(model_.config().rope),
+                  std::span<index_t const>(positions_), cosine, sine);
+    };
+    if constexpr (on_host) {
+      auto const cosine = be_.arena().template matrix<Act>(rows, angles);
+      auto const sine = be_.arena().template matrix<Act>(rows, angles);
+      fill(cosine, sine);
+      return {cosine, sine};
+    } else {
+      angles_.resize(static_cast<std::size_t>(2 * rows * angles));
+      Act* const host = angles_.data();
+      fill(matrix_view(host, rows, angles), matrix_view(host + rows * angles, rows, angles));
+      Act const* const copied = resident(angles_);
+      return {matrix_view<typename B::Space>(copied, rows, angles),
+              matrix_view<typename B::Space>(copied + rows * angles, rows, angles)};
+    }
+  }
+
+  // Spans where the backend reads them, with the pages and masks they point to.
+  AttentionSpans resident_spans(std::vector<AttentionSpan> const& spans) {
+    AttentionSpans const known{std::span<AttentionSpan const>(spans)};
+    if constexpr (on_host) {
+      return known;
+    } else {
+      span_pages_.clear(), span_masks_.clear();
+      for (auto const& span : spans) {
+        span_pages_.insert(span_pages_.end(), span.pages, span.pages + ceil_div(span.tokens, cache_.page_tokens()));
+        if (span.mask != nullptr) span_masks_.insert(span_masks_.end(), span.mask, span.mask + span.rows * span.tokens);
+      }
+      auto const* pages = resident(span_pages_);
+      auto const* masks = resident(span_masks_);
+      resident_spans_ = spans;
+      for (auto& span : resident_spans_) {
+        span.pages = std::exchange(pages, pages + ceil_div(span.tokens, cache_.page_tokens()));
+        if (span.mask != nullptr) span.mask = std::exchange(masks, masks + span.rows * span.tokens);
+      }
+      return {resident(resident_spans_), known};
+    }
+  }
+
   void check(std::span<SequenceInput<B> const> inputs, std::span<index_t const> wanted, View out) const {
     index_t rows = 0;
     for (std::size_t k = 0; k < inputs.size(); ++k) {
@@ -186,13 +261,13 @@ class Context {
   }
 
   void prepare(std::span<SequenceInput<B> const> inputs) {
-    tokens_.clear(), token_types_.clear(), positions_.clear();
+    tokens_.clear(), token_types_.clear(), positions_.clear(), position_rows_.clear();
     requests_.clear(), request_spans_.clear(), whole_.clear();
     for (auto const& in : inputs) {
       auto const count = static_cast<index_t>(in.tokens.size());
       index_t const length = in.sequence->length();
       auto& state = in.sequence->state();
-      cache_.extend(in.sequence->kv(), count);
+      cache_.extend(be_, in.sequence->kv(), count);
       request_spans_.push_back({static_cast<index_t>(tokens_.size()), count, state.adapters().get()});
       bool const observes = state.generates() && (!state.ready() || in.regenerate);
       bool const prompt_known = length == 0 || in.regenerate || in.prompt_tokens >= 0;
@@ -207,9 +282,10 @@ class Context {
         tokens_.push_back(in.tokens[at]);
         token_types_.push_back(in.token_types.empty() ? 0 : in.token_types[at]);
         positions_.push_back(!in.positions.empty() ? in.positions[at] : uncounted ? -1 : position++);
+        position_rows_.push_back(model_.config().position_row(positions_.back()));
       }
     }
-    plan_.build(requests_);
+    plan_.build(be_, requests_);
     cut_chunks(static_cast<index_t>(tokens_.size()));
   }
 
@@ -233,29 +309,39 @@ class Context {
         chunk.spans.push_back({span.pages, begin - first, end - begin, span.first_token + skipped, span.tokens,
                                span.mask == nullptr ? nullptr : span.mask + skipped * span.tokens});
       }
-      if (count > 1) chunk.plan.build(chunk.requests);
-      steps_.push_back({first, last - first, count > 1 ? &chunk.plan : &plan_, chunk.spans});
+      if (count > 1) chunk.plan.build(be_, chunk.requests);
+      steps_.push_back({first, last - first, count > 1 ? &chunk.plan : &plan_, resident_spans(chunk.spans)});
     }
   }
 
   void write_logits(std::span<SequenceInput<B> const> inputs, std::span<index_t const> wanted, View h, View out) {
-    auto const rows = be_.arena().template matrix<Act>(static_cast<index_t>(wanted.size()), h.cols);
+    auto const rows = gather(wanted, h);
     requests_.clear(), request_spans_.clear();
     std::size_t next = 0;
     index_t end = 0;
     for (auto const& in : inputs) {
       end += static_cast<index_t>(in.tokens.size());
       auto const first = static_cast<index_t>(next);
-      for (; next < wanted.size() && wanted[next] < end; ++next)
-        copy(be_, MatrixView<Act const, typename B::Space>(h.row_range(wanted[next], 1)),
-             rows.row_range(static_cast<index_t>(next), 1));
+      while (next < wanted.size() && wanted[next] < end) ++next;
       index_t const count = static_cast<index_t>(next) - first;
       if (count == 0) continue;
       requests_.push_back({&in.sequence->state(), count});
       request_spans_.push_back({first, count, in.sequence->state().adapters().get()});
     }
-    head_plan_.build(requests_);
-    model_.ends().logits(be_, {{}, {}, {}, request_spans_, &head_plan_}, rows, out);
+    head_plan_.build(be_, requests_);
+    model_.ends().logits(be_, {nullptr, nullptr, nullptr, request_spans_, &head_plan_}, rows, out);
+  }
+
+  // The listed rows; neighbours are copied together.
+  View gather(std::span<index_t const> wanted, View h) {
+    auto const rows = be_.arena().template matrix<Act>(static_cast<index_t>(wanted.size()), h.cols);
+    for (std::size_t first = 0, next = 0; first < wanted.size(); first = next) {
+      while (next < wanted.size() && wanted[next] == wanted[first] + static_cast<index_t>(next - first)) ++next;
+      auto const count = static_cast<index_t>(next - first);
+      copy(be_, MatrixView<Act const, typename B::Space>(h.row_range(wanted[first], count)),
+           rows.row_range(static_cast<index_t>(first), count));
+    }
+    return rows;
   }
 
   struct Chunk {
@@ -274,8 +360,13 @@ class Context {
   std::vector<AttentionSpan> whole_;
   std::vector<Chunk> chunks_;
   std::vector<StepChunk<B>> steps_;
-  std::vector<std::int32_t> tokens_, token_types_;
+  std::vector<std::int32_t> tokens_, token_types_, position_rows_;
   std::vector<index_t> positions_, wanted_;
+  // on their way to or from a device
+  std::vector<Act> angles_, host_logits_;
+  std::vector<std::int32_t> span_pages_;
+  std::vector<std::uint8_t> span_masks_;
+  std::vector<AttentionSpan> resident_spans_;
 };
 
 }  // namespace graft

@@ -4,6 +4,7 @@
 
 #include <graft/backend/attention.hpp>
 #include <graft/core/error.hpp>
+#include <graft/core/memory.hpp>
 #include <graft/core/types.hpp>
 
 #include <algorithm>
@@ -41,13 +42,13 @@ class KvCache {
   }
 
   /// Room for `count` more tokens; pages the sequence shares with a fork and will write to are copied first.
-  void extend(KvSequence& sequence, index_t count) {
+  void extend(B& be, KvSequence& sequence, index_t count) {
     if (count == 0) return;
     if (index_t const used = sequence.length % page_tokens_; used != 0) {
       auto& last = sequence.pages[static_cast<std::size_t>(sequence.length / page_tokens_)];
       if (users_[static_cast<std::size_t>(last)] > 1) {
         std::int32_t const own = take();
-        std::copy(data(last), data(last) + page_elements(), data(own));
+        copy(be, page<Act const>(last), page<Act>(own));
         give_back(last);
         last = own;
       }
@@ -74,18 +75,38 @@ class KvCache {
 
   KvView<Act> view(index_t layer) const {
     index_t const block = page_tokens_ * width_;
-    return {pointers_.data(), 2 * layer * block, (2 * layer + 1) * block, page_tokens_, width_};
+    return {page_data(), 2 * layer * block, (2 * layer + 1) * block, page_tokens_, width_};
   }
 
  private:
-  Act* data(std::int32_t page) { return pointers_[static_cast<std::size_t>(page)]; }
+  using Space = typename B::Space;
+  static constexpr bool on_host = std::same_as<Space, HostSpace>;
+
+  template <class T>
+  MatrixView<T, Space> page(std::int32_t page) const {
+    return matrix_view<Space>(static_cast<T*>(pointers_[static_cast<std::size_t>(page)]), 1, page_elements());
+  }
+  Act* const* page_data() const {
+    if constexpr (on_host)
+      return pointers_.data();
+    else
+      return resident_pointers_.data();
+  }
   void add_page() {
     // room in every list first, so that a failed allocation leaves them consistent and giving back never allocates
     free_.reserve(pages_.size() + 1);
+    users_.reserve(pages_.size() + 1);
+    pointers_.reserve(pages_.size() + 1);
+    pages_.emplace_back(page_elements());
     users_.push_back(0);
-    pages_.push_back(std::make_unique<Act[]>(static_cast<std::size_t>(page_elements())));
-    pointers_.push_back(pages_.back().get());
+    pointers_.push_back(pages_.back().data());
     free_.push_back(static_cast<std::int32_t>(pages_.size() - 1));
+    if constexpr (!on_host) {
+      auto const count = static_cast<index_t>(pointers_.size());
+      if (resident_pointers_.size() < count)
+        resident_pointers_ = Storage<Act*, Space>(std::max<index_t>(64, 2 * count));
+      Memory<Space>::copy_from_host(resident_pointers_.data(), pointers_.data(), pointers_.size() * sizeof(Act*));
+    }
   }
   std::int32_t take() {
     if (free_.empty()) add_page();
@@ -100,8 +121,9 @@ class KvCache {
 
   index_t layers_, width_, page_tokens_;
   std::size_t longest_ = 0;  // pages of the longest sequence room was reserved for
-  std::vector<std::unique_ptr<Act[]>> pages_;
+  std::vector<Storage<Act, Space>> pages_;
   std::vector<Act*> pointers_;
+  Storage<Act*, Space> resident_pointers_;  ///< the same in Space, where that is not the host's
   std::vector<std::int32_t> users_, free_;
 };
 

@@ -286,11 +286,10 @@ void apply_embedding(Recorder<B>& be, Site site, Plan<B> const& plan, std::int32
 }
 
 template <class B>
-VectorView<Real<B> const, typename B::Space> replaced_vector(Recorder<B>& be, SavedTensor const& own) {
-  auto const copied = be.arena().template vector<Real<B>>(static_cast<index_t>(own.values.size()));
-  std::copy(own.values.begin(), own.values.end(), copied.begin());
-  be.alias(copied.data, own.values.data());
-  return copied;
+VectorView<Real<B> const, typename B::Space> replaced_vector(Recorder<B>& be, Replacement<B> const& own) {
+  be.alias(own.vector.data,
+           own.weight.data);  // gradients go to the module's own values, whatever the backend's numbers
+  return own.vector;
 }
 
 }  // namespace graft

@@ -193,7 +193,7 @@ class Recorder {
   Arena* gradient_memory_;
   Gradients<B>* gradients_ = nullptr;
   Memory memory_;
-  std::optional<ArenaScope> memory_scope_;
+  std::optional<ArenaScope<HostSpace>> memory_scope_;
   std::size_t sorted_ = 0;
   Act const* stream_ = nullptr;
   std::vector<std::function<void()>> ways_;

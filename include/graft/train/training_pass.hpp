@@ -88,7 +88,8 @@ class TrainingPass {
     auto const embedded = embedding_.arena().template matrix<Act>(n, width());
     embedded_ = embedded;
     set_dropout(embedding_, 0, n);
-    model_.ends().embed(embedding_, {tokens_, token_types_, positions_, request_spans_, &plan_}, embedded);
+    model_.ends().embed(embedding_,
+                        {tokens_.data(), token_types_.data(), position_rows_.data(), request_spans_, &plan_}, embedded);
     hidden_.resize(model_.layers().size() + 1);
     for (auto& h : hidden_) h.resize(static_cast<std::size_t>(n * width()));
     copy(be_, ConstView(embedded), hidden(0));
@@ -190,7 +191,7 @@ class TrainingPass {
   }
 
   void prepare(std::span<TrainingSequence<B> const> sequences) {
-    tokens_.clear(), token_types_.clear(), positions_.clear(), rates_.clear(), keys_.clear();
+    tokens_.clear(), token_types_.clear(), positions_.clear(), position_rows_.clear(), rates_.clear(), keys_.clear();
     requests_.clear(), request_spans_.clear(), spans_.clear(), states_.clear(), pages_.clear();
     std::int32_t page = 0;
     for (auto const& s : sequences) {
@@ -205,6 +206,7 @@ class TrainingPass {
         tokens_.push_back(s.tokens[at]);
         token_types_.push_back(s.token_types.empty() ? 0 : s.token_types[at]);
         positions_.push_back(model_.config().uncounted(s.tokens[at]) ? -1 : position++);
+        position_rows_.push_back(model_.config().position_row(positions_.back()));
         rates_.push_back(s.dropout);
         keys_.push_back(Random(s.dropout_key).next() + static_cast<std::uint64_t>(k) * 0x9e3779b97f4a7c15u);
       }
@@ -228,7 +230,7 @@ class TrainingPass {
     View const cosine{cosine_.data(), n, angles, angles}, sine{sine_.data(), n, angles, angles};
     rope_angles(std::span<double const>(model_.rope()), rope_magnitude(model_.config().rope),
                 std::span<index_t const>(positions_), cosine, sine);
-    chunk_ = {0, n, &plan_, spans_};
+    chunk_ = {0, n, &plan_, std::span<AttentionSpan const>(spans_)};
     step_ = {&plan_,
              std::span<StepChunk<B> const>(&chunk_, 1),
              cosine,
@@ -285,7 +287,7 @@ class TrainingPass {
       head_plan_.build(head_requests_, PlanUse::training);
       head_.dropout = {head_rates_, head_keys_};
       auto const logits = head_.arena().template matrix<Act>(h.rows, model_.ends().output_width());
-      model_.ends().logits(head_, {{}, {}, {}, head_spans_, &head_plan_}, h, logits);
+      model_.ends().logits(head_, {nullptr, nullptr, nullptr, head_spans_, &head_plan_}, h, logits);
       f(static_cast<index_t>(first), h, logits);
     }
   }
@@ -307,7 +309,7 @@ class TrainingPass {
   std::vector<std::unique_ptr<SequenceState<B>>> states_;
   std::vector<RequestRows<B>> requests_, head_requests_;
   std::vector<RequestSpan<B>> request_spans_, head_spans_;
-  std::vector<std::int32_t> tokens_, token_types_, pages_;
+  std::vector<std::int32_t> tokens_, token_types_, position_rows_, pages_;
   std::vector<index_t> positions_;
   std::vector<double> rates_, head_rates_;
   std::vector<std::uint64_t> keys_, head_keys_;

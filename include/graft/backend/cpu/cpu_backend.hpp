@@ -33,7 +33,7 @@ class CpuBackend {
   Executor& executor() { return *executor_; }
   Arena& arena() { return arena_; }
   /// What is taken from the arena from now on is given back when the scope ends.
-  ArenaScope scope() { return ArenaScope(arena_); }
+  ArenaScope<HostSpace> scope() { return ArenaScope(arena_); }
 
   /// The instruction-set level in use: the processor's best, or what GRAFT_ISA names, unless changed here. Results are
   /// bit-equal only between backends of one level.

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Rational activations: the value against plain powers, and how well the starts approximate GELU.
-#include <graft/adapter/rational.hpp>
+#include <graft/backend/rational.hpp>
 #include <graft/testing/gradient_check.hpp>
 #include <graft/testing/policies.hpp>
 #include <graft/testing/random.hpp>

@@ -1,22 +1,24 @@
 // SPDX-License-Identifier: Apache-2.0
+// The engine of one backend; engine_cpu.cpp and engine_cuda.cu say which.
+#pragma once
+
 #include <examples/cli/engine.hpp>
 
 #include <graft/arch/architectures.hpp>
 #include <graft/io/gguf_lora.hpp>
 
 namespace graft::cli {
-namespace {
 
-template <class Arch>
+/// Owner is made from EngineOptions and holds a backend: owner.backend().
+template <class Arch, class Owner>
 class ArchitectureEngine final : public Engine {
  public:
+  using B = std::remove_cvref_t<decltype(std::declval<Owner&>().backend())>;
+
   ArchitectureEngine(ModelFiles files, EngineOptions const& options)
-      : pool_(options.threads),
-        backend_(pool_),
+      : owner_(options),
         model_(std::move(files.config), std::move(files.weights)),
-        context_(model_, backend_) {
-    backend_.set_precision(options.precision);
-  }
+        context_(model_, owner_.backend()) {}
 
   ModelConfig const& config() const override { return model_.config(); }
   SiteTable const& sites() const override { return model_.sites(); }
@@ -25,26 +27,29 @@ class ArchitectureEngine final : public Engine {
 
   void load(std::string const& name, std::filesystem::path const& path) override {
     if (is_gguf(path)) {
-      load_gguf_lora(backend_, model_.bank(), name, path, model_.config());
+      load_gguf_lora(owner_.backend(), model_.bank(), name, path, model_.config());
       return;
     }
-    auto const loaded = load_adapter(backend_, model_.bank(), name, path);
+    auto const loaded = load_adapter(owner_.backend(), model_.bank(), name, path);
     for (auto const& warning : loaded.warnings) std::fprintf(stderr, "graft: warning: %s\n", warning.c_str());
   }
 
   std::shared_ptr<AdapterSet<CommandBackend> const> resolve(std::span<AdapterUse const> uses) override {
-    return model_.bank().resolve(uses);
+    if constexpr (std::same_as<B, CommandBackend>)
+      return model_.bank().resolve(uses);
+    else
+      raise<ContractError>("graft: adapters are merged by the processor; use --device cpu");
   }
 
   std::vector<std::vector<float>> logits(std::span<LogitsRequest const> requests) override {
-    std::vector<Sequence<CommandBackend>> sequences;
+    std::vector<Sequence<B>> sequences;
     sequences.reserve(requests.size());
-    std::vector<SequenceInput<CommandBackend>> inputs;
+    std::vector<SequenceInput<B>> inputs;
     std::vector<index_t> wanted;
     index_t row = 0;
     for (auto const& request : requests) {
       sequences.push_back(context_.start(request.adapters));
-      SequenceInput<CommandBackend> input{&sequences.back(), request.tokens, request.prompt_tokens};
+      SequenceInput<B> input{&sequences.back(), request.tokens, request.prompt_tokens};
       input.token_types = request.token_types;
       inputs.push_back(input);
       auto const count = static_cast<index_t>(request.tokens.size());
@@ -68,9 +73,9 @@ class ArchitectureEngine final : public Engine {
 
   std::vector<std::vector<double>> scores(std::span<ScoreRequest const> requests) override {
     check_language_model("gives no token probabilities");
-    std::vector<Sequence<CommandBackend>> sequences;
+    std::vector<Sequence<B>> sequences;
     sequences.reserve(requests.size());
-    std::vector<SequenceInput<CommandBackend>> inputs;
+    std::vector<SequenceInput<B>> inputs;
     std::vector<index_t> wanted;
     index_t row = 0;
     for (auto const& request : requests) {
@@ -114,18 +119,16 @@ class ArchitectureEngine final : public Engine {
             Arch::causal ? "a classifier" : "an encoder", " and ", what);
   }
 
-  ThreadPool pool_;
-  CommandBackend backend_;
-  Model<Arch, CommandAdapters, CommandBackend> model_;
-  Context<Model<Arch, CommandAdapters, CommandBackend>> context_;
+  Owner owner_;
+  Model<Arch, CommandAdapters, B> model_;
+  Context<Model<Arch, CommandAdapters, B>> context_;
 };
 
-}  // namespace
-
-std::unique_ptr<Engine> make_engine(ModelFiles files, EngineOptions const& options) {
+template <class Owner>
+std::unique_ptr<Engine> make_engine_of(ModelFiles files, EngineOptions const& options) {
   std::string const architecture = files.config.architecture;
   return with_architecture(architecture, [&]<class Arch>() -> std::unique_ptr<Engine> {
-    return std::make_unique<ArchitectureEngine<Arch>>(std::move(files), options);
+    return std::make_unique<ArchitectureEngine<Arch, Owner>>(std::move(files), options);
   });
 }
 

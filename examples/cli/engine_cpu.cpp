@@ -1,0 +1,32 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <examples/cli/engine_of.hpp>
+
+namespace graft::cli {
+namespace {
+
+class CpuOwner {
+ public:
+  explicit CpuOwner(EngineOptions const& options) : pool_(options.threads), backend_(pool_) {
+    backend_.set_precision(options.precision);
+  }
+  CommandBackend& backend() { return backend_; }
+
+ private:
+  ThreadPool pool_;
+  CommandBackend backend_;
+};
+
+}  // namespace
+
+std::unique_ptr<Engine> make_engine(ModelFiles files, EngineOptions const& options) {
+  if (options.device == Device::cuda) return make_cuda_engine(std::move(files), options);
+  return make_engine_of<CpuOwner>(std::move(files), options);
+}
+
+#if !GRAFT_WITH_CUDA
+std::unique_ptr<Engine> make_cuda_engine(ModelFiles, EngineOptions const&) {
+  raise<ContractError>("this build of graft has no CUDA backend (cmake -D GRAFT_WITH_CUDA=ON); use --device cpu");
+}
+#endif
+
+}  // namespace graft::cli

@@ -1,0 +1,167 @@
+// SPDX-License-Identifier: Apache-2.0
+// Tables of row maps and of factors where a backend's kernels read them: on the host the tables themselves, on a device
+// copies of them and of everything they point to, made once, when they are published.
+#pragma once
+
+#include <graft/backend/low_rank.hpp>
+#include <graft/backend/row_map.hpp>
+#include <graft/core/memory.hpp>
+
+#include <algorithm>
+#include <cstddef>
+#include <span>
+#include <vector>
+
+namespace graft {
+
+/// Vectors gathered in host memory to be copied to a space at once; each begins at a multiple of 64 bytes.
+template <class R, MemorySpace S>
+class VectorGathering {
+ public:
+  /// Remembers [v, v + size); null stays null.
+  void add(R const* v, index_t size) {
+    if (v == nullptr) return;
+    values_.insert(values_.end(), v, v + size);
+    values_.resize(static_cast<std::size_t>(round_up(static_cast<index_t>(values_.size()), alignment)));
+  }
+  Storage<R, S> copy() const { return Storage<R, S>(std::span<R const>(values_)); }
+
+  /// Where the vectors lie in the copy; asked in the order of `add`.
+  class Places {
+   public:
+    explicit Places(R const* data) : next_(data) {}
+    R const* next(R const* v, index_t size) {
+      if (v == nullptr) return nullptr;
+      R const* const place = next_;
+      next_ += round_up(size, alignment);
+      return place;
+    }
+
+   private:
+    R const* next_;
+  };
+
+ private:
+  static constexpr index_t alignment = 64 / sizeof(R);
+  std::vector<R> values_;
+};
+
+/// Copies of tables of row maps, chains included, in a space.
+template <class R, MemorySpace S>
+class ResidentMaps {
+ public:
+  using Row = RowMapRow<R const>;
+  using Table = std::vector<Row>;
+
+  ResidentMaps() = default;
+  /// tables: [sites] each, or empty
+  explicit ResidentMaps(std::span<Table const* const> tables) {
+    VectorGathering<R, S> gathering;
+    index_t links = 0;
+    for (auto const* table : tables)
+      for (auto const& first : *table)
+        for (Row const* map = &first; map != nullptr; map = map->next, ++links) {
+          gathering.add(map->c1, map->size);
+          gathering.add(map->d, map->size);
+          gathering.add(map->e, map->size);
+        }
+    coefficients_ = gathering.copy();
+    typename VectorGathering<R, S>::Places places(coefficients_.data());
+
+    // one array: all tables, then the successors in chains
+    nodes_ = Storage<Row, S>(links);
+    std::vector<Row> nodes(static_cast<std::size_t>(links));
+    std::size_t entry = 0, successor = 0;
+    for (auto const* table : tables) successor += table->size();
+    for (auto const* table : tables) {
+      starts_.push_back(table->empty() ? nullptr : nodes_.data() + entry);
+      auto& rows = rows_.emplace_back();
+      for (auto const& first : *table) {
+        Row* to = &nodes[entry];
+        for (Row const* map = &first; map != nullptr; map = map->next) {
+          *to = {places.next(map->c1, map->size),
+                 places.next(map->d, map->size),
+                 places.next(map->e, map->size),
+                 map->size,
+                 map->group,
+                 map->next != nullptr ? nodes_.data() + successor : nullptr};
+          if (map->next != nullptr) to = &nodes[successor++];
+        }
+        rows.push_back(nodes[entry++]);
+      }
+    }
+    if (links > 0) Memory<S>::copy_from_host(nodes_.data(), nodes.data(), nodes.size() * sizeof(Row));
+  }
+
+  /// Table k in the space, or null when it is empty.
+  Row const* table(std::size_t k) const { return starts_[k]; }
+  /// The same in host memory, with pointers into the space.
+  Table const& rows(std::size_t k) const { return rows_[k]; }
+
+ private:
+  Storage<R, S> coefficients_;
+  Storage<Row, S> nodes_;
+  std::vector<Row const*> starts_;
+  std::vector<Table> rows_;
+};
+
+/// On the host the tables themselves, which must outlive this.
+template <class R>
+class ResidentMaps<R, HostSpace> {
+ public:
+  using Table = std::vector<RowMapRow<R const>>;
+  ResidentMaps() = default;
+  explicit ResidentMaps(std::span<Table const* const> tables) : tables_(tables.begin(), tables.end()) {}
+  RowMapRow<R const> const* table(std::size_t k) const { return tables_[k]->empty() ? nullptr : tables_[k]->data(); }
+  Table const& rows(std::size_t k) const { return *tables_[k]; }
+
+ private:
+  std::vector<Table const*> tables_;
+};
+
+/// A copy of a module's factors in a space.
+template <class R, MemorySpace S>
+class ResidentFactors {
+ public:
+  ResidentFactors() = default;
+  /// sizes(site) gives {i, o}.
+  ResidentFactors(std::vector<LowRankFactors<R>> const& host, auto&& sizes) {
+    VectorGathering<R, S> gathering;
+    auto const each = [&](auto&& f) {
+      for (std::size_t s = 0; s < host.size(); ++s) {
+        auto const [in, out] = sizes(static_cast<index_t>(s));
+        f(host[s], in * host[s].rank, out * host[s].rank, s);
+      }
+    };
+    each([&](auto const& f, index_t a, index_t b, std::size_t) {
+      gathering.add(f.a, a), gathering.add(f.b_transposed, b);
+    });
+    values_ = gathering.copy();
+    typename VectorGathering<R, S>::Places places(values_.data());
+    std::vector<LowRankFactors<R>> table(host.size());
+    each([&](auto const& f, index_t a, index_t b, std::size_t s) {
+      table[s].a = places.next(f.a, a);
+      table[s].b_transposed = places.next(f.b_transposed, b);
+      table[s].rank = f.rank, table[s].scale = f.scale;
+    });
+    table_ = Storage<LowRankFactors<R>, S>(std::span<LowRankFactors<R> const>(table));
+  }
+  LowRankFactors<R> const* table() const { return table_.data(); }
+
+ private:
+  Storage<R, S> values_;
+  Storage<LowRankFactors<R>, S> table_;
+};
+
+template <class R>
+class ResidentFactors<R, HostSpace> {
+ public:
+  ResidentFactors() = default;
+  ResidentFactors(std::vector<LowRankFactors<R>> const& host, auto&&) : table_(host.data()) {}
+  LowRankFactors<R> const* table() const { return table_; }
+
+ private:
+  LowRankFactors<R> const* table_ = nullptr;
+};
+
+}  // namespace graft

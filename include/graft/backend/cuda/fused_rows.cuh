@@ -1,0 +1,185 @@
+// SPDX-License-Identifier: Apache-2.0
+// What layers do between products, one kernel per operation of backend/fused_rows.hpp. A value is rounded where it is
+// stored, so less often than by the single steps; in f32 the results are theirs.
+#pragma once
+
+#include <graft/backend/cuda/elementwise.cuh>
+#include <graft/backend/cuda/row_map.cuh>
+#include <graft/backend/fused_rows.hpp>
+
+namespace graft {
+namespace cuda {
+
+/// Columns [first, first + N) of a row behind its map (null: none; successors are the caller's). The row itself is only
+/// read, so partners need not wait for each other.
+template <int N, class T>
+__device__ void load_mapped(RowMapRow<float const> const* map, T const* row, index_t first, index_t cols, bool whole,
+                            float (&to)[N]) {
+  load_columns(row, first, cols, whole, to);
+  if (map == nullptr) return;
+  float other[N] = {}, c1[N], d[N], e[N];
+  bool const aligned = aligned16(map->c1, map->d, map->e);
+  load_present(map->c1, first, cols, aligned, c1);
+  load_present(map->d, first, cols, aligned, d);
+  load_present(map->e, first, cols, aligned, e);
+  if (map->d != nullptr) {
+    if (map->group / 2 % N == 0) {
+      load_columns(row, partner(first, map->group), cols, whole, other);
+    } else {
+#pragma unroll
+      for (int k = 0; k < N; ++k)
+        if (first + k < cols) other[k] = to_real(row[partner(first + k, map->group)]);
+    }
+  }
+#pragma unroll
+  for (int k = 0; k < N; ++k) to[k] = map_element(to[k], other[k], c1[k], d[k], e[k]);
+}
+
+__device__ inline RowMapRow<float const> const* map_of(RowMapBatch<float> const& maps, index_t row) {
+  return maps.request != nullptr ? maps.row(row) : nullptr;
+}
+
+/// A row per block.
+template <class Act>
+__global__ void add_mapped_norm_rows(RowMapBatch<float> maps, MatrixView<Act, DeviceSpace> x,
+                                     MatrixView<Act, DeviceSpace> h, float const* weight, float eps,
+                                     MatrixView<Act, DeviceSpace> y, bool whole) {
+  constexpr int n = 8;
+  index_t const row = blockIdx.x, size = h.cols, start = n * index_t{threadIdx.x}, step = n * index_t{blockDim.x};
+  auto const* map = map_of(maps, row);
+  if (map != nullptr && map->next != nullptr) {
+    map_row(*map, x.row(row), 0, size);
+    map = nullptr;
+  }
+  float squares = 0, v[n], w[n];
+  for (index_t k = start; k < size; k += step) {
+    load_mapped(map, static_cast<Act const*>(x.row(row)), k, size, whole, v);
+    load_columns(h.row(row), k, size, whole, w);
+    for (int j = 0; j < n; ++j) {
+      v[j] = to_real(from_real<Act>(v[j] + w[j]));  // the norm is that of what is stored
+      squares += v[j] * v[j];
+    }
+    store_columns(v, k, size, whole, h.row(row));
+  }
+  float const scale = 1 / sqrtf(block_sum(squares) / static_cast<float>(size) + eps);
+  for (index_t k = start; k < size; k += step) {  // a thread reads what it wrote
+    load_columns(h.row(row), k, size, whole, v);
+    load_columns(weight, k, size, whole, w);
+    for (int j = 0; j < n; ++j) v[j] = v[j] * scale * w[j];
+    store_columns(v, k, size, whole, y.row(row));
+  }
+}
+
+inline constexpr int gated_threads = 128, gated_columns = 8;
+
+/// Row blockIdx.x, chunk blockIdx.y of columns.
+template <class Act>
+__global__ void activate_gated_mapped_rows(Activation f, RowMapBatch<float> gate_maps,
+                                           MatrixView<Act, DeviceSpace> gate, RowMapBatch<float> up_maps,
+                                           MatrixView<Act, DeviceSpace> up, MatrixView<Act, DeviceSpace> out,
+                                           bool whole) {
+  constexpr int n = gated_columns;
+  index_t const row = blockIdx.x, chunk = n * gated_threads;
+  auto const *gate_map = map_of(gate_maps, row), *up_map = map_of(up_maps, row);
+  index_t first = blockIdx.y * chunk, last = first + chunk < out.cols ? first + chunk : out.cols;
+  if ((gate_map != nullptr && gate_map->next != nullptr) || (up_map != nullptr && up_map->next != nullptr)) {
+    if (blockIdx.y != 0) return;  // one block has the row, because successors pair other columns
+    first = 0, last = out.cols;
+    if (gate_map != nullptr) map_row(*gate_map, gate.row(row), 0, out.cols);
+    if (up_map != nullptr) map_row(*up_map, up.row(row), 0, out.cols);
+    gate_map = up_map = nullptr;
+  }
+  for (index_t k = first + n * index_t{threadIdx.x}; k < last; k += chunk) {
+    float g[n], u[n];
+    load_mapped(gate_map, static_cast<Act const*>(gate.row(row)), k, out.cols, whole, g);
+    load_mapped(up_map, static_cast<Act const*>(up.row(row)), k, out.cols, whole, u);
+    for (int j = 0; j < n; ++j) g[j] = graft::activate(f, g[j]) * u[j];
+    store_columns(g, k, out.cols, whole, out.row(row));
+  }
+}
+
+inline constexpr int head_warps = 4;
+
+/// One warp per head of a row: those of q, of k, of v. Block (row of a span, 4 heads).
+template <class Act>
+__global__ void norm_rotate_store_heads(float const* q_norm, float const* k_norm, float eps,
+                                        MatrixView<Act const, DeviceSpace> cosine,
+                                        MatrixView<Act const, DeviceSpace> sine, index_t head_dim, KvView<Act> kv,
+                                        AttentionSpan const* spans, index_t max_rows, MatrixView<Act, DeviceSpace> q,
+                                        MatrixView<Act const, DeviceSpace> k, MatrixView<Act const, DeviceSpace> v) {
+  auto const span = spans[blockIdx.x / max_rows];
+  index_t const r = blockIdx.x % max_rows, n = span.first_row + r;
+  if (r >= span.rows) return;
+  index_t const heads = q.cols / head_dim, kv_heads = k.cols / head_dim, lane = threadIdx.x % 32;
+  index_t head = index_t{blockIdx.y} * head_warps + threadIdx.x / 32;
+  if (head >= heads + 2 * kv_heads) return;
+  index_t const token = span.first_token + r, slot = token % kv.page_tokens;
+  std::int32_t const page = span.pages[token / kv.page_tokens];
+  if (head >= heads + kv_heads) {
+    index_t const offset = (head - heads - kv_heads) * head_dim;
+    Act* const to = kv.value(page, slot) + offset;
+    for (index_t c = lane; c < head_dim; c += 32) to[c] = v.row(n)[offset + c];
+    return;
+  }
+  bool const is_query = head < heads;
+  index_t const offset = (is_query ? head : head - heads) * head_dim;
+  Act const* const from = (is_query ? static_cast<Act const*>(q.row(n)) : k.row(n)) + offset;
+  Act* const to = is_query ? q.row(n) + offset : kv.key(page, slot) + offset;
+  float const* const weight = is_query ? q_norm : k_norm;
+  float scale = 1;
+  if (weight != nullptr) {
+    float squares = 0;
+    for (index_t c = lane; c < head_dim; c += 32) squares += to_real(from[c]) * to_real(from[c]);
+    scale = 1 / sqrtf(warp_sum(squares) / static_cast<float>(head_dim) + eps);
+  }
+  auto const normed = [&](index_t c) {
+    float const value = to_real(from[c]);
+    return weight != nullptr ? value * scale * weight[c] : value;
+  };
+  index_t const angles = cosine.cols;
+  for (index_t c = lane; c < angles; c += 32) {  // a lane has both of a pair
+    float const a = normed(c), b = normed(c + angles), co = to_real(cosine(n, c)), si = to_real(sine(n, c));
+    to[c] = from_real<Act>(a * co - b * si);
+    to[c + angles] = from_real<Act>(b * co + a * si);
+  }
+  for (index_t c = 2 * angles + lane; c < head_dim; c += 32) to[c] = from_real<Act>(normed(c));
+}
+
+}  // namespace cuda
+
+/// In one kernel: see backend/fused_rows.hpp.
+template <class Act>
+void add_mapped_norm(CudaBackend<Act>& be, RowMapBatch<float> const& maps, MatrixView<Act, DeviceSpace> x,
+                     MatrixView<Act, DeviceSpace> h, VectorView<float const, DeviceSpace> weight, double eps,
+                     MatrixView<Act, DeviceSpace> y) {
+  bool const whole = cuda::aligned16(x) && cuda::aligned16(h) && cuda::aligned16(y) && cuda::aligned16(weight.data);
+  cuda::launch(cuda::add_mapped_norm_rows<Act>, cuda::grid_of(h.rows), cuda::threads_for(h.cols), 0, be.stream(),
+               maps.any() ? maps : RowMapBatch<float>{}, x, h, weight.data, static_cast<float>(eps), y, whole);
+}
+
+template <class Act>
+void activate_gated_mapped(CudaBackend<Act>& be, Activation f, RowMapBatch<float> const& gate_maps,
+                           MatrixView<Act, DeviceSpace> gate, RowMapBatch<float> const& up_maps,
+                           MatrixView<Act, DeviceSpace> up, MatrixView<Act, DeviceSpace> out) {
+  bool const whole = cuda::aligned16(gate) && cuda::aligned16(up) && cuda::aligned16(out);
+  auto const grid = cuda::grid_of(out.rows, ceil_div(out.cols, cuda::gated_threads * cuda::gated_columns));
+  cuda::launch(cuda::activate_gated_mapped_rows<Act>, grid, cuda::gated_threads, 0, be.stream(), f,
+               gate_maps.any() ? gate_maps : RowMapBatch<float>{}, gate, up_maps.any() ? up_maps : RowMapBatch<float>{},
+               up, out, whole);
+}
+
+template <class Act>
+void norm_rotate_store(CudaBackend<Act>& be, VectorView<float const, DeviceSpace> q_norm,
+                       VectorView<float const, DeviceSpace> k_norm, double eps,
+                       MatrixView<Act const, DeviceSpace> cosine, MatrixView<Act const, DeviceSpace> sine,
+                       index_t head_dim, KvView<Act> const& kv, AttentionSpans const& spans,
+                       MatrixView<Act, DeviceSpace> q, MatrixView<Act, DeviceSpace> k,
+                       MatrixView<Act const, DeviceSpace> v) {
+  auto const grid = cuda::grid_of(static_cast<index_t>(spans.size()) * spans.max_rows,
+                                  ceil_div((q.cols + 2 * k.cols) / head_dim, cuda::head_warps));
+  cuda::launch(cuda::norm_rotate_store_heads<Act>, grid, 32 * cuda::head_warps, 0, be.stream(), q_norm.data,
+               k_norm.data, static_cast<float>(eps), cosine, sine, head_dim, kv, spans.data(), spans.max_rows, q,
+               MatrixView<Act const, DeviceSpace>(k), v);
+}
+
+}  // namespace graft

@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: Apache-2.0
+// Low-rank deltas on the device: shrink t = w s x A^T per tile of rows that share their adapters. Ranks of a tile's
+// terms stand side by side without padding; A is read once per tile. The way back to the outputs is in
+// maps_and_deltas.cuh.
+#pragma once
+
+#include <graft/backend/cuda/columns.cuh>
+#include <graft/backend/cuda/cuda_backend.cuh>
+#include <graft/backend/low_rank.hpp>
+
+namespace graft::cuda {
+
+inline constexpr int tile_rows = static_cast<int>(LowRankTile<float>::max_rows);
+inline constexpr int shrink_threads = 256, shrink_ranks = 4;
+
+/// The sum of the ranks of a tile's terms.
+__device__ inline index_t rank_of(LowRankTile<float> const& tile, index_t site) {
+  index_t sum = 0;
+  for (index_t k = 0; k < tile.term_count; ++k) sum += tile.terms[k].table[site].rank;
+  return sum;
+}
+
+/// Row `rank` of a tile's stacked factors: its row of A, and w s.
+struct FactorRow {
+  float const* a;
+  float scale;
+};
+__device__ inline FactorRow factor_row(LowRankTile<float> const& tile, index_t site, index_t rank, index_t inputs) {
+  for (index_t k = 0;; ++k) {
+    auto const f = tile.terms[k].table[site];
+    if (rank < f.rank) return {f.a + rank * inputs, tile.terms[k].weight * f.scale};
+    rank -= f.rank;
+  }
+}
+
+/// t[n, r] for the rows of tile blockIdx.x and ranks [4 blockIdx.y, + 4). Every thread sums its columns, the block adds
+/// them in a fixed order.
+template <class X>
+__global__ void shrink(LowRankBatch<float> deltas, MatrixView<X const, DeviceSpace> x,
+                       MatrixView<float, DeviceSpace> t) {
+  constexpr int N = 4, warps = shrink_threads / 32;
+  auto const tile = deltas.tiles[blockIdx.x];
+  index_t const first_rank = index_t{blockIdx.y} * shrink_ranks, ranks = rank_of(tile, deltas.site);
+  if (tile.row_count == 0 || first_rank >= ranks) return;
+  int const rows = static_cast<int>(tile.row_count);
+  int const used = static_cast<int>(ranks - first_rank < shrink_ranks ? ranks - first_rank : shrink_ranks);
+  FactorRow factor[shrink_ranks];
+  bool whole = x.cols % N == 0 && aligned16(x);
+#pragma unroll
+  for (int p = 0; p < shrink_ranks; ++p) {
+    factor[p] = factor_row(tile, deltas.site, first_rank + (p < used ? p : 0), x.cols);
+    whole = whole && aligned16(factor[p].a);
+  }
+  float sum[tile_rows][shrink_ranks] = {};
+  for (index_t k = N * threadIdx.x; k < x.cols; k += N * shrink_threads) {
+    float a[shrink_ranks][N];
+#pragma unroll
+    for (int p = 0; p < shrink_ranks; ++p) load_columns(factor[p].a, k, x.cols, whole, a[p]);
+#pragma unroll
+    for (int m = 0; m < tile_rows; ++m) {
+      if (m >= rows) break;
+      float v[N];
+      load_columns(x.row(tile.rows[m]), k, x.cols, whole, v);
+#pragma unroll
+      for (int p = 0; p < shrink_ranks; ++p)
+#pragma unroll
+        for (int j = 0; j < N; ++j) sum[m][p] += v[j] * a[p][j];
+    }
+  }
+  __shared__ float parts[warps][tile_rows * shrink_ranks];
+  int const warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
+#pragma unroll
+  for (int m = 0; m < tile_rows; ++m)
+#pragma unroll
+    for (int p = 0; p < shrink_ranks; ++p) {
+      if (m >= rows) break;
+      float const whole_warp = warp_sum(sum[m][p]);
+      if (lane == 0) parts[warp][m * shrink_ranks + p] = whole_warp;
+    }
+  __syncthreads();
+  int const m = static_cast<int>(threadIdx.x) / shrink_ranks, p = static_cast<int>(threadIdx.x) % shrink_ranks;
+  if (m >= rows || p >= used) return;
+  float total = 0;
+  for (int w = 0; w < warps; ++w) total += parts[w][m * shrink_ranks + p];
+  // the constant index of a register array
+  float scale = factor[0].scale;
+#pragma unroll
+  for (int k = 1; k < shrink_ranks; ++k) scale = p == k ? factor[k].scale : scale;
+  t(tile.rows[m], first_rank + p) = total * scale;
+}
+
+/// The same where x is a one-hot token: t[n, r] = w s A[r, token[n]].
+template <class Token>
+__global__ void shrink_tokens(LowRankBatch<float> deltas, Token const* tokens, index_t vocabulary,
+                              MatrixView<float, DeviceSpace> t) {
+  auto const tile = deltas.tiles[blockIdx.x];
+  index_t const ranks = rank_of(tile, deltas.site);
+  for (index_t k = threadIdx.x; k < tile.row_count * ranks; k += blockDim.x) {
+    index_t const n = tile.rows[k / ranks], r = k % ranks;
+    auto const factor = factor_row(tile, deltas.site, r, vocabulary);
+    t(n, r) = factor.scale * factor.a[tokens[n]];
+  }
+}
+
+/// t of every row with deltas, in the caller's scope of the arena. x [n, i]
+template <class Act, class X>
+MatrixView<float, DeviceSpace> shrink_rows(CudaBackend<Act>& be, LowRankBatch<float> const& deltas,
+                                           MatrixView<X const, DeviceSpace> x) {
+  auto const t = be.arena().template matrix<float>(x.rows, deltas.max_rank);
+  auto const grid = grid_of(deltas.tile_count, ceil_div(deltas.max_rank, shrink_ranks));
+  launch(shrink<X>, grid, shrink_threads, 0, be.stream(), deltas, x, t);
+  return t;
+}
+
+}  // namespace graft::cuda

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+# The tests of the CUDA backend are compiled up to three times. Everywhere: by the C++ compiler, against an emulation
+# whose headers stand before the Toolkit's, and run (test_cuda). Where nvcc is: by nvcc, so that what is tested is what a
+# GPU would run. With GRAFT_WITH_CUDA: linked, to run on a GPU (test_cuda_device; skipped where there is none).
+target_include_directories(test_cuda BEFORE PRIVATE ${CMAKE_CURRENT_SOURCE_DIR}/cuda/emulation)
+target_compile_definitions(test_cuda PRIVATE GRAFT_CUDA_EMULATION)
+target_compile_options(test_cuda PRIVATE -Wno-unknown-pragmas)  # #pragma unroll
+
+# examples/NN_name.cu run in the emulation too
+file(GLOB cuda_examples CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/examples/*.cu)
+foreach(example IN LISTS cuda_examples)
+  cmake_path(GET example STEM stem)
+  set(source ${CMAKE_CURRENT_BINARY_DIR}/cuda/${stem}.cpp)
+  file(CONFIGURE OUTPUT ${source} CONTENT "#include <examples/${stem}.cu>\n")
+  set(name ${stem}_emulated)
+  add_executable(${name} ${source})
+  target_link_libraries(${name} PRIVATE graft::graft graft::kernels graft_development)
+  target_include_directories(${name} BEFORE PRIVATE ${CMAKE_CURRENT_SOURCE_DIR}/cuda/emulation ${PROJECT_SOURCE_DIR})
+  target_compile_definitions(${name} PRIVATE GRAFT_CUDA_EMULATION)
+  target_compile_options(${name} PRIVATE -Wno-unknown-pragmas)
+  graft_add_build_test(build.${name} ${name})
+  set_tests_properties(build.${name} PROPERTIES FIXTURES_SETUP ${name})
+  add_test(NAME example.${stem}.emulated
+           COMMAND ${CMAKE_COMMAND} -DPROGRAM=$<TARGET_FILE:${name}>
+                   -DEXPECTED=${PROJECT_SOURCE_DIR}/examples/${stem}.expected
+                   -P ${PROJECT_SOURCE_DIR}/cmake/check_output.cmake)
+  set_tests_properties(example.${stem}.emulated PROPERTIES LABELS "example;cuda" FIXTURES_REQUIRED ${name})
+endforeach()
+
+file(GLOB device_tests RELATIVE ${CMAKE_CURRENT_SOURCE_DIR} CONFIGURE_DEPENDS cuda/*.cpp)
+set(device_sources "")
+foreach(test IN LISTS device_tests)
+  cmake_path(GET test STEM stem)
+  set(source ${CMAKE_CURRENT_BINARY_DIR}/cuda/${stem}.cu)
+  file(CONFIGURE OUTPUT ${source} CONTENT "#include <tests/${test}>\n")
+  list(APPEND device_sources ${source})
+endforeach()
+
+# graft_nvcc_objects(<list> <sources>): one architecture, warnings are errors, no GPU needed.
+find_program(GRAFT_NVCC nvcc HINTS /usr/local/cuda/bin)
+function(graft_nvcc_objects list)
+  set(definitions "$<TARGET_PROPERTY:graft,INTERFACE_COMPILE_DEFINITIONS>")
+  set(system_flags "")
+  foreach(target IN ITEMS Eigen3::Eigen nlohmann_json::nlohmann_json PCRE2::8BIT Catch2::Catch2)
+    set(dirs "$<TARGET_PROPERTY:${target},INTERFACE_INCLUDE_DIRECTORIES>")
+    set(dirs "$<FILTER:${dirs},EXCLUDE,^/usr/include$>")  # its place in the search order matters to #include_next
+    list(APPEND system_flags "$<$<BOOL:${dirs}>:-isystem;$<JOIN:${dirs},;-isystem;>>")
+  endforeach()
+  set(objects "")
+  foreach(source IN LISTS ARGN)
+    add_custom_command(
+      OUTPUT ${source}.o
+      COMMAND ${GRAFT_NVCC} -std=c++20 -arch=sm_90 --expt-relaxed-constexpr -O0 -Werror all-warnings
+              -Xcompiler=-Wall,-Wextra -I${PROJECT_SOURCE_DIR}/include -I${PROJECT_SOURCE_DIR} "${system_flags}"
+              "-D$<JOIN:${definitions},;-D>" -MD -MF ${source}.d -c ${source} -o ${source}.o
+      DEPENDS ${source}
+      DEPFILE ${source}.d
+      COMMAND_EXPAND_LISTS VERBATIM
+      COMMENT "nvcc ${source}")
+    list(APPEND objects ${source}.o)
+  endforeach()
+  set(${list} ${objects} PARENT_SCOPE)
+endfunction()
+
+if(GRAFT_WITH_CUDA)
+  add_executable(test_cuda_device ${device_sources} main.cpp)
+  target_link_libraries(test_cuda_device PRIVATE graft::cuda graft::text graft::kernels Catch2::Catch2
+                                                 graft_development)
+  target_include_directories(test_cuda_device PRIVATE ${PROJECT_SOURCE_DIR})
+  target_compile_definitions(test_cuda_device PRIVATE GRAFT_TEST_ON_GPU GRAFT_SOURCE_DIR="${PROJECT_SOURCE_DIR}"
+                                                      GRAFT_TEST_DATA="${PROJECT_SOURCE_DIR}/tests/golden/data")
+  graft_add_build_test(build.cuda_device test_cuda_device)
+  set_tests_properties(build.cuda_device PROPERTIES FIXTURES_SETUP cuda_device)
+  foreach(test IN LISTS device_tests)
+    cmake_path(GET test STEM stem)
+    add_test(NAME cuda_device.${stem} COMMAND test_cuda_device --filenames-as-tags "[#${stem}]")
+    set_tests_properties(cuda_device.${stem} PROPERTIES LABELS cuda_device FIXTURES_REQUIRED cuda_device
+                                                        SKIP_RETURN_CODE 77 TIMEOUT 1200 RESOURCE_LOCK gpu)
+  endforeach()
+elseif(GRAFT_NVCC)
+  graft_nvcc_objects(objects ${device_sources})
+  add_custom_target(graft_nvcc_tests DEPENDS ${objects})
+  graft_add_build_test(cuda.nvcc graft_nvcc_tests)
+endif()

@@ -1,0 +1,214 @@
+// SPDX-License-Identifier: Apache-2.0
+// The emulated device: streams whose work is done late, at random, or when somebody waits for it, kernels, copies,
+// events and graphs.
+#pragma once
+
+#include <tests/cuda/emulation/block.hpp>
+#include <tests/cuda/emulation/memory.hpp>
+
+#include <chrono>
+#include <cstdlib>
+#include <deque>
+#include <functional>
+#include <map>
+#include <memory>
+#include <numeric>
+#include <set>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace emulation {
+
+/// What the device says of itself. Shared memory is that of the smallest GPU graft supports (sm_75), so that what fits
+/// here fits everywhere; few multiprocessors, so that grids made for them stay small.
+struct Properties {
+  int multiprocessors = 4;
+  int compute_major = 9, compute_minor = 0;
+  int shared_bytes = 48 << 10;        ///< per block, without asking
+  int shared_bytes_optin = 64 << 10;  ///< per block, after cudaFuncSetAttribute
+};
+
+/// Work of one stream, in order.
+using Work = std::function<std::string()>;  // "" or what went wrong
+
+struct Graph {
+  std::vector<Work> nodes;
+};
+
+struct Stream {
+  std::deque<Work> queue;
+  Graph* capture = nullptr;
+  bool blocking = true;  // waits for, and is waited for by, the default stream
+};
+
+struct Ticket {
+  Stream* stream = nullptr;
+  bool done = false;
+  std::chrono::steady_clock::time_point time;
+};
+struct Event {
+  std::shared_ptr<Ticket> ticket;
+};
+
+class Device {
+ public:
+  static Device& get() {
+    static Device device;
+    return device;
+  }
+
+  Properties properties;
+  Lots lots;
+  bool eager = std::getenv("GRAFT_EMULATION_EAGER") != nullptr;  ///< work is done when it is enqueued: for debuggers
+  bool last_capture_broken = false;
+
+  /// Restarts all lots: the order of threads, blocks and streams.
+  void seed(std::uint64_t number) {
+    lots.state = 2 * number + 1;
+    Block::get().lots.state = (2 * number + 1) * 0x9e3779b97f4a7c15u;
+  }
+
+  Stream& stream(Stream* s) { return s != nullptr ? *s : default_; }
+
+  Stream* create(bool blocking) {
+    auto* const s = new Stream;
+    s->blocking = blocking;
+    streams_.insert(s);
+    return s;
+  }
+  void destroy(Stream* s) {
+    drain(*s);
+    streams_.erase(s);
+    delete s;
+  }
+
+  void enqueue(Stream* to, Work work) {
+    Stream& s = stream(to);
+    if (s.capture != nullptr) {
+      s.capture->nodes.push_back(std::move(work));
+      return;
+    }
+    if (s.blocking && &s != &default_) drain(default_);
+    if (&s == &default_)
+      for (Stream* const other : streams_)
+        if (other->blocking) drain(*other);
+    s.queue.push_back(std::move(work));
+    unsigned const now = eager || s.queue.size() > 64 ? static_cast<unsigned>(s.queue.size()) : lots.draw(3);
+    for (unsigned k = 0; k < now && !s.queue.empty(); ++k) step(s);
+  }
+
+  void drain(Stream& s) {
+    while (!s.queue.empty()) step(s);
+  }
+  void drain_all() {
+    for (;;) {
+      std::vector<Stream*> busy;
+      if (!default_.queue.empty()) busy.push_back(&default_);
+      for (Stream* const s : streams_)
+        if (!s->queue.empty()) busy.push_back(s);
+      if (busy.empty()) return;
+      step(*busy[lots.draw(static_cast<unsigned>(busy.size()))]);
+    }
+  }
+  void wait(Ticket const& ticket) {
+    while (!ticket.done && !ticket.stream->queue.empty()) step(*ticket.stream);
+  }
+  bool capturing() const {
+    bool any = default_.capture != nullptr;
+    for (Stream* const s : streams_) any = any || s->capture != nullptr;
+    return any;
+  }
+
+  void fail(std::string const& sentence) {
+    if (sentence.empty() || !error_.empty()) return;
+    error_ = sentence;
+    std::fprintf(stderr, "emulation: %s\n", sentence.c_str());
+  }
+  /// The first thing that went wrong and was not told yet.
+  std::string const& error() const { return error_; }
+  void forget_error() {
+    if (!error_.empty()) told_ = std::exchange(error_, {});
+  }
+  std::string const& told() const { return error_.empty() ? told_ : error_; }
+
+  /// Runs a whole grid, block after block in random order.
+  std::string run_grid(dim3 grid, dim3 block, std::size_t shared_bytes, std::function<void()> const& kernel) {
+    std::uint64_t const count = std::uint64_t{grid.x} * grid.y * grid.z;
+    // a walk with a stride coprime to the count visits every block once
+    std::uint64_t const start =
+        count > 1 ? lots.draw(static_cast<unsigned>(std::min<std::uint64_t>(count, 1u << 31))) : 0;
+    std::uint64_t stride =
+        count > 2 ? lots.draw(static_cast<unsigned>(std::min<std::uint64_t>(count, 1u << 31))) | 1 : 1;
+    while (count > 1 && std::gcd(stride, count) != 1) stride += 2;
+    gridDim = grid;
+    blockDim = block;
+    shared_.resize(shared_bytes + 2 * shared_guard + 16);
+    std::byte* const begin = shared_.data() + shared_guard - reinterpret_cast<std::uintptr_t>(shared_.data()) % 16 + 16;
+    dynamic_shared_ = begin;
+    for (std::uint64_t k = 0; k < count; ++k) {
+      std::uint64_t const b = (start + k * (stride % count)) % count;
+      blockIdx = {static_cast<unsigned>(b % grid.x), static_cast<unsigned>(b / grid.x % grid.y),
+                  static_cast<unsigned>(b / grid.x / grid.y)};
+      std::memset(shared_.data(), guard_byte, shared_.size());
+      std::memset(begin, poison_byte, shared_bytes);
+      std::string error = Block::get().run(
+          block, [](void* f) { (*static_cast<std::function<void()> const*>(f))(); },
+          const_cast<void*>(static_cast<void const*>(&kernel)));
+      auto const wrong = [](std::byte byte) { return byte != std::byte{guard_byte}; };
+      if (error.empty() && (std::any_of(shared_.data(), begin, wrong) ||
+                            std::any_of(begin + shared_bytes, shared_.data() + shared_.size(), wrong)))
+        error = "a kernel wrote outside its " + std::to_string(shared_bytes) + " bytes of dynamic shared memory";
+      if (!error.empty())
+        return error + " (block " + std::to_string(blockIdx.x) + ", " + std::to_string(blockIdx.y) + ", " +
+               std::to_string(blockIdx.z) + ")";
+    }
+    ++launches;
+    return Memory::get().check();
+  }
+  std::byte* dynamic_shared() const { return dynamic_shared_; }
+
+  std::map<void const*, int> shared_limit;  ///< what cudaFuncSetAttribute allowed, by kernel
+  std::map<std::byte const*, std::size_t> pinned;
+  std::size_t pinned_allocations = 0;  ///< ever made
+  std::size_t launches = 0;            ///< kernels that ran
+  std::size_t synchronizations = 0;    ///< times the host waited
+
+  bool is_pinned(void const* data) const {
+    auto const* const at = static_cast<std::byte const*>(data);
+    auto const next = pinned.upper_bound(at);
+    return next != pinned.begin() && at < std::prev(next)->first + std::prev(next)->second;
+  }
+
+ private:
+  static constexpr std::size_t shared_guard = 256;
+
+  void step(Stream& s) {
+    Work const work = std::move(s.queue.front());
+    s.queue.pop_front();
+    bool const outer = !running_;
+    running_ = true;
+    if (outer) Memory::get().open(true);
+    fail(work());
+    if (outer) Memory::get().open(false);
+    if (outer) running_ = false;
+  }
+
+  Stream default_;
+  std::set<Stream*> streams_;
+  std::string error_, told_;
+  std::vector<std::byte> shared_;
+  std::byte* dynamic_shared_ = nullptr;
+  bool running_ = false;
+};
+
+/// For tests: everything done, nothing written around allocations; "" or what is wrong.
+inline std::string finish() {
+  Device::get().drain_all();
+  Device::get().fail(Memory::get().check());
+  std::string const error = Device::get().error();
+  Device::get().forget_error();
+  return error;
+}
+
+}  // namespace emulation
