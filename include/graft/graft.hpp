@@ -13,6 +13,7 @@
 #include <graft/core/format_blocks.hpp>
 #include <graft/core/format_quantize.hpp>
 #include <graft/core/memory.hpp>
+#include <graft/core/random.hpp>
 #include <graft/core/scalar.hpp>
 #include <graft/core/types.hpp>
 #include <graft/core/view.hpp>

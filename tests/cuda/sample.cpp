@@ -15,8 +15,8 @@ using namespace graft_test;
 /// One row's options as the device takes them.
 template <class Act>
 SamplingRow put(Device<Act>& device, SamplingOptions const& o, std::vector<std::int32_t> const& seen) {
-  return {o.temperature, o.top_p, o.min_p,          o.repeat_penalty,
-          o.top_k,       o.seed,  device.put(seen), static_cast<index_t>(seen.size())};
+  return {o.temperature, o.top_p,        o.min_p,          o.repeat_penalty,
+          o.top_k,       Random(o.seed), device.put(seen), static_cast<index_t>(seen.size())};
 }
 
 /// Draws `steps` times from every row on the device and on the host; the same tokens must come out.
@@ -95,7 +95,7 @@ TEST_CASE("device: tokens that -infinity forbids are never drawn") {
   Buffer<float> logits(1, 600);
   for (index_t k = 0; k < 600; ++k) logits.row(0)[k] = k % 3 == 1 ? 0.f : -std::numeric_limits<float>::infinity();
   std::vector<SamplingRow> rows(1);
-  rows[0].temperature = 1, rows[0].random = 3;
+  rows[0].temperature = 1, rows[0].random = Random(3);
   auto* const on_device = device.put(rows);
   auto* const tokens = device.allocate<std::int32_t>(1);
   auto const view = MatrixView<float const, DeviceSpace>(device.put(logits));

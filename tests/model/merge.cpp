@@ -262,6 +262,38 @@ TEST_CASE("a masked language model's head that is its embedding is not merged in
       "are one tensor; merging would change both");
 }
 
+TEST_CASE("a decoder's bias that a folder keeps beside the decoder is merged into there") {
+  auto const& c = case_of("roberta_masked");
+  TemporaryFolder work;
+  std::filesystem::copy(c.folder, work / "model", std::filesystem::copy_options::recursive);
+  auto const original = read_sharded_safetensors(c.folder);
+  std::vector<TensorInfo> tensors;
+  for (auto tensor : original.tensors()) {  // the decoder's bias under its other name alone
+    if (tensor.name == "lm_head.bias") continue;
+    if (tensor.name == "lm_head.decoder.bias") tensor.name = "lm_head.bias";
+    tensors.push_back(tensor);
+  }
+  write_safetensors(work / "model/model.safetensors", tensors, {{"format", "pt"}});
+
+  Merging merging(c, work / "model");
+  REQUIRE_FALSE(merging.files.config.tied);
+  index_t const site = merging.bank.sites().find("lm_head.decoder");
+  REQUIRE(site >= 0);
+  auto module = make_module<IA3Scaling, B>("scale", {}, merging.bank.sites(), {site});
+  for (index_t k = 0; k < module.parameters().size; ++k) module.parameters()[k] = 1 + 0.1f * static_cast<float>(k % 7);
+  write_peft(work / "scale", module, merging.bank.sites());
+  merging.model->load("scale", work / "scale");
+  merging.bank.load(merging.be, std::move(module));
+  merging.merge(*merging.bank.resolve({{"scale", 1}}), work / "merged", work / "undo");
+
+  CHECK(read_safetensors(work / "merged/model.safetensors").find("lm_head.decoder.bias") == nullptr);
+  Request request = c.requests[0];
+  request.adapters = {{"scale", 1}};
+  auto const model = open<float>(work / "merged");
+  CHECK(relative_l2(answer_alone(*model, request, false).view(), answer_alone(*merging.model, request, true).view()) <=
+        1e-5);
+}
+
 TEST_CASE("unmerging by formula comes close and says how close") {
   auto const& c = case_of("llama_road");
   for (auto const type : {Format::f32, Format::bf16}) {

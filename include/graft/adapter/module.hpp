@@ -3,6 +3,7 @@
 #pragma once
 
 #include <graft/adapter/policy.hpp>
+#include <graft/core/random.hpp>
 
 #include <algorithm>
 #include <cmath>
@@ -14,30 +15,6 @@
 #include <vector>
 
 namespace graft {
-
-/// Deterministic random numbers for initialisation (SplitMix64); the same on every machine.
-class Random {
- public:
-  explicit Random(std::uint64_t seed) : state_(seed) {}
-  std::uint64_t next() {
-    std::uint64_t z = (state_ += 0x9e3779b97f4a7c15u);
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-    return z ^ (z >> 31);
-  }
-  /// Uniform in [low, high).
-  double uniform(double low = 0, double high = 1) {
-    return low + (high - low) * (static_cast<double>(next() >> 11) * 0x1p-53);
-  }
-  /// Standard normal (Box-Muller).
-  double normal() {
-    double const u = 1 - uniform(), v = uniform();
-    return std::sqrt(-2 * std::log(u)) * std::cos(6.28318530717958647692 * v);
-  }
-
- private:
-  std::uint64_t state_;
-};
 
 /// The policy that holds at one site: P::at applies patterns where the policy has them.
 template <class P>

@@ -10,6 +10,7 @@
 #include <graft/backend/generator.hpp>
 #include <graft/backend/low_rank.hpp>
 #include <graft/backend/row_map.hpp>
+#include <graft/core/random.hpp>
 #include <graft/core/view.hpp>
 
 #include <concepts>
@@ -37,8 +38,6 @@ struct RowMapForm {
   index_t group = 0;  ///< of d
 };
 
-class Random;
-
 /// Visitors a policy is probed with; lambdas inside a requires-expression are not portable to nvcc.
 namespace archetype {
 struct Visitor {
@@ -56,8 +55,8 @@ struct Visitor {
 ///   template <class B> struct State { void for_each(auto&& f); };   f("tensor_suffix", view) for every tensor
 ///   bool accepts(SiteInfo const&) const;                    whether it can sit there
 ///   void shape(SiteInfo const&, LayerSites const*, State&) const;   sets the sizes of the state's tensors
-///   void init(State&, random) const;                        sets what does not start at zero; random is a
-///   graft::Random void options(v);                                        v.option("key", member) for every config key
+///   void init(State&, Random&) const;                       sets what does not start at zero
+///   void options(v);                                        v.option("key", member) for every config key
 /// Some also have
 ///   P at(matches) const;                   the policy at a site, where matches(pattern) is true of its path
 ///   P as_stored(site, shape_of) const;     what only stored tensors tell: shape_of("suffix"), empty when not there

@@ -2,8 +2,8 @@
 // Merging methods on plain vectors: what is dropped from each module's change, and how what is left is fused.
 #pragma once
 
-#include <graft/adapter/module.hpp>
 #include <graft/core/error.hpp>
+#include <graft/core/random.hpp>
 #include <graft/core/types.hpp>
 
 #include <algorithm>

@@ -2,8 +2,8 @@
 // Weights of modules found without gradients, from nothing but a score of what they do on a few examples.
 #pragma once
 
-#include <graft/adapter/module.hpp>
 #include <graft/core/error.hpp>
+#include <graft/core/random.hpp>
 #include <graft/core/types.hpp>
 
 #include <algorithm>

@@ -39,10 +39,14 @@ struct ModelLayout {
 
   ModelLayout(ModelConfig const& config, TensorFile const& file, bool is_gguf) : gguf(is_gguf), config_(&config) {
     for (auto const& tensor : file.tensors()) prefixed = prefixed || tensor.name.starts_with(config.prefix);
+    for (auto const& [beside, of_decoder] : detail::decoder_biases)
+      if (!is_gguf && detail::bias_beside_decoder(config, file.find(beside), file.find(of_decoder)))
+        decoder_bias_ = {beside, of_decoder};
   }
   /// Hugging Face's name of a stored tensor, or nothing.
   std::string class_name(std::string const& stored) const {
     if (gguf) return hf_name(config_->architecture, stored).value_or("");
+    if (!stored.empty() && stored == decoder_bias_.first) return decoder_bias_.second;
     return detail::class_name(*config_, stored, prefixed);
   }
   /// The inverse, for a tensor outside the layers that the file does not have yet.
@@ -70,6 +74,7 @@ struct ModelLayout {
 
  private:
   ModelConfig const* config_;
+  std::pair<std::string, std::string> decoder_bias_;  // as it is stored and as it is used, where they differ
 };
 
 /// Computes the tensors of a model file with adapters folded in, or taken out, one layer at a time.

@@ -71,6 +71,13 @@ inline std::string class_name(ModelConfig const& config, std::string name, bool 
   return prefixed || head ? name : config.prefix + name;
 }
 
+/// A masked language model keeps its decoder's bias beside the decoder, and has it there alone where they are tied.
+inline constexpr std::pair<char const*, char const*> decoder_biases[] = {
+    {"cls.predictions.bias", "cls.predictions.decoder.bias"}, {"lm_head.bias", "lm_head.decoder.bias"}};
+inline bool bias_beside_decoder(ModelConfig const& config, bool beside, bool of_decoder) {
+  return beside && (config.tied || !of_decoder);
+}
+
 inline WeightMap hf_weights(ModelConfig& config, TensorFile const& file) {
   WeightMap map;
   map.path = file.path();
@@ -87,10 +94,9 @@ inline WeightMap hf_weights(ModelConfig& config, TensorFile const& file) {
   if (config.tied && !map.contains(config.prefix + "embed_tokens.weight") && map.contains("lm_head.weight") &&
       config.architecture != "gpt2")
     map.tensors[config.prefix + "embed_tokens.weight"] = map.tensors["lm_head.weight"];
-  // a masked language model keeps its decoder's bias beside the decoder, and has it there alone where they are tied
-  for (std::string const head : {"cls.predictions.", "lm_head."})
-    if (map.contains(head + "bias") && (config.tied || !map.contains(head + "decoder.bias")))
-      map.tensors[head + "decoder.bias"] = map.tensors[head + "bias"];
+  for (auto const& [beside, of_decoder] : decoder_biases)
+    if (bias_beside_decoder(config, map.contains(beside), map.contains(of_decoder)))
+      map.tensors[of_decoder] = map.tensors[beside];
   return map;
 }
 

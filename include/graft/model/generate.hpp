@@ -40,7 +40,7 @@ class TokenChooser {
       for (auto const& request : requests) {
         auto const& options = request.sampling;
         rows_.push_back({options.temperature, options.top_p, options.min_p, options.repeat_penalty, options.top_k,
-                         options.seed, nullptr, 0});
+                         Random(options.seed), nullptr, 0});
       }
   }
 
@@ -68,7 +68,7 @@ class TokenChooser {
         auto& row = rows.emplace_back(rows_[q]);
         if (row.repeat_penalty != 1) row.seen = upload(be, std::span<std::int32_t const>(seen[q]));
         row.seen_count = row.seen != nullptr ? static_cast<index_t>(seen[q].size()) : 0;
-        if (row.temperature > 0) next_uniform(rows_[q].random);  // what the device draws
+        if (row.temperature > 0) rows_[q].random.next();  // what the device draws
       }
       auto const on_device = be.arena().template vector<SamplingRow>(count);
       copy_to_device(be, static_cast<SamplingRow const*>(rows.data()), on_device.data, count);

@@ -2,8 +2,8 @@
 // From logits to a token.
 #pragma once
 
-#include <graft/adapter/module.hpp>
 #include <graft/core/error.hpp>
+#include <graft/core/random.hpp>
 #include <graft/core/types.hpp>
 
 #include <algorithm>

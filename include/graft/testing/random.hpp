@@ -2,7 +2,7 @@
 // Random numbers for tests: the same on every machine for the same seed.
 #pragma once
 
-#include <graft/adapter/module.hpp>
+#include <graft/core/random.hpp>
 #include <graft/testing/matrix.hpp>
 
 #include <algorithm>

@@ -2,7 +2,7 @@
 // Training data: lines of JSON as tokens, their order in each epoch, and a part kept for validation.
 #pragma once
 
-#include <graft/adapter/module.hpp>
+#include <graft/core/random.hpp>
 #include <graft/io/json_lines.hpp>
 #include <graft/text/completion.hpp>
 #include <graft/text/tokenizer.hpp>

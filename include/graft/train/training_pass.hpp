@@ -2,8 +2,8 @@
 // Forward and back through a model, for a training loop of your own.
 //
 //     pass.forward(sequences, gradients);      hidden states of all rows
-//     pass.head(wanted, loss);                 logits of the wanted rows, a few at a time; loss makes dL/dlogits of
-//     them pass.backward();                         dL/dparameters are added to gradients
+//     pass.head(wanted, loss);                 logits of the wanted rows, a few at a time; loss makes dL/dlogits
+//     pass.backward();                         dL/dparameters are added to gradients
 #pragma once
 
 #include <graft/adapter/gradients.hpp>

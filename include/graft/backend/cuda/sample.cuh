@@ -164,8 +164,8 @@ __global__ void __launch_bounds__(sample_threads)
   for (index_t k = threadIdx.x; k < count; k += sample_threads)
     if (double const a = kept(k, keys.of(values[k], k)); a > 0) sum[0] += a;
   block_sums(sum);
-  std::uint64_t random = options.random;
-  double const point = next_uniform(random) * sum[0];
+  Random random = options.random;
+  double const point = random.uniform() * sum[0];
   auto const drawn = descend(keys, values, count, point, true, kept);
   if (threadIdx.x == 0) {
     tokens[n] = keys.token(drawn);

@@ -1,0 +1,36 @@
+// SPDX-License-Identifier: Apache-2.0
+// Random numbers that are the same on every machine, host or device.
+#pragma once
+
+#include <graft/config.hpp>
+
+#include <cmath>
+#include <cstdint>
+
+namespace graft {
+
+/// A stream of random numbers, splitmix64 (Steele, Lea and Flood 2014). Its state is its seed, moved on by every draw.
+class Random {
+ public:
+  GRAFT_HOST_DEVICE explicit Random(std::uint64_t seed = 0) : state_(seed) {}
+  GRAFT_HOST_DEVICE std::uint64_t next() {
+    std::uint64_t z = (state_ += 0x9e3779b97f4a7c15u);
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+    return z ^ (z >> 31);
+  }
+  /// Uniform in [low, high).
+  GRAFT_HOST_DEVICE double uniform(double low = 0, double high = 1) {
+    return low + (high - low) * (static_cast<double>(next() >> 11) * 0x1p-53);
+  }
+  /// Standard normal (Box-Muller).
+  double normal() {
+    double const u = 1 - uniform(), v = uniform();
+    return std::sqrt(-2 * std::log(u)) * std::cos(6.28318530717958647692 * v);
+  }
+
+ private:
+  std::uint64_t state_;
+};
+
+}  // namespace graft
