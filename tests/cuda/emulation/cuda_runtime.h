@@ -233,9 +233,11 @@ inline cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph)
 }
 inline cudaError_t cudaGraphInstantiate(cudaGraphExec_t* executable, cudaGraph_t graph,
                                         unsigned long long /*flags*/ = 0) {
+  ++emulation::Device::get().calls.recorded;
   return *executable = new emulation::Graph(*graph), cudaSuccess;
 }
 inline cudaError_t cudaGraphLaunch(cudaGraphExec_t executable, cudaStream_t stream) {
+  ++emulation::Device::get().calls.graphs;
   for (auto const& node : executable->nodes) emulation::Device::get().enqueue(stream, node);
   return cudaSuccess;
 }
@@ -322,6 +324,7 @@ inline cudaError_t cudaMemcpyAsync(void* to, void const* from, std::size_t bytes
     return !emulation::Memory::get().is_device(data) && !device.is_pinned(data);
   };
   bool const captured = device.stream(stream).capture != nullptr;
+  device.calls.copies += !captured;
   if (pageable(from) && !captured) {
     std::vector<std::byte> staged(static_cast<std::byte const*>(from), static_cast<std::byte const*>(from) + bytes);
     device.enqueue(stream, [to, bytes, staged = std::move(staged)] {
@@ -402,6 +405,7 @@ cudaError_t cudaLaunchKernelEx(cudaLaunchConfig_t const* config, void (*kernel)(
       std::max(device.properties.shared_bytes, allowed != device.shared_limit.end() ? allowed->second : 0);
   if (config->dynamicSmemBytes > static_cast<std::size_t>(limit)) return cudaErrorInvalidValue;
   if (config->numAttrs != 0) return cudaErrorNotSupported;
+  device.calls.kernels += device.stream(config->stream).capture == nullptr;
   device.enqueue(config->stream,
                  [grid, block, bytes = config->dynamicSmemBytes, kernel,
                   values = std::tuple<std::decay_t<Parameters>...>(std::forward<Arguments>(arguments)...)] {

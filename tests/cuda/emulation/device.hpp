@@ -173,6 +173,11 @@ class Device {
   std::size_t pinned_allocations = 0;  ///< ever made
   std::size_t launches = 0;            ///< kernels that ran
   std::size_t synchronizations = 0;    ///< times the host waited
+  struct Calls {
+    std::size_t kernels = 0, copies = 0, graphs = 0;  ///< put on streams
+    std::size_t recorded = 0;                         ///< graphs made ready to be launched
+  };
+  Calls calls;  ///< of the host, those that are captured not
 
   bool is_pinned(void const* data) const {
     auto const* const at = static_cast<std::byte const*>(data);

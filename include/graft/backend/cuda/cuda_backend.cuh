@@ -6,6 +6,7 @@
 #include <graft/backend/cuda/runtime.cuh>
 
 #include <graft/backend/cuda/dense_products.cuh>
+#include <graft/backend/cuda/graph.cuh>
 #include <graft/core/arena.hpp>
 #include <graft/core/executor.hpp>
 #include <graft/core/view.hpp>
@@ -123,6 +124,17 @@ class CudaBackend {
   cudaStream_t stream() const { return stream_.get(); }
   /// Waits until all that was put on the stream is done. CudaError if any of it failed.
   void synchronize() { cuda::check(cudaStreamSynchronize(stream()), "cudaStreamSynchronize"); }
+
+  /// Operations recorded once and done many times.
+  using Graph = cuda::Graph;
+  /// Records what put() asks of this backend, which is not done. put() must find the arena grown and every shape of a
+  /// product met before: what was done once with the same scope and sizes can be recorded.
+  template <class F>
+  Graph record(F&& put) {
+    return Graph(stream(), std::forward<F>(put));
+  }
+  /// Puts all of it on the stream, with one call.
+  void launch(Graph const& graph) { graph.launch(stream()); }
 
   BasicArena<DeviceSpace>& arena() { return arena_; }
   /// What is taken from the arena from now on is given back when the scope ends. Later work on the stream may reuse it.
