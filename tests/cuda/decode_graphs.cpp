@@ -8,7 +8,6 @@
 #include <graft/arch/llama.hpp>
 #include <graft/backend/cuda/cuda.cuh>
 #include <graft/model/context.hpp>
-#include <graft/testing/random.hpp>
 #include <tests/catch.hpp>
 #include <tests/cuda/device.hpp>
 
@@ -70,7 +69,9 @@ struct Pair {
     Sequence<B> recorded, plain;
   };
 
-  explicit Pair(index_t layers = 2) : model(config_of(layers), weights_of(config_of(layers))) {}
+  explicit Pair(index_t layers = 2, index_t kept = 32)
+      : model(config_of(layers), weights_of(config_of(layers))),
+        recording(model, be, {.page_tokens = 4, .decode_graphs = kept}) {}
 
   template <class P>
   void load(std::string const& name, P const& policy, std::vector<std::string> const& modules = {}) {
@@ -120,7 +121,7 @@ struct Pair {
   Random random{3};
   B be;
   M model;
-  Context<M> recording{model, be, {.page_tokens = 4}};
+  Context<M> recording;
   Context<M> plain{model, be, {.page_tokens = 4, .decode_graphs = 0}};
   std::deque<Request> requests;
 };
@@ -249,6 +250,19 @@ TEST_CASE("many combinations of mechanisms share one recorded step") {
   for (std::size_t k = 0; k < 7; ++k) check_recorded(recorded_by([&] { pair.step({k}); }), counts[k]);
   for (std::size_t k = 0; k < 7; ++k) check_recorded(recorded_by([&] { pair.step({k}); }), 0);
   check_recorded(recorded_by([&] { pair.step({1, 2}); }), 1);  // another size
+  CHECK(graft_test::finish() == "");
+}
+
+TEST_CASE("recorded steps are forgotten, the one used longest ago first, where only so many are kept") {
+  Pair pair(1, 2);
+  for (int k = 0; k < 4; ++k) pair.start({}, 2);
+  auto const recorded = [&](std::vector<std::size_t> const& who) { return recorded_by([&] { pair.step(who); }); };
+  check_recorded(recorded({0}), 1);
+  check_recorded(recorded({0, 1}), 1);
+  check_recorded(recorded({1}), 0);
+  check_recorded(recorded({0, 1, 2}), 1);  // instead of that of two rows
+  check_recorded(recorded({2}), 0);
+  check_recorded(recorded({2, 3}), 1);
   CHECK(graft_test::finish() == "");
 }
 

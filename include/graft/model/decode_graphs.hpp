@@ -142,21 +142,24 @@ class DecodeGraphs {
 
   // A step recorded for just these mechanisms; where many combinations come by, one that has all of them.
   Recorded& recorded_for(Sizes const& sizes, std::span<Mechanisms const> mechanisms) {
+    for (auto const& recorded : all_)
+      if (recorded->sizes == sizes && std::ranges::equal(recorded->mechanisms, mechanisms)) return used(*recorded);
     constexpr std::size_t most_combinations = 4;
-    std::vector<Mechanisms> wanted(mechanisms.begin(), mechanisms.end()), all = wanted;
-    std::size_t combinations = 0;
-    Recorded* including = nullptr;
-    for (auto const& recorded : all_) {
-      if (recorded->sizes != sizes) continue;
-      if (recorded->mechanisms == wanted) return used(*recorded);
-      if (recorded->mechanisms.empty()) continue;
-      ++combinations;
-      merge_mechanisms(recorded->mechanisms, all);
-      if (includes(recorded->mechanisms, wanted)) including = recorded.get();
-    }
-    if (!wanted.empty() && combinations >= most_combinations) {
-      if (including != nullptr) return used(*including);
-      wanted = std::move(all);
+    std::vector<Mechanisms> wanted(mechanisms.begin(), mechanisms.end());
+    if (!wanted.empty()) {
+      auto together = wanted;
+      std::size_t combinations = 0;
+      Recorded* including = nullptr;
+      for (auto const& recorded : all_) {
+        if (recorded->sizes != sizes || recorded->mechanisms.empty()) continue;
+        ++combinations;
+        merge_mechanisms(recorded->mechanisms, together);
+        if (includes(recorded->mechanisms, wanted)) including = recorded.get();
+      }
+      if (combinations >= most_combinations) {
+        if (including != nullptr) return used(*including);
+        wanted = std::move(together);
+      }
     }
     if (all_.size() >= most_)
       all_.erase(

@@ -4,6 +4,7 @@
 
 #include <graft/backend/cuda/runtime.cuh>
 
+#include <mutex>
 #include <utility>
 
 namespace graft::cuda {
@@ -17,6 +18,7 @@ class Graph {
   /// the driver refuses.
   template <class F>
   Graph(cudaStream_t stream, F&& put) {
+    std::lock_guard const lock(whole_device());
     Capture capture(stream);
     put();
     capture.end();
