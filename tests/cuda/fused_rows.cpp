@@ -85,7 +85,7 @@ TEMPLATE_TEST_CASE("device: a mapped sum and its norm in one kernel", "", float,
     add(device.be, read_only(x2), h2);
     rms_norm(device.be, read_only(h2), weights, 1e-5, y2);
     auto const h_result = device.get(h1), y_result = device.get(y1);
-    CHECK(worst_row(h_result.view(), device.get(h2).view()) <= bound<TestType>());
+    CHECK(worst_row(h_result.view(), device.get(h2).view()) == 0);  // so that it does not matter which maps wait
     CHECK(worst_row(device.get(h3).view(), h_result.view()) == 0);
     CHECK(worst_row(y_result.view(), device.get(y2).view()) <= bound<TestType>());
     CHECK(h_result.gaps_untouched());

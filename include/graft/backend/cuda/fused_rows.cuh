@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // What layers do between products, one kernel per operation of backend/fused_rows.hpp. A value is rounded where it is
-// stored, so less often than by the single steps; in f32 the results are theirs.
+// stored, so less often than by the single steps; in f32 the results are theirs. What a map makes is rounded as if it
+// were stored: whether a map waits depends on what other rows have, its result must not.
 #pragma once
 
 #include <graft/backend/cuda/elementwise.cuh>
@@ -32,7 +33,7 @@ __device__ void load_mapped(RowMapRow<float const> const* map, T const* row, ind
     }
   }
 #pragma unroll
-  for (int k = 0; k < N; ++k) to[k] = map_element(to[k], other[k], c1[k], d[k], e[k]);
+  for (int k = 0; k < N; ++k) to[k] = to_real(from_real<T>(map_element(to[k], other[k], c1[k], d[k], e[k])));
 }
 
 __device__ inline RowMapRow<float const> const* map_of(RowMapBatch<float> const& maps, index_t row) {
@@ -115,8 +116,9 @@ struct MappedHead {
     float const value = to_real(row[j]);
     if (map == nullptr) return value;
     float const other = map->d != nullptr ? to_real(row[partner(j, map->group)]) : 0.f;
-    return map_element(value, other, map->c1 != nullptr ? map->c1[j] : 0.f, map->d != nullptr ? map->d[j] : 0.f,
-                       map->e != nullptr ? map->e[j] : 0.f);
+    float const c1 = map->c1 != nullptr ? map->c1[j] : 0.f, d = map->d != nullptr ? map->d[j] : 0.f,
+                e = map->e != nullptr ? map->e[j] : 0.f;
+    return to_real(from_real<Act>(map_element(value, other, c1, d, e)));
   }
   /// By all lanes of the head's warp.
   __device__ void norm(index_t head_dim, float eps) {
