@@ -184,11 +184,6 @@ __global__ void norm_rotate_store_heads(float const* q_norm, float const* k_norm
   }
 }
 
-/// The maps where any row has one.
-inline RowMapBatch<float> present_maps(RowMapBatch<float> const& maps) {
-  return maps.any() ? maps : RowMapBatch<float>{};
-}
-
 template <class Act>
 void launch_add(CudaBackend<Act>& be, Unmapped<CudaBackend<Act>> const& x, MatrixView<Act, DeviceSpace> h,
                 float const* weight, double eps, MatrixView<Act, DeviceSpace> y) {

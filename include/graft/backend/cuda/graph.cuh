@@ -58,4 +58,32 @@ class Graph {
   cudaGraphExec_t executable_ = nullptr;
 };
 
+/// A stream that runs beside another while that is recorded, from fork to join.
+class Branch {
+ public:
+  Branch() {
+    check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "cudaStreamCreateWithFlags");
+    for (auto* event : {&forked_, &done_})
+      check(cudaEventCreateWithFlags(event, cudaEventDisableTiming), "cudaEventCreateWithFlags");
+  }
+  ~Branch() {
+    for (auto const event : {forked_, done_}) cudaEventDestroy(event);
+    cudaStreamDestroy(stream_);
+  }
+  Branch(Branch const&) = delete;
+  Branch& operator=(Branch const&) = delete;
+
+  cudaStream_t stream() const { return stream_; }
+  void fork(cudaStream_t from) { order(forked_, from, stream_); }
+  void join(cudaStream_t to) { order(done_, stream_, to); }
+
+ private:
+  static void order(cudaEvent_t event, cudaStream_t before, cudaStream_t after) {
+    check(cudaEventRecord(event, before), "cudaEventRecord");
+    check(cudaStreamWaitEvent(after, event, 0), "cudaStreamWaitEvent");
+  }
+  cudaStream_t stream_ = nullptr;
+  cudaEvent_t forked_ = nullptr, done_ = nullptr;
+};
+
 }  // namespace graft::cuda
