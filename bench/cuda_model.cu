@@ -3,7 +3,9 @@
 //     cuda_model [LAYERS WIDTH FFN HEADS KV_HEADS VOCABULARY BATCH CONTEXT ADAPTERS]      default: LLaMA-2-7B, 32 x 512
 // Prints one JSON object per line: seconds are medians; every row has the bytes that must move (weights, keys and
 // values, adapters), their share of the copy bandwidth measured in the same run, and the overhead over the step without
-// adapters with its floor, the bytes the adapters add.
+// adapters with its floor, the bytes the adapters add. Decode steps are recorded, but for the row that says otherwise.
+// Last come tokens per second against the number of requests, and against the length they have generated; a merged
+// module costs what none does.
 #include <graft/adapter/ia3.hpp>
 #include <graft/adapter/lora.hpp>
 #include <graft/adapter/pedro.hpp>
@@ -17,6 +19,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <functional>
+#include <map>
 #include <set>
 #include <string>
 #include <vector>
@@ -116,8 +119,19 @@ double copy_bandwidth(B& be, std::size_t bytes) {
 }
 
 struct Bench {
-  explicit Bench(Sizes const& s) : sizes(s), model(config_of(s), weights_of(s)), context(model, be) {
-    for (index_t k = 0; k < s.adapters; ++k) {
+  static constexpr index_t most_requests = 256;
+
+  explicit Bench(Sizes const& s) : sizes(s), model(config_of(s), weights_of(s)), recording(model, be) {
+    for (auto const& [name, weight] : model.weights().tensors)
+      if (name != "model.embed_tokens.weight") weight_bytes += static_cast<double>(weight.bytes());
+    linear_parameters = weight_bytes / 2;
+    bandwidth = copy_bandwidth(be, std::min<std::size_t>(std::size_t{1} << 30, static_cast<std::size_t>(weight_bytes)));
+    logits = Storage<bf16, DeviceSpace>(std::max(s.batch, most_requests) * s.vocabulary);
+    for (index_t k = 0; k < 4096; ++k) tokens.push_back(static_cast<std::int32_t>(17 * k % s.vocabulary));
+  }
+
+  void load_adapters() {
+    for (index_t k = 0; k < sizes.adapters; ++k) {
       load(be, model, text("road", k), RoAdRotation{}, SiteKind::linear);
       load(be, model, text("road4", k), RoAdRotation{.variant = RoAdRotation::Variant::road_4}, SiteKind::linear);
       load(be, model, text("ia3", k), IA3Scaling{}, SiteKind::linear);
@@ -125,35 +139,31 @@ struct Bench {
       load(be, model, text("mixed", k), LoRADelta{.rank = 8 << (k % 4), .alpha = 16}, SiteKind::linear);
       load(be, model, text("pedro", k), PedroGenerator{}, SiteKind::hidden);
     }
-    for (auto const& [name, weight] : model.weights().tensors)
-      if (name != "model.embed_tokens.weight") weight_bytes += static_cast<double>(weight.bytes());
-    linear_parameters = weight_bytes / 2;
-    bandwidth = copy_bandwidth(be, std::min<std::size_t>(std::size_t{1} << 30, static_cast<std::size_t>(weight_bytes)));
-    logits = Storage<bf16, DeviceSpace>(s.batch * s.vocabulary);
-    for (index_t k = 0; k < 4096; ++k) tokens.push_back(static_cast<std::int32_t>(17 * k % s.vocabulary));
   }
 
   using Uses = std::function<std::vector<AdapterUse>(index_t request)>;
+  using BenchContext = Context<BenchModel>;
 
-  /// Requests with a past of `context` tokens.
-  std::vector<Sequence<B>> start(Uses const& uses) {
+  /// Requests with a past of `past` tokens; no more rows at once than scratch is wanted for.
+  std::vector<Sequence<B>> start(BenchContext& context, index_t batch, index_t past, Uses const& uses) {
     std::vector<Sequence<B>> sequences;
-    for (index_t k = 0; k < sizes.batch; ++k) sequences.push_back(context.start(uses(k)));
-    forward(sequences, sizes.context);
+    for (index_t k = 0; k < batch; ++k) {
+      sequences.push_back(context.start(uses(k)));
+      forward(context, std::span(sequences).last(1), past);
+    }
     return sequences;
   }
-  void forward(std::vector<Sequence<B>>& sequences, index_t count) {
+  void forward(BenchContext& context, std::span<Sequence<B>> sequences, index_t count) {
     std::vector<SequenceInput<B>> inputs;
     for (auto& sequence : sequences)
       inputs.push_back({&sequence, std::span<std::int32_t const>(tokens).first(static_cast<std::size_t>(count))});
     context.forward_last(
-        inputs, matrix_view<DeviceSpace>(logits.data(), static_cast<index_t>(inputs.size()), sizes.vocabulary));
+        std::span<SequenceInput<B> const>(inputs),
+        matrix_view<DeviceSpace>(logits.data(), static_cast<index_t>(inputs.size()), sizes.vocabulary));
   }
 
-  double kv_bytes() const {
-    return 2. * 2 *
-           static_cast<double>(sizes.layers * sizes.batch * sizes.context * sizes.kv_heads *
-                               (sizes.width / sizes.heads));
+  double kv_bytes(index_t batch, index_t past) const {
+    return 2. * 2 * static_cast<double>(sizes.layers * batch * past * sizes.kv_heads * (sizes.width / sizes.heads));
   }
   /// Of distinct sets' coefficients and factors, as the kernels read them.
   double adapter_bytes(std::vector<Sequence<B>>& sequences) const {
@@ -181,32 +191,54 @@ struct Bench {
     return bytes;
   }
 
-  void decode(char const* name, Uses const& uses) {
-    auto sequences = start(uses);
+  void decode(char const* name, Uses const& uses) { decode(name, uses, recording, sizes.batch); }
+  void decode(char const* name, Uses const& uses, BenchContext& context, index_t batch) {
+    auto sequences = start(context, batch, sizes.context, uses);
     auto const step = [&] {
-      forward(sequences, 1);
+      forward(context, sequences, 1);
       for (auto& sequence : sequences) sequence.truncate(sizes.context);
     };
     step();
     double const seconds = seconds_of(be, 8, step);
-    double const base = weight_bytes + kv_bytes(), added = adapter_bytes(sequences);
-    if (plain_seconds == 0) plain_seconds = seconds;
+    double const base = weight_bytes + kv_bytes(batch, sizes.context), added = adapter_bytes(sequences);
+    auto const plain = plain_seconds.try_emplace(batch, seconds).first->second;
     std::printf(
         "{\"step\": \"decode\", \"adapters\": \"%s\", \"batch\": %lld, \"context\": %lld, \"seconds\": %.6f, "
         "\"tokens_per_second\": %.1f, \"bytes\": %.0f, \"share_of_copy_bandwidth\": %.3f, \"overhead\": %.4f, "
         "\"overhead_floor\": %.4f}\n",
-        name, static_cast<long long>(sizes.batch), static_cast<long long>(sizes.context), seconds,
-        static_cast<double>(sizes.batch) / seconds, base + added, (base + added) / seconds / bandwidth,
-        seconds / plain_seconds - 1, added / base);
+        name, static_cast<long long>(batch), static_cast<long long>(sizes.context), seconds,
+        static_cast<double>(batch) / seconds, base + added, (base + added) / seconds / bandwidth, seconds / plain - 1,
+        added / base);
     std::fflush(stdout);
+  }
+
+  /// Tokens per second of a few requests from a short prompt on, over all that was generated so far.
+  void generated(char const* name, index_t batch, index_t longest, Uses const& uses) {
+    auto sequences = start(recording, batch, std::min<index_t>(16, sizes.context), uses);
+    be.synchronize();
+    auto const begin = std::chrono::steady_clock::now();
+    index_t next = std::max<index_t>(1, longest / 16);
+    for (index_t length = 1; length <= longest; ++length) {
+      forward(recording, sequences, 1);
+      if (length != next) continue;
+      next *= 2;
+      be.synchronize();
+      double const seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+      std::printf(
+          "{\"step\": \"generate\", \"adapters\": \"%s\", \"requests\": %lld, \"length\": %lld, \"seconds\": %.4f, "
+          "\"tokens_per_second\": %.1f}\n",
+          name, static_cast<long long>(batch), static_cast<long long>(length), seconds,
+          static_cast<double>(batch * length) / seconds);
+      std::fflush(stdout);
+    }
   }
 
   void prefill(char const* name, index_t requests, index_t count, Uses const& uses) {
     std::vector<Sequence<B>> sequences;
     double const seconds = seconds_of(be, 1, [&] {
       sequences.clear();
-      for (index_t k = 0; k < requests; ++k) sequences.push_back(context.start(uses(k)));
-      forward(sequences, count);
+      for (index_t k = 0; k < requests; ++k) sequences.push_back(recording.start(uses(k)));
+      forward(recording, sequences, count);
     });
     double const flops = 2 * linear_parameters * static_cast<double>(requests * count);
     std::printf(
@@ -250,10 +282,11 @@ struct Bench {
   Sizes sizes;
   B be;
   BenchModel model;
-  Context<BenchModel> context;
+  BenchContext recording;
   Storage<bf16, DeviceSpace> logits;
   std::vector<std::int32_t> tokens;
-  double weight_bytes = 0, linear_parameters = 0, bandwidth = 0, plain_seconds = 0;
+  double weight_bytes = 0, linear_parameters = 0, bandwidth = 0;
+  std::map<index_t, double> plain_seconds;  ///< by batch: the first row of its size
 };
 
 }  // namespace
@@ -271,6 +304,12 @@ int main(int argc, char** argv) {
   };
   bench.products(s.batch);
   bench.decode("none", none);
+  {
+    Context<BenchModel> one_by_one(bench.model, bench.be, {.decode_graphs = 0});
+    bench.decode("none, kernels launched one by one", none, one_by_one, s.batch);
+  }
+  bench.load_adapters();
+  bench.decode("none, adapters loaded and not used", none);
   for (auto const* kind : {"road", "road4", "ia3", "pedro", "lora"}) bench.decode(kind, each(kind));
   bench.decode("lora, mixed ranks", each("mixed"));
   bench.decode("half road, half lora", [&](index_t k) {
@@ -278,9 +317,20 @@ int main(int argc, char** argv) {
   });
   bench.decode("one lora for all", [](index_t) { return std::vector<AdapterUse>{{"lora0"}}; });
   bench.decode("none, again", none);
-  bench.products(4 * std::min<index_t>(1024, 2 * s.context));
-  for (auto const* kind : {"road", "lora"})
-    bench.prefill(kind, std::min<index_t>(4, s.batch), std::min<index_t>(1024, 2 * s.context), each(kind));
-  bench.prefill("none", std::min<index_t>(4, s.batch), std::min<index_t>(1024, 2 * s.context), none);
+  index_t const prompts = std::min<index_t>(4, s.batch), prompt = std::min<index_t>(1024, 2 * s.context);
+  bench.products(prompts * prompt);
+  for (auto const* kind : {"road", "ia3", "pedro", "lora"}) bench.prefill(kind, prompts, prompt, each(kind));
+  bench.prefill("none", prompts, prompt, none);
+
+  auto const kinds = {std::pair{"none", Bench::Uses(none)}, std::pair{"lora", each("lora")},
+                      std::pair{"road", each("road")}, std::pair{"pedro", each("pedro")}};
+  std::size_t free = 0, total = 0;
+  for (index_t batch = 1; batch <= Bench::most_requests; batch *= 2) {
+    cuda::check(cudaMemGetInfo(&free, &total), "cudaMemGetInfo");
+    if (bench.kv_bytes(batch, s.context + 64) > 0.8 * static_cast<double>(free + bench.recording.cache().bytes()))
+      break;
+    for (auto const& [name, uses] : kinds) bench.decode(name, uses, bench.recording, batch);
+  }
+  for (auto const& [name, uses] : kinds) bench.generated(name, std::min<index_t>(8, s.batch), 8 * s.context, uses);
   return 0;
 }

@@ -13,6 +13,7 @@
 #include <graft/core/format_blocks.hpp>
 #include <graft/core/format_quantize.hpp>
 #include <graft/core/memory.hpp>
+#include <graft/core/parcel.hpp>
 #include <graft/core/random.hpp>
 #include <graft/core/scalar.hpp>
 #include <graft/core/types.hpp>
@@ -40,6 +41,7 @@
 #include <graft/backend/cpu/row_map.hpp>
 #include <graft/backend/cpu/row_map_backward.hpp>
 #include <graft/backend/cpu/weight_backward.hpp>
+#include <graft/backend/delivery.hpp>
 #include <graft/backend/fused_rows.hpp>
 #include <graft/backend/generator.hpp>
 #include <graft/backend/loss.hpp>
@@ -88,6 +90,7 @@
 #include <graft/arch/weights.hpp>
 
 #include <graft/model/context.hpp>
+#include <graft/model/decode_graphs.hpp>
 #include <graft/model/generate.hpp>
 #include <graft/model/kv_cache.hpp>
 #include <graft/model/model.hpp>

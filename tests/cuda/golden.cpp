@@ -25,7 +25,7 @@ namespace {
 
 using AllAdapters = Adapters<IA3Scaling, RoAdRotation, LoRADelta, PedroGenerator>;
 
-/// The largest distance of an answer from what transformers gives the request alone.
+/// The largest distance of an answer from what transformers gives the request alone: of prompts and of decode steps.
 template <class Arch, class Act>
 double worst_of(Case const& c, ModelFiles files) {
   using B = CudaBackend<Act>;
@@ -70,6 +70,29 @@ double worst_of(Case const& c, ModelFiles files) {
     worst = std::max(worst, distance);
     next += rows;
   }
+
+  // the last token of every request again, on its own: a step that is recorded, and then the recorded one
+  if (is_decoder(c))
+    for (int round = 0; round < 2; ++round) {
+      for (std::size_t k = 0; k < c.requests.size(); ++k) {
+        auto const& request = c.requests[k];
+        sequences[k].truncate(static_cast<index_t>(request.tokens.size()) - 1);
+        inputs[k] = {&sequences[k], std::span(request.tokens).last(1), request.prompt_tokens};
+      }
+      auto const count = static_cast<index_t>(inputs.size());
+      all.assign(static_cast<std::size_t>(count * width), std::numeric_limits<float>::quiet_NaN());
+      context.forward_last(std::span<SequenceInput<B> const>(inputs), matrix_view(all.data(), count, width));
+      for (index_t k = 0; k < count; ++k) {
+        auto const rows = static_cast<index_t>(c.requests[static_cast<std::size_t>(k)].tokens.size());
+        auto const& theirs = expected.at(std::to_string(k), {rows, width});
+        double const distance = graft::testing::relative_l2(
+            matrix_view(static_cast<float const*>(all.data()) + k * width, 1, width),
+            matrix_view(reinterpret_cast<float const*>(theirs.data) + (rows - 1) * width, 1, width));
+        INFO("the last token of request " << k << ", distance " << distance);
+        CHECK(std::isfinite(distance));
+        worst = std::max(worst, distance);
+      }
+    }
   return worst;
 }
 

@@ -12,6 +12,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -64,6 +65,16 @@ struct PublishedModule {
   std::vector<std::shared_ptr<void const>> keep;       ///< what the replacements point into
 };
 
+/// What adapters do at a site: a bit for the row maps of each stage, and one for low-rank deltas.
+using Mechanisms = std::uint8_t;
+constexpr Mechanisms row_maps_of(Stage stage) { return static_cast<Mechanisms>(1u << static_cast<unsigned>(stage)); }
+inline constexpr Mechanisms low_rank_deltas = 1u << stage_count;
+/// to |= from, site by site.
+inline void merge_mechanisms(std::span<Mechanisms const> from, std::vector<Mechanisms>& to) {
+  if (to.size() < from.size()) to.resize(from.size());
+  for (std::size_t site = 0; site < from.size(); ++site) to[site] |= from[site];
+}
+
 /// A name and a weight: one line of a request's list.
 struct AdapterUse {
   std::string name;
@@ -96,6 +107,8 @@ struct AdapterSet {
   std::vector<RowMapRow<R const>> before_generated, after_generated;
   Stage generated_stage = Stage::output_inner;
   Positions positions;  ///< of maps on SiteKind::hidden
+
+  std::vector<Mechanisms> mechanisms;  ///< [sites] without those that are made from the prompt; not on the host
 
   std::uint64_t fingerprint = 0;  ///< of names, versions and weights; what a KV or prefix cache must be keyed by
   std::vector<std::unique_ptr<R[]>> storage;
@@ -133,11 +146,26 @@ struct AdapterSet {
       for (auto const& member : members)
         if (!member.module->factors.empty()) terms.push_back({member.module->resident_factors.table(), member.weight});
       resident_low_rank = Storage<LowRankTerm<R>, typename B::Space>(std::span<LowRankTerm<R> const>(terms));
+      find_mechanisms();
     }
   }
   RowMapRow<R const> const* table(Stage stage) const {
     auto const& rows = maps[static_cast<std::size_t>(stage)];
     return rows.empty() ? nullptr : rows.data();
+  }
+
+ private:
+  void find_mechanisms() {
+    auto const note = [&](std::size_t site, Mechanisms does) {
+      if (mechanisms.size() <= site) mechanisms.resize(site + 1);
+      mechanisms[site] |= does;
+    };
+    for (std::size_t s = 0; s < stage_count; ++s)
+      for (std::size_t site = 0; site < maps[s].size(); ++site)
+        if (!maps[s][site].identity()) note(site, row_maps_of(static_cast<Stage>(s)));
+    for (auto const& member : members)
+      for (std::size_t site = 0; site < member.module->factors.size(); ++site)
+        if (member.module->factors[site].rank != 0) note(site, low_rank_deltas);
   }
 };
 

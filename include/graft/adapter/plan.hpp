@@ -23,6 +23,12 @@ struct RowGroup {
 
 enum class PlanUse : std::uint8_t { forward, training };
 
+/// What a plan says of all steps that its operations are recorded for, whatever the step at hand has.
+struct PlanMaxima {
+  std::span<Mechanisms const> mechanisms;  ///< [sites] or fewer
+  index_t rank = 0;                        ///< sum of ranks of a row at any site
+};
+
 /// Reusable: after warm-up, building a plan does not allocate. It keeps the adapters of its requests alive.
 template <class B>
 class Plan {
@@ -33,14 +39,28 @@ class Plan {
   /// ContractError where a request's rows do not add up. For training, the plan also knows what the way back needs.
   void build(B& be, std::span<RequestRows<B> const> requests, PlanUse use = PlanUse::forward) {
     arrange(requests, use);
-    resident_.copy(be, {requests_, tables_, request_, positioned_, order_, tiles_, first_});
+    resident_.copy(be, arrays());
   }
   void build(std::span<RequestRows<B> const> requests, PlanUse use = PlanUse::forward) {
     static_assert(std::same_as<typename B::Space, HostSpace>,
                   "graft: a plan for this backend is copied to its memory; call build(backend, requests)");
     arrange(requests, use);
-    resident_.copy({requests_, tables_, request_, positioned_, order_, tiles_, first_});
+    resident_.copy(arrays());
   }
+
+  /// A plan of operations that are recorded once and then done for other steps with as many requests and rows: what the
+  /// host reads of it comes from the maxima, which include what the requests bring, and what kernels read lies in the
+  /// parcel, at places that depend on the two numbers alone. `parcel_bytes` of it; whoever owns the parcel sends it.
+  void build(Parcel<typename B::Space>& parcel, std::span<RequestRows<B> const> requests, PlanMaxima const& maxima) {
+    arrange(requests, PlanUse::forward);
+    expects(max_rank_ <= maxima.rank, "graft: a plan of ranks up to ", max_rank_, " for operations recorded for ",
+            maxima.rank);
+    max_rank_ = maxima.rank;
+    mechanisms_.assign(maxima.mechanisms.begin(), maxima.mechanisms.end());
+    tile_count_ = rows();
+    resident_.pack(parcel, arrays());
+  }
+  static index_t parcel_bytes(index_t requests, index_t rows) { return ResidentPlan<B>::bytes(requests, rows); }
 
   /// In the order of their first rows; only of a plan built for training.
   std::span<RowGroup<B> const> groups() const { return groups_; }
@@ -61,8 +81,9 @@ class Plan {
   LowRankBatch<R> low_rank(index_t site) const {
     auto deltas = host_low_rank(site);
     if constexpr (!std::same_as<typename B::Space, HostSpace>) {
-      deltas.present = deltas.any();
+      deltas.present = does(low_rank_deltas, site);
       deltas.tiles = resident_.tiles();
+      deltas.tile_count = tile_count_;
     }
     return deltas;
   }
@@ -81,11 +102,26 @@ class Plan {
  private:
   RowMapBatch<R> resident(RowMapBatch<R> maps, Stage stage, bool positioned) const {
     if constexpr (!std::same_as<typename B::Space, HostSpace>) {
-      maps.present = maps.any();
+      maps.present = does(row_maps_of(stage), maps.site);
       maps.tables = resident_.tables(stage);
       maps.request = positioned ? resident_.positioned() : resident_.request();
     }
     return maps;
+  }
+
+  PlanArrays<B> arrays() const { return {requests_, tables_, request_, positioned_, order_, tiles_, first_}; }
+
+  bool does(Mechanisms what, index_t site) const {
+    auto const at = static_cast<std::size_t>(site);
+    return at < mechanisms_.size() && (mechanisms_[at] & what) != 0;
+  }
+
+  // Sets know it, so that no step walks the tables of all its requests.
+  void find_mechanisms() {
+    mechanisms_.clear();
+    for (auto const& request : requests_)
+      if (request.state != nullptr) merge_mechanisms(request.state->mechanisms(), mechanisms_);
+    tile_count_ = static_cast<index_t>(tiles_.size());
   }
 
   void arrange(std::span<RequestRows<B> const> requests, PlanUse use) {
@@ -121,6 +157,7 @@ class Plan {
       row += request.rows;
     }
     build_tiles();
+    if constexpr (!std::same_as<typename B::Space, HostSpace>) find_mechanisms();
     groups_.clear();
     if (use == PlanUse::training) build_groups();
   }
@@ -171,6 +208,9 @@ class Plan {
   std::vector<RowGroup<B>> groups_;
   index_t max_rank_ = 0;
   ResidentPlan<B> resident_;
+  // not on the host
+  std::vector<Mechanisms> mechanisms_;  ///< [sites] or fewer, of all requests
+  index_t tile_count_ = 0;              ///< at most; tiles behind the last are empty
 };
 
 }  // namespace graft

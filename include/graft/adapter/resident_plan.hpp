@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
-// A plan where a backend's kernels read it: on the host the plan's own arrays, on a device one block of memory that one
-// copy per step fills.
+// A plan where a backend's kernels read it: on the host the plan's own arrays, on a device a parcel, sent once per
+// step.
 #pragma once
 
 #include <graft/adapter/sequence_state.hpp>
-#include <graft/core/memory.hpp>
+#include <graft/core/parcel.hpp>
 
 #include <algorithm>
 #include <array>
 #include <concepts>
-#include <cstring>
 #include <span>
+#include <utility>
 #include <vector>
 
 namespace graft {
@@ -45,50 +45,58 @@ template <class B>
 class ResidentPlan {
  public:
   using R = Real<B>;
-  static constexpr bool on_host = std::same_as<typename B::Space, HostSpace>;
+  using Space = typename B::Space;
+  static constexpr bool on_host = std::same_as<Space, HostSpace>;
 
   void copy(PlanArrays<B> const&) requires on_host {}
   void copy(B&, PlanArrays<B> const&) requires on_host {}
 
   /// Ordered on the backend's queue; memory is taken only where a plan is larger than all before it.
   void copy(B& be, PlanArrays<B> const& plan) requires(!on_host) {
-    packed_.clear();
-    std::array<std::size_t, stage_count> tables;
+    own_.start(bytes(static_cast<index_t>(plan.requests.size()), static_cast<index_t>(plan.request.size())));
+    pack(own_, plan);
+    own_.send(be);
+  }
+
+  /// What `pack` takes of a parcel.
+  static index_t bytes(index_t requests, index_t rows) {
+    using P = Parcel<Space>;
+    return stage_count * P::template bytes_of<Table>(requests) + 3 * P::template bytes_of<std::int32_t>(rows) +
+           P::template bytes_of<LowRankTile<R>>(rows) + P::template bytes_of<GeneratedPrompt<R>>(requests);
+  }
+  /// Takes and fills pieces of a parcel. Where they lie depends on the numbers of requests and rows alone; behind the
+  /// last tile follow empty ones, up to one per row.
+  void pack(Parcel<Space>& parcel, PlanArrays<B> const& plan) requires(!on_host) {
+    auto const requests = static_cast<index_t>(plan.requests.size()), rows = static_cast<index_t>(plan.request.size());
     for (std::size_t s = 0; s < stage_count; ++s) {
-      tables[s] = packed_.size();
-      for (auto const& request : plan.requests)
-        append(request.state != nullptr ? request.state->resident_table(static_cast<Stage>(s)) : nullptr);
+      auto const tables = parcel.template take<Table>(requests);
+      for (std::size_t q = 0; q < plan.requests.size(); ++q)
+        if (auto const* state = plan.requests[q].state) tables.host[q] = state->resident_table(static_cast<Stage>(s));
+      tables_[s] = tables.resident;
     }
-    std::size_t const prompts = align();
+    auto const copy_of = [&](std::vector<std::int32_t> const& values) {
+      auto const piece = parcel.template take<std::int32_t>(rows);
+      std::copy(values.begin(), values.end(), piece.host);
+      return piece.resident;
+    };
+    request_ = copy_of(plan.request);
+    positioned_ = copy_of(plan.positioned);
+    std::int32_t const* order = copy_of(plan.order);
+    auto const tiles = parcel.template take<LowRankTile<R>>(rows);
+    for (std::size_t k = 0; k < plan.tiles.size(); ++k) {
+      auto tile = plan.tiles[k];
+      auto const request = static_cast<std::size_t>(plan.request[static_cast<std::size_t>(tile.rows[0])]);
+      tile.terms = plan.requests[request].state->adapters()->resident_terms();
+      tile.rows = std::exchange(order, order + tile.row_count);
+      tiles.host[k] = tile;
+    }
+    tiles_ = tiles.resident;
+    auto const prompts = parcel.template take<GeneratedPrompt<R>>(requests);
     prompt_count_ = 0;
     for (std::size_t q = 0; q < plan.requests.size(); ++q)
-      if (plan.requests[q].makes_vectors()) {
-        append(
-            GeneratedPrompt<R>{plan.requests[q].state->resident_layers(), plan.first[q], plan.requests[q].prompt_rows});
-        ++prompt_count_;
-      }
-    std::size_t const request = append_all(plan.request), positioned = append_all(plan.positioned),
-                      order = append_all(plan.order), tiles = align();
-    std::size_t const size = tiles + plan.tiles.size() * sizeof(LowRankTile<R>);
-    if (static_cast<std::size_t>(memory_.size()) < size)
-      memory_ = Storage<std::byte, typename B::Space>(static_cast<index_t>(std::max(2 * size, std::size_t{4096})));
-    std::byte* const base = memory_.data();
-    std::size_t done = 0;
-    for (auto tile : plan.tiles) {  // tiles point into the copy
-      auto const& state =
-          *plan.requests[static_cast<std::size_t>(plan.request[static_cast<std::size_t>(tile.rows[0])])].state;
-      tile.terms = state.adapters()->resident_terms();
-      tile.rows = reinterpret_cast<std::int32_t const*>(base + order) + done;
-      done += static_cast<std::size_t>(tile.row_count);
-      append(tile);
-    }
-    copy_to_device(be, packed_.data(), base, static_cast<index_t>(packed_.size()));
-    for (std::size_t s = 0; s < stage_count; ++s)
-      tables_[s] = reinterpret_cast<RowMapRow<R const> const* const*>(base + tables[s]);
-    prompts_ = reinterpret_cast<GeneratedPrompt<R> const*>(base + prompts);
-    request_ = reinterpret_cast<std::int32_t const*>(base + request);
-    positioned_ = reinterpret_cast<std::int32_t const*>(base + positioned);
-    tiles_ = reinterpret_cast<LowRankTile<R> const*>(base + tiles);
+      if (auto const& request = plan.requests[q]; request.makes_vectors())
+        prompts.host[prompt_count_++] = {request.state->resident_layers(), plan.first[q], request.prompt_rows};
+    prompts_ = prompts.resident;
   }
 
   RowMapRow<R const> const* const* tables(Stage stage) const { return tables_[static_cast<std::size_t>(stage)]; }
@@ -98,27 +106,10 @@ class ResidentPlan {
   std::span<GeneratedPrompt<R> const> prompts() const { return {prompts_, prompt_count_}; }
 
  private:
-  std::size_t align() {
-    packed_.resize((packed_.size() + 15) / 16 * 16);
-    return packed_.size();
-  }
-  template <class T>
-  void append(T const& value) {
-    auto const at = packed_.size();
-    packed_.resize(at + sizeof(T));
-    std::memcpy(packed_.data() + at, &value, sizeof(T));
-  }
-  template <class T>
-  std::size_t append_all(std::vector<T> const& values) {
-    auto const at = align();
-    packed_.resize(at + values.size() * sizeof(T));
-    if (!values.empty()) std::memcpy(packed_.data() + at, values.data(), values.size() * sizeof(T));
-    return at;
-  }
+  using Table = RowMapRow<R const> const*;
 
-  std::vector<std::byte> packed_;
-  Storage<std::byte, typename B::Space> memory_;
-  std::array<RowMapRow<R const> const* const*, stage_count> tables_{};
+  Parcel<Space> own_;
+  std::array<Table const*, stage_count> tables_{};
   std::int32_t const *request_ = nullptr, *positioned_ = nullptr;
   LowRankTile<R> const* tiles_ = nullptr;
   GeneratedPrompt<R> const* prompts_ = nullptr;

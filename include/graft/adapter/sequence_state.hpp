@@ -7,6 +7,7 @@
 #include <graft/adapter/resident_vectors.hpp>
 
 #include <algorithm>
+#include <span>
 #include <utility>
 
 namespace graft {
@@ -85,6 +86,11 @@ class SequenceState {
       if (set_ == nullptr) return nullptr;
       return generates() && stage == set_->generated_stage ? resident_.table() : set_->resident_table(stage);
     }
+  }
+  /// What the request's adapters do, [sites] or fewer; not on the host.
+  std::span<Mechanisms const> mechanisms() const {
+    if (generates()) return mechanisms_;
+    return set_ == nullptr ? std::span<Mechanisms const>() : set_->mechanisms;
   }
   /// What kernels need to make the vectors, [layers]; not on the host.
   GeneratedMaps<R> const* resident_layers() const { return resident_.layers(); }
@@ -184,6 +190,8 @@ class SequenceState {
   void describe(index_t vectors) {
     std::vector<std::vector<GeneratedTarget<R>>> described(targets_.size());
     auto table = table_;
+    mechanisms_ = set_->mechanisms;
+    mechanisms_.resize(table.size());
     for (std::size_t l = 0; l < targets_.size(); ++l)
       for (auto const& target : targets_[l]) {
         GeneratedTarget<R> made{static_entry(set_->resident_maps.rows(stage_count), target),
@@ -193,6 +201,7 @@ class SequenceState {
         for (auto const& part : target.parts) made.parts[made.part_count++] = part;
         described[l].push_back(made);
         table[static_cast<std::size_t>(target.site)] = target.map;
+        mechanisms_[static_cast<std::size_t>(target.site)] |= row_maps_of(set_->generated_stage);
       }
     resident_.build(*set_, described, vectors, table);
   }
@@ -242,6 +251,7 @@ class SequenceState {
   Storage<R, typename B::Space> memory_;      ///< of all targets
   index_t taken_ = 0;                         ///< of it, in elements
   ResidentVectors<B> resident_;
+  std::vector<Mechanisms> mechanisms_;  ///< of a request that generates
   std::vector<R> sum_, made_, work_;
   bool ready_ = false;
 };

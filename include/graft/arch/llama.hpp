@@ -91,56 +91,42 @@ struct Llama {
     for (auto const& chunk : step.chunks) {
       auto const chunk_scope = be.scope();
       auto const rows = h.row_range(chunk.first, chunk.rows);
-      auto const x = normalized.row_range(chunk.first, chunk.rows);
-      attend(be, block, step, chunk, x, rows);
-      feed_forward(be, block, chunk, rows);
+      auto const x = be.arena().template matrix<Act>(rows.rows, rows.cols);
+      add_mapped_norm(be, attend(be, block, step, chunk, normalized.row_range(chunk.first, chunk.rows)), rows,
+                      block.post_norm, block.eps, x);
+      add_mapped(be, feed_forward(be, block, chunk, x), rows);
       apply_block_output(be, block.output, *chunk.plan, rows);
     }
   }
 
  private:
-  // h += o_proj(attention(x)); x [n,d] is normalised
+  // o_proj(attention(x)); x [n,d] is normalised
   template <class Be, class B, class View>
-  static void attend(Be& be, Block<B> const& block, Step<B> const& step, StepChunk<B> const& chunk, View x, View h) {
+  static Unmapped<Be> attend(Be& be, Block<B> const& block, Step<B> const& step, StepChunk<B> const& chunk, View x) {
     using Act = typename B::Act;
     using ConstView = MatrixView<Act const, typename B::Space>;
-    auto const q = be.arena().template matrix<Act>(x.rows, block.q.site.out);
-    auto const k = be.arena().template matrix<Act>(x.rows, block.k.site.out);
-    auto const v = be.arena().template matrix<Act>(x.rows, block.v.site.out);
-    linear(be, block.q, *chunk.plan, ConstView(x), q);
-    linear(be, block.k, *chunk.plan, ConstView(x), k);
-    linear(be, block.v, *chunk.plan, ConstView(x), v);
-    if (!block.q_norm.empty()) rms_norm_heads(be, q, block.q_norm, block.eps);
-    if (!block.k_norm.empty()) rms_norm_heads(be, k, block.k_norm, block.eps);
+    auto const q = linear_unmapped(be, block.q, *chunk.plan, ConstView(x));
+    auto const k = linear_unmapped(be, block.k, *chunk.plan, ConstView(x));
+    auto const v = linear_unmapped(be, block.v, *chunk.plan, ConstView(x));
     auto const cosine = step.cosine.row_range(chunk.first, chunk.rows);
     auto const sine = step.sine.row_range(chunk.first, chunk.rows);
-    rotate(be, cosine, sine, block.shape.head_dim, q);
-    rotate(be, cosine, sine, block.shape.head_dim, k);
-    apply_rotated(be, block.rotated_q, *chunk.plan, q);
     auto const kv = step.kv_of(block.layer);
-    store_kv(be, kv, chunk.spans, ConstView(k), ConstView(v));
-    auto const attended = be.arena().template matrix<Act>(x.rows, q.cols);
-    attention(be, kv, block.shape, chunk.spans, ConstView(q), attended);
-    auto const o = be.arena().template matrix<Act>(x.rows, h.cols);
-    linear(be, block.o, *chunk.plan, ConstView(attended), o);
-    add(be, ConstView(o), h);
+    auto const rotated = norm_rotate_store(be, block.q_norm, block.k_norm, block.eps, cosine, sine,
+                                           block.shape.head_dim, kv, chunk.spans, q, k, v);
+    apply_rotated(be, block.rotated_q, *chunk.plan, rotated);
+    auto const attended = be.arena().template matrix<Act>(x.rows, rotated.cols);
+    attention(be, kv, block.shape, chunk.spans, ConstView(rotated), attended);
+    return linear_unmapped(be, block.o, *chunk.plan, ConstView(attended));
   }
 
-  // h += down_proj(f(gate_proj(x)) * up_proj(x)), x = rms_norm(h)
+  // down_proj(f(gate_proj(x)) * up_proj(x)); x [n,d] is normalised
   template <class Be, class B, class View>
-  static void feed_forward(Be& be, Block<B> const& block, StepChunk<B> const& chunk, View h) {
-    using Act = typename B::Act;
-    using ConstView = MatrixView<Act const, typename B::Space>;
-    auto const x = be.arena().template matrix<Act>(h.rows, h.cols);
-    rms_norm(be, ConstView(h), block.post_norm, block.eps, x);
-    auto const gate = be.arena().template matrix<Act>(x.rows, block.gate.site.out);
-    auto const up = be.arena().template matrix<Act>(x.rows, block.up.site.out);
-    linear(be, block.gate, *chunk.plan, ConstView(x), gate);
-    linear(be, block.up, *chunk.plan, ConstView(x), up);
-    activate_gated(be, block.activation, gate, ConstView(up));
-    auto const down = be.arena().template matrix<Act>(h.rows, h.cols);
-    linear(be, block.down, *chunk.plan, ConstView(gate), down);
-    add(be, ConstView(down), h);
+  static Unmapped<Be> feed_forward(Be& be, Block<B> const& block, StepChunk<B> const& chunk, View x) {
+    using ConstView = MatrixView<typename B::Act const, typename B::Space>;
+    auto const gate = linear_unmapped(be, block.gate, *chunk.plan, ConstView(x));
+    auto const up = linear_unmapped(be, block.up, *chunk.plan, ConstView(x));
+    auto const active = activate_gated_mapped(be, block.activation, gate, up);
+    return linear_unmapped(be, block.down, *chunk.plan, ConstView(active));
   }
 };
 

@@ -45,11 +45,14 @@ struct AttentionSpans : std::span<AttentionSpan const> {
       max_tokens = each.tokens > max_tokens ? each.tokens : max_tokens;
     }
   }
+  /// Of spans anywhere.
+  AttentionSpans(std::span<AttentionSpan const> spans, index_t most_rows, index_t most_tokens)
+      : std::span<AttentionSpan const>(spans), max_rows(most_rows), max_tokens(most_tokens) {}
   /// The same spans at another place.
   AttentionSpans(AttentionSpan const* at, AttentionSpans const& known)
       : std::span<AttentionSpan const>(at, known.size()), max_rows(known.max_rows), max_tokens(known.max_tokens) {}
 
-  index_t max_rows = 0, max_tokens = 0;  ///< of any span
+  index_t max_rows = 0, max_tokens = 0;  ///< of any span, at most
 };
 
 struct AttentionShape {

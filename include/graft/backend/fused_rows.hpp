@@ -10,49 +10,66 @@
 
 namespace graft {
 
-/// h += map(x); y = rms_norm(h).  x, h, y [n, d], weight [d]. x is scratch afterwards.
+/// What a product made, and row maps that are still to be applied: the operation that reads it next does so.
 template <class B>
-void add_mapped_norm(B& be, RowMapBatch<typename B::Real> const& maps, MatrixView<typename B::Act, typename B::Space> x,
-                     MatrixView<typename B::Act, typename B::Space> h,
+struct Unmapped {
+  MatrixView<typename B::Act, typename B::Space> x;  ///< [n, o]; scratch once it has been read
+  RowMapBatch<typename B::Real> maps = {};           ///< of no row: x is finished
+};
+
+/// Whether the operations below apply row maps in passes they make anyway. Where not, maps are applied by the product.
+template <class B>
+inline constexpr bool maps_can_wait = false;
+
+/// x with its maps applied, in place.
+template <class B>
+MatrixView<typename B::Act, typename B::Space> mapped(B& be, Unmapped<B> const& x) {
+  if (x.maps.any()) apply_row_map(be, x.maps, x.x);
+  return x.x;
+}
+
+/// h += map(x).  x, h [n, d]
+template <class B>
+void add_mapped(B& be, Unmapped<B> const& x, MatrixView<typename B::Act, typename B::Space> h) {
+  add(be, MatrixView<typename B::Act const, typename B::Space>(mapped(be, x)), h);
+}
+
+/// h += map(x); y = rms_norm(h).  x, h, y [n, d], weight [d]
+template <class B>
+void add_mapped_norm(B& be, Unmapped<B> const& x, MatrixView<typename B::Act, typename B::Space> h,
                      VectorView<typename B::Real const, typename B::Space> weight, double eps,
                      MatrixView<typename B::Act, typename B::Space> y) {
-  using ConstView = MatrixView<typename B::Act const, typename B::Space>;
-  if (maps.any()) apply_row_map(be, maps, x);
-  add(be, ConstView(x), h);
-  rms_norm(be, ConstView(h), weight, eps, y);
+  add_mapped(be, x, h);
+  rms_norm(be, MatrixView<typename B::Act const, typename B::Space>(h), weight, eps, y);
 }
 
-/// out = f(gate_map(gate)) * up_map(up).  gate, up, out [n, f], all apart; gate and up are scratch afterwards.
+/// f(map(gate)) * map(up), in place of gate or in the caller's scope of the arena.  gate, up [n, f]
 template <class B>
-void activate_gated_mapped(B& be, Activation f, RowMapBatch<typename B::Real> const& gate_maps,
-                           MatrixView<typename B::Act, typename B::Space> gate,
-                           RowMapBatch<typename B::Real> const& up_maps,
-                           MatrixView<typename B::Act, typename B::Space> up,
-                           MatrixView<typename B::Act, typename B::Space> out) {
-  using ConstView = MatrixView<typename B::Act const, typename B::Space>;
-  if (gate_maps.any()) apply_row_map(be, gate_maps, gate);
-  if (up_maps.any()) apply_row_map(be, up_maps, up);
-  copy(be, ConstView(gate), out);
-  activate_gated(be, f, out, ConstView(up));
+MatrixView<typename B::Act, typename B::Space> activate_gated_mapped(B& be, Activation f, Unmapped<B> const& gate,
+                                                                     Unmapped<B> const& up) {
+  auto const x = mapped(be, gate);
+  activate_gated(be, f, x, MatrixView<typename B::Act const, typename B::Space>(mapped(be, up)));
+  return x;
 }
 
-/// Norms of q's and k's heads where there are weights [head_dim], rotation of both, keys and values into their pages.
-/// q [n, heads * head_dim] in place; k, v [n, kv_heads * head_dim]; k is scratch afterwards. Every row is in a span.
+/// Maps of q, k and v, norms of q's and k's heads where there are weights [head_dim], rotation of both, keys and values
+/// into their pages. Returns q, in its place or in the caller's scope of the arena. q [n, heads * head_dim];
+/// k, v [n, kv_heads * head_dim]. Rows outside all spans are left undefined.
 template <class B>
-void norm_rotate_store(B& be, VectorView<typename B::Real const, typename B::Space> q_norm,
-                       VectorView<typename B::Real const, typename B::Space> k_norm, double eps,
-                       MatrixView<typename B::Act const, typename B::Space> cosine,
-                       MatrixView<typename B::Act const, typename B::Space> sine, index_t head_dim,
-                       KvView<typename B::Act> const& kv, AttentionSpans const& spans,
-                       MatrixView<typename B::Act, typename B::Space> q,
-                       MatrixView<typename B::Act, typename B::Space> k,
-                       MatrixView<typename B::Act const, typename B::Space> v) {
+MatrixView<typename B::Act, typename B::Space> norm_rotate_store(
+    B& be, VectorView<typename B::Real const, typename B::Space> q_norm,
+    VectorView<typename B::Real const, typename B::Space> k_norm, double eps,
+    MatrixView<typename B::Act const, typename B::Space> cosine,
+    MatrixView<typename B::Act const, typename B::Space> sine, index_t head_dim, KvView<typename B::Act> const& kv,
+    AttentionSpans const& spans, Unmapped<B> const& q, Unmapped<B> const& k, Unmapped<B> const& v) {
   using ConstView = MatrixView<typename B::Act const, typename B::Space>;
-  if (!q_norm.empty()) rms_norm_heads(be, q, q_norm, eps);
-  if (!k_norm.empty()) rms_norm_heads(be, k, k_norm, eps);
-  rotate(be, cosine, sine, head_dim, q);
-  rotate(be, cosine, sine, head_dim, k);
-  store_kv(be, kv, spans, ConstView(k), v);
+  auto const queries = mapped(be, q), keys = mapped(be, k), values = mapped(be, v);
+  if (!q_norm.empty()) rms_norm_heads(be, queries, q_norm, eps);
+  if (!k_norm.empty()) rms_norm_heads(be, keys, k_norm, eps);
+  rotate(be, cosine, sine, head_dim, queries);
+  rotate(be, cosine, sine, head_dim, keys);
+  store_kv(be, kv, spans, ConstView(keys), ConstView(values));
+  return queries;
 }
 
 }  // namespace graft

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <graft/adapter/apply.hpp>
+#include <graft/backend/fused_rows.hpp>
 #include <graft/backend/weight.hpp>
 
 namespace graft {
@@ -49,6 +50,28 @@ void linear(B& be, Linear<B> const& layer, Plan<B> const& plan, MatrixView<typen
   auto const input = adapted_input(be, layer.site, plan, x);
   fused_product(be, layer.weight, layer.bias, input.base, input.delta, inner.any() ? &inner : nullptr,
                 deltas.any() ? &deltas : nullptr, outer.any() ? &outer : nullptr, y);
+}
+
+/// The same into memory of the caller's scope, but for row maps that the operation reading y can apply as well: inner
+/// ones come before the deltas and cannot wait for longer, outer ones are last and can.
+template <class B>
+Unmapped<B> linear_unmapped(B& be, Linear<B> const& layer, Plan<B> const& plan,
+                            MatrixView<typename B::Act const, typename B::Space> x) {
+  auto const y = be.arena().template matrix<typename B::Act>(x.rows, layer.site.out);
+  if constexpr (!maps_can_wait<B>) {
+    linear(be, layer, plan, x, y);
+    return {y};
+  } else {
+    index_t const site = layer.site.index;
+    auto const inner = plan.maps(Stage::output_inner, site), outer = plan.maps(Stage::output_outer, site);
+    auto const deltas = plan.low_rank(site);
+    bool const inner_waits = !deltas.any() && !outer.any();
+    ArenaScope scope(be.arena());
+    auto const input = adapted_input(be, layer.site, plan, x);
+    fused_product(be, layer.weight, layer.bias, input.base, input.delta, inner.any() && !inner_waits ? &inner : nullptr,
+                  deltas.any() ? &deltas : nullptr, nullptr, y);
+    return {y, inner_waits ? inner : outer};
+  }
 }
 
 }  // namespace graft

@@ -3,11 +3,13 @@
 #pragma once
 
 #include <graft/arch/ends.hpp>
+#include <graft/model/decode_graphs.hpp>
 #include <graft/model/model.hpp>
 #include <graft/model/sequence.hpp>
 
 #include <algorithm>
 #include <span>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -28,6 +30,8 @@ struct SequenceInput {
 struct ContextOptions {
   index_t page_tokens = 32;
   index_t chunk_rows = 512;  ///< rows that pass through a layer together; bounds scratch memory, not results
+  /// On a device: how many recorded decode steps are kept, one for each size of batch; 0: none is recorded.
+  index_t decode_graphs = 32;
 };
 
 /// A KV cache and scratch memory for steps over one model; used by one thread at a time.
@@ -42,7 +46,8 @@ class Context {
       : model_(model),
         be_(backend),
         options_(options),
-        cache_(model.config().layers, model.config().kv_heads * model.config().head_dim, options.page_tokens) {
+        cache_(model.config().layers, model.config().kv_heads * model.config().head_dim, options.page_tokens),
+        graphs_(options.decode_graphs) {
     expects(options.chunk_rows > 0, "graft: chunk_rows must be positive");
   }
 
@@ -64,27 +69,12 @@ class Context {
   /// before any work when something does not fit; then nothing has changed.
   void forward(std::span<SequenceInput<B> const> inputs, std::span<index_t const> wanted, View out) {
     check(inputs, wanted, out);
-    ArenaScope scope(be_.arena());
-    prepare(inputs);
-    auto const rows = static_cast<index_t>(tokens_.size());
-    auto const h = be_.arena().template matrix<Act>(rows, model_.config().width);
-    auto const angles = position_angles();
-
-    Step<B> const step{
-        &plan_,
-        steps_,
-        angles.cosine,
-        angles.sine,
-        [](void const* cache, index_t layer) { return static_cast<KvCache<B> const*>(cache)->view(layer); },
-        &cache_};
-    model_.ends().embed(
-        be_, {resident(tokens_), resident(token_types_), resident(position_rows_), request_spans_, &plan_}, h);
-    for (auto const& layer : model_.layers()) layer.forward(be_, step, h);
+    gather(inputs);
+    if (!replay(wanted, out)) run(inputs, wanted, out);
     for (auto const& input : inputs) {
       input.sequence->kv().length += static_cast<index_t>(input.tokens.size());
       input.sequence->state().set_ready(true);
     }
-    if (!wanted.empty()) write_logits(inputs, wanted, h, out);
   }
 
   /// The same with the logits in host memory, widened to f32; waits for a device.
@@ -132,6 +122,10 @@ class Context {
 
  private:
   static constexpr bool on_host = std::same_as<typename B::Space, HostSpace>;
+  static constexpr bool records = RecordsGraphs<B> && M::Arch::causal;
+  struct NoGraphs {
+    explicit NoGraphs(index_t) {}
+  };
 
   // Of host data, a pointer that kernels can read until the forward ends.
   template <class T>
@@ -260,7 +254,33 @@ class Context {
     return !M::Arch::causal || in.regenerate || in.prompt_tokens < 0 ? all : in.prompt_tokens;
   }
 
-  void prepare(std::span<SequenceInput<B> const> inputs) {
+  // As a step that a device has recorded; false: it is not one, and nothing was done.
+  bool replay(std::span<index_t const> wanted, View out) {
+    if constexpr (records) {
+      DecodeStep<B> const step{requests_, whole_, tokens_, token_types_, position_rows_, positions_};
+      if (!graphs_.takes(step, wanted.size(), options_.chunk_rows)) return false;
+      graphs_.forward(model_, be_, cache_, step, out);
+      return true;
+    }
+    return false;
+  }
+
+  void run(std::span<SequenceInput<B> const> inputs, std::span<index_t const> wanted, View out) {
+    ArenaScope scope(be_.arena());
+    auto const rows = static_cast<index_t>(tokens_.size());
+    plan_.build(be_, requests_);
+    cut_chunks(rows);
+    auto const h = be_.arena().template matrix<Act>(rows, model_.config().width);
+    auto const angles = position_angles();
+    Step<B> const step{&plan_, steps_, angles.cosine, angles.sine, KvCache<B>::view_of, &cache_};
+    model_.ends().embed(
+        be_, {resident(tokens_), resident(token_types_), resident(position_rows_), request_spans_, &plan_}, h);
+    for (auto const& layer : model_.layers()) layer.forward(be_, step, h);
+    if (!wanted.empty()) write_logits(inputs, wanted, h, out);
+  }
+
+  // What the inputs bring, in host memory, and room for it in the cache.
+  void gather(std::span<SequenceInput<B> const> inputs) {
     tokens_.clear(), token_types_.clear(), positions_.clear(), position_rows_.clear();
     requests_.clear(), request_spans_.clear(), whole_.clear();
     for (auto const& in : inputs) {
@@ -285,8 +305,6 @@ class Context {
         position_rows_.push_back(model_.config().position_row(positions_.back()));
       }
     }
-    plan_.build(be_, requests_);
-    cut_chunks(static_cast<index_t>(tokens_.size()));
   }
 
   // Slices of at most chunk_rows rows, each with the spans and the plan of its rows.
@@ -315,7 +333,7 @@ class Context {
   }
 
   void write_logits(std::span<SequenceInput<B> const> inputs, std::span<index_t const> wanted, View h, View out) {
-    auto const rows = gather(wanted, h);
+    auto const rows = rows_of(wanted, h);
     requests_.clear(), request_spans_.clear();
     std::size_t next = 0;
     index_t end = 0;
@@ -333,7 +351,7 @@ class Context {
   }
 
   // The listed rows; neighbours are copied together.
-  View gather(std::span<index_t const> wanted, View h) {
+  View rows_of(std::span<index_t const> wanted, View h) {
     auto const rows = be_.arena().template matrix<Act>(static_cast<index_t>(wanted.size()), h.cols);
     for (std::size_t first = 0, next = 0; first < wanted.size(); first = next) {
       while (next < wanted.size() && wanted[next] == wanted[first] + static_cast<index_t>(next - first)) ++next;
@@ -354,6 +372,7 @@ class Context {
   B& be_;
   ContextOptions options_;
   KvCache<B> cache_;
+  std::conditional_t<records, DecodeGraphs<M>, NoGraphs> graphs_;
   Plan<B> plan_, head_plan_;
   std::vector<RequestRows<B>> requests_;
   std::vector<RequestSpan<B>> request_spans_;

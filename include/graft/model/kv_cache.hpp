@@ -77,6 +77,10 @@ class KvCache {
     index_t const block = page_tokens_ * width_;
     return {page_data(), 2 * layer * block, (2 * layer + 1) * block, page_tokens_, width_};
   }
+  /// The same of a cache whose type is forgotten, as a Step holds it.
+  static KvView<Act> view_of(void const* cache, index_t layer) {
+    return static_cast<KvCache const*>(cache)->view(layer);
+  }
 
  private:
   using Space = typename B::Space;

@@ -209,6 +209,19 @@ void linear(Recorder<B>& be, Linear<B> const& layer, Plan<B> const& plan, Record
   apply_output(be, layer.site, plan, input.delta, y);
 }
 
+/// Nothing waits: the way back of a map follows that of its product.
+template <class B>
+Unmapped<Recorder<B>> linear_unmapped(Recorder<B>& be, Linear<B> const& layer, Plan<B> const& plan,
+                                      RecordedConstView<B> x) {
+  auto const y = be.arena().template matrix<typename B::Act>(x.rows, layer.site.out);
+  linear(be, layer, plan, x, y);
+  return {y, {}};
+}
+template <class B>
+RecordedView<B> mapped(Recorder<B>&, Unmapped<Recorder<B>> const& x) {
+  return x.x;
+}
+
 namespace detail {
 
 // forward() changes y by the site's output maps; backward(kept y, dy) takes dy, in place, to the gradient of what y

@@ -226,6 +226,7 @@ inline cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t desc
       (desc->epilogue == CUBLASLT_EPILOGUE_BIAS && !memory.holds(desc->bias, bias_bytes)) ||
       (workspace_bytes != 0 && !memory.holds(workspace, workspace_bytes)))
     return CUBLAS_STATUS_INVALID_VALUE;
+  emulation::Device::get().calls.kernels += emulation::Device::get().stream(stream).capture == nullptr;
   emulation::Device::get().enqueue(stream, [desc = *desc, scale, keep, a, b, c, d, la = *a_layout, lb = *b_layout,
                                             lc = *c_layout, ld = *d_layout, workspace, workspace_bytes] {
     auto const m = static_cast<std::int64_t>(ld.rows), n = static_cast<std::int64_t>(ld.cols);

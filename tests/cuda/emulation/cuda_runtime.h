@@ -48,6 +48,8 @@ enum cudaError_t {
   cudaErrorLaunchFailure = 719,
   cudaErrorNotSupported = 801,
   cudaErrorStreamCaptureUnsupported = 900,
+  cudaErrorStreamCaptureUnjoined = 904,
+  cudaErrorStreamCaptureIsolation = 905,
 };
 
 inline char const* cudaGetErrorName(cudaError_t error) {
@@ -74,6 +76,10 @@ inline char const* cudaGetErrorName(cudaError_t error) {
       return "cudaErrorNotSupported";
     case cudaErrorStreamCaptureUnsupported:
       return "cudaErrorStreamCaptureUnsupported";
+    case cudaErrorStreamCaptureUnjoined:
+      return "cudaErrorStreamCaptureUnjoined";
+    case cudaErrorStreamCaptureIsolation:
+      return "cudaErrorStreamCaptureIsolation";
   }
   return "unknown";
 }
@@ -186,6 +192,10 @@ inline cudaError_t cudaEventDestroy(cudaEvent_t event) {
   return cudaSuccess;
 }
 inline cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream = nullptr) {
+  auto& on = emulation::Device::get().stream(stream);
+  event->capture = on.capture;
+  event->last = on.last;
+  if (on.capture != nullptr) return cudaSuccess;
   auto ticket = std::make_shared<emulation::Ticket>();
   ticket->stream = &emulation::Device::get().stream(stream);
   event->ticket = ticket;
@@ -206,6 +216,18 @@ inline cudaError_t cudaEventQuery(cudaEvent_t event) {
   return event->ticket == nullptr || event->ticket->done ? cudaSuccess : cudaErrorNotReady;
 }
 inline cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned /*flags*/ = 0) {
+  auto& on = emulation::Device::get().stream(stream);
+  if (event->capture != nullptr) {  // a fork, or a join
+    if (on.capture == nullptr) {
+      on.capture = event->capture;
+      on.capture->forked.push_back(&on);
+    }
+    if (on.capture != event->capture) return cudaErrorStreamCaptureIsolation;
+    for (std::size_t const node : event->last)
+      if (std::find(on.last.begin(), on.last.end(), node) == on.last.end()) on.last.push_back(node);
+    return cudaSuccess;
+  }
+  if (on.capture != nullptr) return cudaErrorStreamCaptureIsolation;
   if (event->ticket != nullptr)
     emulation::Device::get().enqueue(stream, [ticket = event->ticket] {
       emulation::Device::get().wait(*ticket);
@@ -224,19 +246,30 @@ inline cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCapture
   if (stream == nullptr || stream->capture != nullptr) return cudaErrorInvalidValue;
   emulation::Device::get().drain(*stream);
   stream->capture = new emulation::Graph;
+  stream->last.clear();
   return cudaSuccess;
 }
 inline cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
   if (stream == nullptr || stream->capture == nullptr) return cudaErrorInvalidValue;
   *graph = std::exchange(stream->capture, nullptr);
-  return cudaSuccess;
+  for (auto* const forked : (*graph)->forked) {
+    forked->capture = nullptr;
+    forked->last.clear();
+  }
+  if ((*graph)->joined(std::exchange(stream->last, {}))) return cudaSuccess;
+  delete std::exchange(*graph, nullptr);
+  return cudaErrorStreamCaptureUnjoined;
 }
 inline cudaError_t cudaGraphInstantiate(cudaGraphExec_t* executable, cudaGraph_t graph,
                                         unsigned long long /*flags*/ = 0) {
+  ++emulation::Device::get().calls.recorded;
   return *executable = new emulation::Graph(*graph), cudaSuccess;
 }
 inline cudaError_t cudaGraphLaunch(cudaGraphExec_t executable, cudaStream_t stream) {
-  for (auto const& node : executable->nodes) emulation::Device::get().enqueue(stream, node);
+  ++emulation::Device::get().calls.graphs;
+  emulation::Device::get().enqueue(stream, [nodes = executable->nodes] {  // it may be destroyed before it has run
+    return emulation::Device::get().run_nodes(nodes);
+  });
   return cudaSuccess;
 }
 inline cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
@@ -322,6 +355,7 @@ inline cudaError_t cudaMemcpyAsync(void* to, void const* from, std::size_t bytes
     return !emulation::Memory::get().is_device(data) && !device.is_pinned(data);
   };
   bool const captured = device.stream(stream).capture != nullptr;
+  device.calls.copies += !captured;
   if (pageable(from) && !captured) {
     std::vector<std::byte> staged(static_cast<std::byte const*>(from), static_cast<std::byte const*>(from) + bytes);
     device.enqueue(stream, [to, bytes, staged = std::move(staged)] {
@@ -402,6 +436,7 @@ cudaError_t cudaLaunchKernelEx(cudaLaunchConfig_t const* config, void (*kernel)(
       std::max(device.properties.shared_bytes, allowed != device.shared_limit.end() ? allowed->second : 0);
   if (config->dynamicSmemBytes > static_cast<std::size_t>(limit)) return cudaErrorInvalidValue;
   if (config->numAttrs != 0) return cudaErrorNotSupported;
+  device.calls.kernels += device.stream(config->stream).capture == nullptr;
   device.enqueue(config->stream,
                  [grid, block, bytes = config->dynamicSmemBytes, kernel,
                   values = std::tuple<std::decay_t<Parameters>...>(std::forward<Arguments>(arguments)...)] {

@@ -32,14 +32,36 @@ struct Properties {
 /// Work of one stream, in order.
 using Work = std::function<std::string()>;  // "" or what went wrong
 
+struct Stream;
+
+/// What was put on a stream, and on others that it was forked to, while it was captured.
 struct Graph {
-  std::vector<Work> nodes;
+  struct Node {
+    Work work;
+    std::vector<std::size_t> after;  // nodes before
+  };
+  std::vector<Node> nodes;
+  std::vector<Stream*> forked;
+
+  /// Whether all that streams were forked for comes before `last`.
+  bool joined(std::vector<std::size_t> last) const {
+    std::vector<bool> seen(nodes.size());
+    while (!last.empty()) {
+      std::size_t const node = last.back();
+      last.pop_back();
+      if (seen[node]) continue;
+      seen[node] = true;
+      last.insert(last.end(), nodes[node].after.begin(), nodes[node].after.end());
+    }
+    return std::find(seen.begin(), seen.end(), false) == seen.end();
+  }
 };
 
 struct Stream {
   std::deque<Work> queue;
   Graph* capture = nullptr;
-  bool blocking = true;  // waits for, and is waited for by, the default stream
+  std::vector<std::size_t> last;  // nodes of the capture that the next one comes after
+  bool blocking = true;           // waits for, and is waited for by, the default stream
 };
 
 struct Ticket {
@@ -49,6 +71,8 @@ struct Ticket {
 };
 struct Event {
   std::shared_ptr<Ticket> ticket;
+  Graph* capture = nullptr;  // recorded in this one, behind these nodes
+  std::vector<std::size_t> last;
 };
 
 class Device {
@@ -86,7 +110,8 @@ class Device {
   void enqueue(Stream* to, Work work) {
     Stream& s = stream(to);
     if (s.capture != nullptr) {
-      s.capture->nodes.push_back(std::move(work));
+      s.capture->nodes.push_back({std::move(work), s.last});
+      s.last = {s.capture->nodes.size() - 1};
       return;
     }
     if (s.blocking && &s != &default_) drain(default_);
@@ -96,6 +121,26 @@ class Device {
     s.queue.push_back(std::move(work));
     unsigned const now = eager || s.queue.size() > 64 ? static_cast<unsigned>(s.queue.size()) : lots.draw(3);
     for (unsigned k = 0; k < now && !s.queue.empty(); ++k) step(s);
+  }
+
+  /// Nodes in any order that their graph allows.
+  std::string run_nodes(std::vector<Graph::Node> const& nodes) {
+    std::vector<std::size_t> missing(nodes.size()), ready;
+    std::vector<std::vector<std::size_t>> next(nodes.size());
+    for (std::size_t k = 0; k < nodes.size(); ++k) {
+      missing[k] = nodes[k].after.size();
+      for (std::size_t const before : nodes[k].after) next[before].push_back(k);
+      if (missing[k] == 0) ready.push_back(k);
+    }
+    while (!ready.empty()) {
+      std::swap(ready[lots.draw(static_cast<unsigned>(ready.size()))], ready.back());
+      std::size_t const node = ready.back();
+      ready.pop_back();
+      if (auto error = nodes[node].work(); !error.empty()) return error;
+      for (std::size_t const k : next[node])
+        if (--missing[k] == 0) ready.push_back(k);
+    }
+    return {};
   }
 
   void drain(Stream& s) {
@@ -173,6 +218,11 @@ class Device {
   std::size_t pinned_allocations = 0;  ///< ever made
   std::size_t launches = 0;            ///< kernels that ran
   std::size_t synchronizations = 0;    ///< times the host waited
+  struct Calls {
+    std::size_t kernels = 0, copies = 0, graphs = 0;  ///< put on streams
+    std::size_t recorded = 0;                         ///< graphs made ready to be launched
+  };
+  Calls calls;  ///< of the host, those that are captured not
 
   bool is_pinned(void const* data) const {
     auto const* const at = static_cast<std::byte const*>(data);

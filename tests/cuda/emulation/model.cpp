@@ -307,6 +307,50 @@ TEST_CASE("a captured graph runs again with what memory holds then; allocating i
   finished();
 }
 
+TEST_CASE("what a capture forks must be joined, and runs in any order that the joins allow") {
+  cudaStream_t stream, side;
+  cudaEvent_t fork, join;
+  cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking);
+  cudaStreamCreateWithFlags(&side, cudaStreamNonBlocking);
+  cudaEventCreateWithFlags(&fork, cudaEventDisableTiming);
+  cudaEventCreateWithFlags(&join, cudaEventDisableTiming);
+  Array<float> x(32), y(32);
+  std::set<float> seen;  // of y when the fork copies x, before or after the main stream adds to it
+  auto const capture = [&](bool joined, cudaGraph_t& graph) {
+    cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal);
+    launch(add_one, 1, 32, 0, stream, x.data);
+    cudaEventRecord(fork, stream);
+    cudaStreamWaitEvent(side, fork);
+    cudaMemcpyAsync(y.data, x.data, 128, cudaMemcpyDeviceToDevice, side);
+    launch(add_one, 1, 32, 0, stream, x.data);
+    cudaEventRecord(join, side);
+    if (joined) cudaStreamWaitEvent(stream, join);
+    launch(add_one, 1, 32, 0, stream, y.data);
+    return cudaStreamEndCapture(stream, &graph);
+  };
+  cudaGraph_t graph;
+  CHECK(capture(false, graph) == cudaErrorStreamCaptureUnjoined);
+  REQUIRE(capture(true, graph) == cudaSuccess);
+  cudaGraphExec_t executable;
+  cudaGraphInstantiate(&executable, graph, 0);
+  for (unsigned seed = 0; seed < 20; ++seed) {
+    emulation::Device::get().seed(seed);
+    cudaMemsetAsync(x.data, 0, 128, stream);
+    cudaGraphLaunch(executable, stream);
+    cudaStreamSynchronize(stream);
+    CHECK(x.host()[3] == 2);
+    seen.insert(y.host()[3]);
+  }
+  CHECK(seen == std::set<float>{2, 3});
+  cudaGraphExecDestroy(executable);
+  cudaGraphDestroy(graph);
+  cudaEventDestroy(fork);
+  cudaEventDestroy(join);
+  cudaStreamDestroy(side);
+  cudaStreamDestroy(stream);
+  finished();
+}
+
 TEST_CASE("a block of 256 threads costs microseconds") {
   Array<float> x(256 * 1000), y(256 * 1000), z(256 * 1000);
   Array<unsigned> votes(256 * 1000);

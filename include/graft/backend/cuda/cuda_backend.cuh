@@ -6,11 +6,13 @@
 #include <graft/backend/cuda/runtime.cuh>
 
 #include <graft/backend/cuda/dense_products.cuh>
+#include <graft/backend/cuda/graph.cuh>
 #include <graft/core/arena.hpp>
 #include <graft/core/executor.hpp>
 #include <graft/core/view.hpp>
 
 #include <cstring>
+#include <memory>
 #include <span>
 
 namespace graft {
@@ -124,6 +126,33 @@ class CudaBackend {
   /// Waits until all that was put on the stream is done. CudaError if any of it failed.
   void synchronize() { cuda::check(cudaStreamSynchronize(stream()), "cudaStreamSynchronize"); }
 
+  /// Operations recorded once and done many times.
+  using Graph = cuda::Graph;
+  /// Records what put() asks of this backend, which is not done. put() must find the arena grown and every shape of a
+  /// product met before: what was done once with the same scope and sizes can be recorded.
+  template <class F>
+  Graph record(F&& put) {
+    if (branch_ == nullptr) branch_ = std::make_unique<cuda::Branch>();
+    recording_ = true;
+    struct Done {
+      bool& recording;
+      ~Done() { recording = false; }
+    } const done{recording_};
+    return Graph(stream(), std::forward<F>(put));
+  }
+  /// Puts all of it on the stream, with one call.
+  void launch(Graph const& graph) { graph.launch(stream()); }
+  /// main(), and side(stream), which does not need what main() writes, nor main() what it writes: at the same time
+  /// where they are recorded. Otherwise one after the other, because telling streams to wait costs as much as small
+  /// kernels.
+  template <class Side, class Main>
+  void beside(Side&& side, Main&& main) {
+    if (recording_) branch_->fork(stream());
+    side(recording_ ? branch_->stream() : stream());
+    main();
+    if (recording_) branch_->join(stream());
+  }
+
   BasicArena<DeviceSpace>& arena() { return arena_; }
   /// What is taken from the arena from now on is given back when the scope ends. Later work on the stream may reuse it.
   ArenaScope<DeviceSpace> scope() { return ArenaScope(arena_); }
@@ -143,6 +172,8 @@ class CudaBackend {
   cuda::UploadRing ring_;
   cuda::DenseProducts dense_products_;
   SerialExecutor executor_;
+  std::unique_ptr<cuda::Branch> branch_;
+  bool recording_ = false;
   int sm_count_, capability_;
 };
 

@@ -8,6 +8,7 @@
 #include <graft/backend/cuda/columns.cuh>
 #include <graft/backend/cuda/cuda_backend.cuh>
 #include <graft/backend/cuda/quantized.cuh>
+#include <graft/backend/delivery.hpp>
 #include <graft/backend/weight.hpp>
 
 #include <algorithm>
@@ -98,6 +99,23 @@ struct Convert {
     float v[columns];
     load_columns(from.row(row), first, to.cols, whole, v);
     store_columns(v, first, to.cols, whole, to.row(row));
+  }
+};
+
+/// The first rows of `from` to where `to` says; `to` is in device memory.
+template <class Act>
+struct Deliver {
+  static constexpr int columns = 8;
+  MatrixView<Act const, DeviceSpace> from;
+  Delivery<Act> const* to;
+  bool whole;
+
+  __device__ void operator()(index_t row, index_t first) const {
+    if (row >= to->rows) return;
+    float v[columns];
+    Act* const target = to->data + row * to->stride;
+    load_columns(from.row(row), first, from.cols, whole, v);
+    store_columns(v, first, from.cols, aligned16(target), target);
   }
 };
 
@@ -331,6 +349,12 @@ void add(CudaBackend<Act>& be, MatrixView<Act const, DeviceSpace> x, MatrixView<
 template <class Act>
 void copy(CudaBackend<Act>& be, MatrixView<Act const, DeviceSpace> from, MatrixView<Act, DeviceSpace> to) {
   cuda::convert(be, from, to);
+}
+
+/// As many rows of `from` as `to` has, to where it lies. `to` itself is in device memory.
+template <class Act>
+void deliver(CudaBackend<Act>& be, MatrixView<Act const, DeviceSpace> from, Delivery<Act> const* to) {
+  cuda::for_chunks(be, cuda::Deliver<Act>{from, to, cuda::aligned16(from)}, from.rows, from.cols);
 }
 
 /// h[n] = table[index[n]], or += with `accumulate`. h [n, d]; index [n] in device memory. The table is F32, F16, BF16,

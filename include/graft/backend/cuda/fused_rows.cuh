@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // What layers do between products, one kernel per operation of backend/fused_rows.hpp. A value is rounded where it is
-// stored, so less often than by the single steps; in f32 the results are theirs.
+// stored, so less often than by the single steps; in f32 the results are theirs. What a map makes is rounded as if it
+// were stored: whether a map waits depends on what other rows have, its result must not.
 #pragma once
 
 #include <graft/backend/cuda/elementwise.cuh>
@@ -32,14 +33,14 @@ __device__ void load_mapped(RowMapRow<float const> const* map, T const* row, ind
     }
   }
 #pragma unroll
-  for (int k = 0; k < N; ++k) to[k] = map_element(to[k], other[k], c1[k], d[k], e[k]);
+  for (int k = 0; k < N; ++k) to[k] = to_real(from_real<T>(map_element(to[k], other[k], c1[k], d[k], e[k])));
 }
 
 __device__ inline RowMapRow<float const> const* map_of(RowMapBatch<float> const& maps, index_t row) {
   return maps.request != nullptr ? maps.row(row) : nullptr;
 }
 
-/// A row per block.
+/// A row per block. Without weights no norm is made, and y is not written.
 template <class Act>
 __global__ void add_mapped_norm_rows(RowMapBatch<float> maps, MatrixView<Act, DeviceSpace> x,
                                      MatrixView<Act, DeviceSpace> h, float const* weight, float eps,
@@ -61,6 +62,7 @@ __global__ void add_mapped_norm_rows(RowMapBatch<float> maps, MatrixView<Act, De
     }
     store_columns(v, k, size, whole, h.row(row));
   }
+  if (weight == nullptr) return;
   float const scale = 1 / sqrtf(block_sum(squares) / static_cast<float>(size) + eps);
   for (index_t k = start; k < size; k += step) {  // a thread reads what it wrote
     load_columns(h.row(row), k, size, whole, v);
@@ -100,86 +102,146 @@ __global__ void activate_gated_mapped_rows(Activation f, RowMapBatch<float> gate
 
 inline constexpr int head_warps = 4;
 
+/// A row of q, k or v as its heads see it: behind its map (null: none; no successors) and, with a weight, its norm.
+template <class Act>
+struct MappedHead {
+  Act const* row;
+  RowMapRow<float const> const* map;
+  index_t offset;       ///< the head's first column
+  float const* weight;  ///< [head_dim] or null
+  float scale = 1;      ///< of the norm
+
+  __device__ float mapped(index_t c) const {
+    index_t const j = offset + c;
+    float const value = to_real(row[j]);
+    if (map == nullptr) return value;
+    float const other = map->d != nullptr ? to_real(row[partner(j, map->group)]) : 0.f;
+    float const c1 = map->c1 != nullptr ? map->c1[j] : 0.f, d = map->d != nullptr ? map->d[j] : 0.f,
+                e = map->e != nullptr ? map->e[j] : 0.f;
+    return to_real(from_real<Act>(map_element(value, other, c1, d, e)));
+  }
+  /// By all lanes of the head's warp.
+  __device__ void norm(index_t head_dim, float eps) {
+    if (weight == nullptr) return;
+    float squares = 0;
+    for (index_t c = threadIdx.x % 32; c < head_dim; c += 32) squares += mapped(c) * mapped(c);
+    scale = 1 / sqrtf(warp_sum(squares) / static_cast<float>(head_dim) + eps);
+  }
+  __device__ float operator()(index_t c) const { return weight != nullptr ? mapped(c) * scale * weight[c] : mapped(c); }
+};
+
+/// q, k or v and its maps.
+template <class Act>
+struct MappedRows {
+  MatrixView<Act, DeviceSpace> x;
+  RowMapBatch<float> maps;
+};
+
 /// One warp per head of a row: those of q, of k, of v. Block (row of a span, 4 heads).
 template <class Act>
 __global__ void norm_rotate_store_heads(float const* q_norm, float const* k_norm, float eps,
                                         MatrixView<Act const, DeviceSpace> cosine,
                                         MatrixView<Act const, DeviceSpace> sine, index_t head_dim, KvView<Act> kv,
-                                        AttentionSpan const* spans, index_t max_rows, MatrixView<Act, DeviceSpace> q,
-                                        MatrixView<Act const, DeviceSpace> k, MatrixView<Act const, DeviceSpace> v) {
+                                        AttentionSpan const* spans, index_t max_rows, MappedRows<Act> q,
+                                        MappedRows<Act> k, MappedRows<Act> v, MatrixView<Act, DeviceSpace> out) {
   auto const span = spans[blockIdx.x / max_rows];
   index_t const r = blockIdx.x % max_rows, n = span.first_row + r;
   if (r >= span.rows) return;
-  index_t const heads = q.cols / head_dim, kv_heads = k.cols / head_dim, lane = threadIdx.x % 32;
-  index_t head = index_t{blockIdx.y} * head_warps + threadIdx.x / 32;
-  if (head >= heads + 2 * kv_heads) return;
-  index_t const token = span.first_token + r, slot = token % kv.page_tokens;
+  index_t const heads = q.x.cols / head_dim, kv_heads = k.x.cols / head_dim, all = heads + 2 * kv_heads;
+  RowMapRow<float const> const* maps[3] = {map_of(q.maps, n), map_of(k.maps, n), map_of(v.maps, n)};
+  index_t first = index_t{blockIdx.y} * head_warps, last = first + head_warps < all ? first + head_warps : all;
+  auto const chained = [](RowMapRow<float const> const* map) { return map != nullptr && map->next != nullptr; };
+  if (chained(maps[0]) || chained(maps[1]) || chained(maps[2])) {
+    if (blockIdx.y != 0) return;  // one block has the row, because successors pair columns of other heads
+    first = 0, last = all;
+    if (chained(maps[0])) map_row(*maps[0], q.x.row(n), 0, q.x.cols), maps[0] = nullptr;
+    if (chained(maps[1])) map_row(*maps[1], k.x.row(n), 0, k.x.cols), maps[1] = nullptr;
+    if (chained(maps[2])) map_row(*maps[2], v.x.row(n), 0, v.x.cols), maps[2] = nullptr;
+  }
+  index_t const token = span.first_token + r, slot = token % kv.page_tokens, lane = threadIdx.x % 32;
   std::int32_t const page = span.pages[token / kv.page_tokens];
-  if (head >= heads + kv_heads) {
-    index_t const offset = (head - heads - kv_heads) * head_dim;
-    Act* const to = kv.value(page, slot) + offset;
-    for (index_t c = lane; c < head_dim; c += 32) to[c] = v.row(n)[offset + c];
-    return;
-  }
-  bool const is_query = head < heads;
-  index_t const offset = (is_query ? head : head - heads) * head_dim;
-  Act const* const from = (is_query ? static_cast<Act const*>(q.row(n)) : k.row(n)) + offset;
-  Act* const to = is_query ? q.row(n) + offset : kv.key(page, slot) + offset;
-  float const* const weight = is_query ? q_norm : k_norm;
-  float scale = 1;
-  if (weight != nullptr) {
-    float squares = 0;
-    for (index_t c = lane; c < head_dim; c += 32) squares += to_real(from[c]) * to_real(from[c]);
-    scale = 1 / sqrtf(warp_sum(squares) / static_cast<float>(head_dim) + eps);
-  }
-  auto const normed = [&](index_t c) {
-    float const value = to_real(from[c]);
-    return weight != nullptr ? value * scale * weight[c] : value;
-  };
   index_t const angles = cosine.cols;
-  for (index_t c = lane; c < angles; c += 32) {  // a lane has both of a pair
-    float const a = normed(c), b = normed(c + angles), co = to_real(cosine(n, c)), si = to_real(sine(n, c));
-    to[c] = from_real<Act>(a * co - b * si);
-    to[c + angles] = from_real<Act>(b * co + a * si);
+  for (index_t head = first + threadIdx.x / 32; head < last; head += head_warps) {
+    if (head >= heads + kv_heads) {
+      index_t const offset = (head - heads - kv_heads) * head_dim;
+      MappedHead<Act> const value{v.x.row(n), maps[2], offset, nullptr};
+      Act* const to = kv.value(page, slot) + offset;
+      for (index_t c = lane; c < head_dim; c += 32) to[c] = from_real<Act>(value(c));
+      continue;
+    }
+    bool const is_query = head < heads;
+    index_t const offset = (is_query ? head : head - heads) * head_dim;
+    Act* const to = (is_query ? out.row(n) : kv.key(page, slot)) + offset;
+    MappedHead<Act> value{is_query ? q.x.row(n) : k.x.row(n), maps[is_query ? 0 : 1], offset,
+                          is_query ? q_norm : k_norm};
+    value.norm(head_dim, eps);
+    for (index_t c = lane; c < angles; c += 32) {  // a lane has both of a pair
+      float const a = value(c), b = value(c + angles), co = to_real(cosine(n, c)), si = to_real(sine(n, c));
+      to[c] = from_real<Act>(a * co - b * si);
+      to[c + angles] = from_real<Act>(b * co + a * si);
+    }
+    for (index_t c = 2 * angles + lane; c < head_dim; c += 32) to[c] = from_real<Act>(value(c));
   }
-  for (index_t c = 2 * angles + lane; c < head_dim; c += 32) to[c] = from_real<Act>(normed(c));
+}
+
+template <class Act>
+void launch_add(CudaBackend<Act>& be, Unmapped<CudaBackend<Act>> const& x, MatrixView<Act, DeviceSpace> h,
+                float const* weight, double eps, MatrixView<Act, DeviceSpace> y) {
+  bool const whole = aligned16(x.x) && aligned16(h) && aligned16(y) && aligned16(weight);
+  launch(add_mapped_norm_rows<Act>, grid_of(h.rows), threads_for(h.cols), 0, be.stream(), present_maps(x.maps), x.x, h,
+         weight, static_cast<float>(eps), y, whole);
 }
 
 }  // namespace cuda
 
-/// In one kernel: see backend/fused_rows.hpp.
 template <class Act>
-void add_mapped_norm(CudaBackend<Act>& be, RowMapBatch<float> const& maps, MatrixView<Act, DeviceSpace> x,
-                     MatrixView<Act, DeviceSpace> h, VectorView<float const, DeviceSpace> weight, double eps,
-                     MatrixView<Act, DeviceSpace> y) {
-  bool const whole = cuda::aligned16(x) && cuda::aligned16(h) && cuda::aligned16(y) && cuda::aligned16(weight.data);
-  cuda::launch(cuda::add_mapped_norm_rows<Act>, cuda::grid_of(h.rows), cuda::threads_for(h.cols), 0, be.stream(),
-               maps.any() ? maps : RowMapBatch<float>{}, x, h, weight.data, static_cast<float>(eps), y, whole);
+inline constexpr bool maps_can_wait<CudaBackend<Act>> = true;
+
+// Each in one kernel: see backend/fused_rows.hpp.
+
+template <class Act>
+void add_mapped(CudaBackend<Act>& be, Unmapped<CudaBackend<Act>> const& x, MatrixView<Act, DeviceSpace> h) {
+  cuda::launch_add(be, x, h, nullptr, 0, MatrixView<Act, DeviceSpace>{});
 }
 
 template <class Act>
-void activate_gated_mapped(CudaBackend<Act>& be, Activation f, RowMapBatch<float> const& gate_maps,
-                           MatrixView<Act, DeviceSpace> gate, RowMapBatch<float> const& up_maps,
-                           MatrixView<Act, DeviceSpace> up, MatrixView<Act, DeviceSpace> out) {
-  bool const whole = cuda::aligned16(gate) && cuda::aligned16(up) && cuda::aligned16(out);
+void add_mapped_norm(CudaBackend<Act>& be, Unmapped<CudaBackend<Act>> const& x, MatrixView<Act, DeviceSpace> h,
+                     VectorView<float const, DeviceSpace> weight, double eps, MatrixView<Act, DeviceSpace> y) {
+  cuda::launch_add(be, x, h, weight.data, eps, y);
+}
+
+/// Into memory of the caller's scope, because partners of a map lie in columns of other blocks.
+template <class Act>
+MatrixView<Act, DeviceSpace> activate_gated_mapped(CudaBackend<Act>& be, Activation f,
+                                                   Unmapped<CudaBackend<Act>> const& gate,
+                                                   Unmapped<CudaBackend<Act>> const& up) {
+  auto const out = be.arena().template matrix<Act>(gate.x.rows, gate.x.cols);
+  bool const whole = cuda::aligned16(gate.x) && cuda::aligned16(up.x) && cuda::aligned16(out);
   auto const grid = cuda::grid_of(out.rows, ceil_div(out.cols, cuda::gated_threads * cuda::gated_columns));
   cuda::launch(cuda::activate_gated_mapped_rows<Act>, grid, cuda::gated_threads, 0, be.stream(), f,
-               gate_maps.any() ? gate_maps : RowMapBatch<float>{}, gate, up_maps.any() ? up_maps : RowMapBatch<float>{},
-               up, out, whole);
+               cuda::present_maps(gate.maps), gate.x, cuda::present_maps(up.maps), up.x, out, whole);
+  return out;
 }
 
+/// q goes into memory of the caller's scope, because partners of a map may lie in other heads.
 template <class Act>
-void norm_rotate_store(CudaBackend<Act>& be, VectorView<float const, DeviceSpace> q_norm,
-                       VectorView<float const, DeviceSpace> k_norm, double eps,
-                       MatrixView<Act const, DeviceSpace> cosine, MatrixView<Act const, DeviceSpace> sine,
-                       index_t head_dim, KvView<Act> const& kv, AttentionSpans const& spans,
-                       MatrixView<Act, DeviceSpace> q, MatrixView<Act, DeviceSpace> k,
-                       MatrixView<Act const, DeviceSpace> v) {
+MatrixView<Act, DeviceSpace> norm_rotate_store(CudaBackend<Act>& be, VectorView<float const, DeviceSpace> q_norm,
+                                               VectorView<float const, DeviceSpace> k_norm, double eps,
+                                               MatrixView<Act const, DeviceSpace> cosine,
+                                               MatrixView<Act const, DeviceSpace> sine, index_t head_dim,
+                                               KvView<Act> const& kv, AttentionSpans const& spans,
+                                               Unmapped<CudaBackend<Act>> const& q, Unmapped<CudaBackend<Act>> const& k,
+                                               Unmapped<CudaBackend<Act>> const& v) {
+  auto const out = be.arena().template matrix<Act>(q.x.rows, q.x.cols);
   auto const grid = cuda::grid_of(static_cast<index_t>(spans.size()) * spans.max_rows,
-                                  ceil_div((q.cols + 2 * k.cols) / head_dim, cuda::head_warps));
+                                  ceil_div((q.x.cols + 2 * k.x.cols) / head_dim, cuda::head_warps));
+  auto const rows = [](Unmapped<CudaBackend<Act>> const& u) {
+    return cuda::MappedRows<Act>{u.x, cuda::present_maps(u.maps)};
+  };
   cuda::launch(cuda::norm_rotate_store_heads<Act>, grid, 32 * cuda::head_warps, 0, be.stream(), q_norm.data,
-               k_norm.data, static_cast<float>(eps), cosine, sine, head_dim, kv, spans.data(), spans.max_rows, q,
-               MatrixView<Act const, DeviceSpace>(k), v);
+               k_norm.data, static_cast<float>(eps), cosine, sine, head_dim, kv, spans.data(), spans.max_rows, rows(q),
+               rows(k), rows(v), out);
+  return out;
 }
 
 }  // namespace graft

@@ -102,14 +102,18 @@ __global__ void shrink_tokens(LowRankBatch<float> deltas, Token const* tokens, i
   }
 }
 
-/// t of every row with deltas, in the caller's scope of the arena. x [n, i]
-template <class Act, class X>
-MatrixView<float, DeviceSpace> shrink_rows(CudaBackend<Act>& be, LowRankBatch<float> const& deltas,
-                                           MatrixView<X const, DeviceSpace> x) {
-  auto const t = be.arena().template matrix<float>(x.rows, deltas.max_rank);
+/// Room for t of every row of x, in the caller's scope of the arena.
+template <class Act>
+MatrixView<float, DeviceSpace> shrunk_rows(CudaBackend<Act>& be, LowRankBatch<float> const& deltas, index_t rows) {
+  return be.arena().template matrix<float>(rows, deltas.max_rank);
+}
+
+/// t of every row with deltas. x [n, i]
+template <class X>
+void shrink_rows(cudaStream_t stream, LowRankBatch<float> const& deltas, MatrixView<X const, DeviceSpace> x,
+                 MatrixView<float, DeviceSpace> t) {
   auto const grid = grid_of(deltas.tile_count, ceil_div(deltas.max_rank, shrink_ranks));
-  launch(shrink<X>, grid, shrink_threads, 0, be.stream(), deltas, x, t);
-  return t;
+  launch(shrink<X>, grid, shrink_threads, 0, stream, deltas, x, t);
 }
 
 }  // namespace graft::cuda

@@ -195,9 +195,8 @@ void apply_maps_and_deltas(CudaBackend<Act>& be, RowMapBatch<float> const& inner
   if (!any_inner && !any_delta && !any_outer) return;
   auto const scope = be.scope();
   MatrixView<float, DeviceSpace> t{};
-  if (any_delta) t = cuda::shrink_rows(be, deltas, x);
-  cuda::launch_maps_and_deltas(be, any_inner ? inner : RowMapBatch<float>{}, deltas,
-                               any_outer ? outer : RowMapBatch<float>{}, t, y);
+  if (any_delta) cuda::shrink_rows(be.stream(), deltas, x, t = cuda::shrunk_rows(be, deltas, x.rows));
+  cuda::launch_maps_and_deltas(be, cuda::present_maps(inner), deltas, cuda::present_maps(outer), t, y);
 }
 
 /// Adds each batch row's low-rank deltas in place. x [n, i], y [n, o]; elements may be f32, bf16 or f16.
@@ -206,7 +205,8 @@ void apply_low_rank(CudaBackend<Act>& be, LowRankBatch<float> const& deltas, Mat
                     MatrixView<Y, DeviceSpace> y) noexcept {
   if (!deltas.any()) return;
   auto const scope = be.scope();
-  auto const t = cuda::shrink_rows(be, deltas, x);
+  auto const t = cuda::shrunk_rows(be, deltas, x.rows);
+  cuda::shrink_rows(be.stream(), deltas, x, t);
   cuda::launch_maps_and_deltas(be, {}, deltas, {}, t, y);
 }
 
@@ -217,7 +217,7 @@ void apply_low_rank_embedding(CudaBackend<Act>& be, LowRankBatch<float> const& d
                               index_t vocabulary, MatrixView<Act, DeviceSpace> y) noexcept {
   if (!deltas.any()) return;
   auto const scope = be.scope();
-  auto const t = be.arena().template matrix<float>(y.rows, deltas.max_rank);
+  auto const t = cuda::shrunk_rows(be, deltas, y.rows);
   cuda::launch(cuda::shrink_tokens<std::int32_t>, cuda::grid_of(deltas.tile_count), 256, 0, be.stream(), deltas, tokens,
                vocabulary, t);
   cuda::launch_maps_and_deltas(be, {}, deltas, {}, t, y);

@@ -93,6 +93,11 @@ __device__ inline bool splits(RowMapRow<float const> const& map, index_t chunk) 
   return map.next == nullptr && (map.group == 0 || chunk % map.group == 0);
 }
 
+/// The maps where any row has one, else no maps: what kernels are given, which cannot ask.
+inline RowMapBatch<float> present_maps(RowMapBatch<float> const& maps) {
+  return maps.any() ? maps : RowMapBatch<float>{};
+}
+
 /// One row per blockIdx.x; blockIdx.y is a chunk of columns.
 template <class T>
 __global__ void map_rows(RowMapBatch<float> maps, MatrixView<T, DeviceSpace> y, index_t chunk) {

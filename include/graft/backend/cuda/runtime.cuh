@@ -17,6 +17,7 @@
 #include <cuda_runtime.h>
 
 #include <cstddef>
+#include <mutex>
 #include <utility>
 
 namespace graft {
@@ -26,6 +27,13 @@ namespace cuda {
 inline void check(cudaError_t error, char const* call) {
   if (error != cudaSuccess)
     raise<CudaError>(text(call, ": ", cudaGetErrorName(error), " (", cudaGetErrorString(error), ")"));
+}
+
+/// Held while a stream is recorded, and by what waits for the whole device or takes and gives back its memory: from any
+/// thread, the driver refuses the one during the other.
+inline std::recursive_mutex& whole_device() {
+  static std::recursive_mutex mutex;
+  return mutex;
 }
 
 // ---- launches
@@ -171,6 +179,7 @@ struct Memory<DeviceSpace> {
   static constexpr std::size_t minimum_block = std::size_t{2} << 20;  // the driver's unit
 
   static void* allocate(std::size_t bytes) {
+    std::lock_guard const lock(cuda::whole_device());
     void* data = nullptr;
     cudaError_t const error = cudaMalloc(&data, bytes);
     if (error != cudaSuccess) {
@@ -181,13 +190,17 @@ struct Memory<DeviceSpace> {
     return data;
   }
   static void* try_allocate(std::size_t bytes) noexcept {
+    std::lock_guard const lock(cuda::whole_device());
     void* data = nullptr;
     if (cudaMalloc(&data, bytes) == cudaSuccess) return data;
     cudaGetLastError();
     return nullptr;
   }
   /// Waits for all work on the device. Errors are those of earlier work and will be met again there.
-  static void free(void* data) noexcept { cudaFree(data); }
+  static void free(void* data) noexcept {
+    std::lock_guard const lock(cuda::whole_device());
+    cudaFree(data);
+  }
 
   // Both wait for the device before and after, because work on streams of their own would not wait for the copy.
   static void copy_from_host(void* to, void const* from, std::size_t bytes) {
@@ -199,6 +212,7 @@ struct Memory<DeviceSpace> {
 
  private:
   static void copy(void* to, void const* from, std::size_t bytes, cudaMemcpyKind kind) {
+    std::lock_guard const lock(cuda::whole_device());
     cuda::check(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
     cuda::check(cudaMemcpy(to, from, bytes, kind), "cudaMemcpy");
     cuda::check(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
