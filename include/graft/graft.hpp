@@ -38,7 +38,9 @@
 #include <graft/backend/cpu/product_transposed.hpp>
 #include <graft/backend/cpu/row_map.hpp>
 #include <graft/backend/cpu/row_map_backward.hpp>
+#include <graft/backend/cpu/rows.hpp>
 #include <graft/backend/cpu/weight_backward.hpp>
+#include <graft/backend/dropout.hpp>
 #include <graft/backend/fused_rows.hpp>
 #include <graft/backend/generator.hpp>
 #include <graft/backend/loss.hpp>

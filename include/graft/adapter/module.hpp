@@ -3,6 +3,7 @@
 #pragma once
 
 #include <graft/adapter/policy.hpp>
+#include <graft/backend/dropout.hpp>
 
 #include <algorithm>
 #include <cmath>
@@ -20,14 +21,13 @@ class Random {
  public:
   explicit Random(std::uint64_t seed) : state_(seed) {}
   std::uint64_t next() {
-    std::uint64_t z = (state_ += 0x9e3779b97f4a7c15u);
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-    return z ^ (z >> 31);
+    std::uint64_t const made = split_mix(state_);
+    state_ += 0x9e3779b97f4a7c15u;
+    return made;
   }
   /// Uniform in [low, high).
   double uniform(double low = 0, double high = 1) {
-    return low + (high - low) * (static_cast<double>(next() >> 11) * 0x1p-53);
+    return low + (high - low) * unit_interval(next());
   }
   /// Standard normal (Box-Muller).
   double normal() {
