@@ -26,9 +26,7 @@ class Random {
     return made;
   }
   /// Uniform in [low, high).
-  double uniform(double low = 0, double high = 1) {
-    return low + (high - low) * unit_interval(next());
-  }
+  double uniform(double low = 0, double high = 1) { return low + (high - low) * unit_interval(next()); }
   /// Standard normal (Box-Muller).
   double normal() {
     double const u = 1 - uniform(), v = uniform();

@@ -38,7 +38,8 @@ struct PlanArrays {
   std::vector<std::int32_t> const &request, &positioned;                          ///< [n]
   std::vector<std::int32_t> const& order;                                         ///< the tiles' rows
   std::vector<LowRankTile<R>> const& tiles;
-  std::vector<index_t> const& first;  ///< [requests] first row
+  std::vector<index_t> const& first;            ///< [requests] first row
+  std::vector<std::int32_t> const& group_rows;  ///< rows that gradients are summed over; of a plan for training
 };
 
 template <class B>
@@ -47,7 +48,6 @@ class ResidentPlan {
   using R = Real<B>;
   static constexpr bool on_host = std::same_as<typename B::Space, HostSpace>;
 
-  void copy(PlanArrays<B> const&) requires on_host {}
   void copy(B&, PlanArrays<B> const&) requires on_host {}
 
   /// Ordered on the backend's queue; memory is taken only where a plan is larger than all before it.
@@ -68,7 +68,7 @@ class ResidentPlan {
         ++prompt_count_;
       }
     std::size_t const request = append_all(plan.request), positioned = append_all(plan.positioned),
-                      order = append_all(plan.order), tiles = align();
+                      order = append_all(plan.order), groups = append_all(plan.group_rows), tiles = align();
     std::size_t const size = tiles + plan.tiles.size() * sizeof(LowRankTile<R>);
     if (static_cast<std::size_t>(memory_.size()) < size)
       memory_ = Storage<std::byte, typename B::Space>(static_cast<index_t>(std::max(2 * size, std::size_t{4096})));
@@ -88,12 +88,14 @@ class ResidentPlan {
     prompts_ = reinterpret_cast<GeneratedPrompt<R> const*>(base + prompts);
     request_ = reinterpret_cast<std::int32_t const*>(base + request);
     positioned_ = reinterpret_cast<std::int32_t const*>(base + positioned);
+    group_rows_ = reinterpret_cast<std::int32_t const*>(base + groups);
     tiles_ = reinterpret_cast<LowRankTile<R> const*>(base + tiles);
   }
 
   RowMapRow<R const> const* const* tables(Stage stage) const { return tables_[static_cast<std::size_t>(stage)]; }
   std::int32_t const* request() const { return request_; }
   std::int32_t const* positioned() const { return positioned_; }
+  std::int32_t const* group_rows() const { return group_rows_; }
   LowRankTile<R> const* tiles() const { return tiles_; }
   std::span<GeneratedPrompt<R> const> prompts() const { return {prompts_, prompt_count_}; }
 
@@ -119,7 +121,7 @@ class ResidentPlan {
   std::vector<std::byte> packed_;
   Storage<std::byte, typename B::Space> memory_;
   std::array<RowMapRow<R const> const* const*, stage_count> tables_{};
-  std::int32_t const *request_ = nullptr, *positioned_ = nullptr;
+  std::int32_t const *request_ = nullptr, *positioned_ = nullptr, *group_rows_ = nullptr;
   LowRankTile<R> const* tiles_ = nullptr;
   GeneratedPrompt<R> const* prompts_ = nullptr;
   std::size_t prompt_count_ = 0;

@@ -11,6 +11,7 @@
 #include <graft/backend/cuda/elementwise_backward.cuh>
 #include <graft/backend/cuda/fused_product.cuh>
 #include <graft/backend/cuda/fused_rows.cuh>
+#include <graft/backend/cuda/generator_backward.cuh>
 #include <graft/backend/cuda/loss.cuh>
 #include <graft/backend/cuda/low_rank_backward.cuh>
 #include <graft/backend/cuda/make_vectors.cuh>

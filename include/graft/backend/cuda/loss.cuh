@@ -42,8 +42,9 @@ __global__ void __launch_bounds__(loss_threads)
   if (threadIdx.x == 0) {
     double const mean = smoothing != 0 ? static_cast<double>(sum) / static_cast<double>(count) : 0;
     double const nll = lse - static_cast<double>(at_label);
-    out[n] = {(1 - smoothing) * nll + smoothing * (lse - mean) + options.z_loss * lse * lse, nll,
-              at_label == highest && before == 0};
+    out[n].loss = (1 - smoothing) * nll + smoothing * (lse - mean) + options.z_loss * lse * lse;
+    out[n].nll = nll;
+    out[n].correct = at_label == highest && before == 0;
   }
   auto const scale = static_cast<float>(weight * (1 + 2 * options.z_loss * lse) / static_cast<double>(total));
   auto const uniform = static_cast<float>(weight * share), hit = static_cast<float>(weight * (1 - smoothing));
@@ -63,7 +64,10 @@ __global__ void squared_error_rows(MatrixView<Act, DeviceSpace> outputs, MatrixV
     outputs(n, k) = from_real<Act>(2 * weights[n] * difference / cols);
   }
   sum = block_sum(sum);
-  if (threadIdx.x == 0) out[n] = {static_cast<double>(sum / cols), 0, false};
+  if (threadIdx.x != 0) return;
+  out[n].loss = static_cast<double>(sum / cols);  // nvcc 13.0 cannot compile the assignment of an aggregate here
+  out[n].nll = 0;
+  out[n].correct = false;
 }
 
 }  // namespace cuda

@@ -22,10 +22,10 @@ __global__ void sum_columns(MatrixView<Act const, DeviceSpace> x, MatrixView<flo
 
 /// Links rows of one index in their order, a warp per row: next[n] is the next row with row n's index, or -1; first[n]
 /// says whether n is the first.
-__global__ inline void link_rows(std::int32_t const* index, std::int32_t count, std::int32_t* next,
-                                 std::int32_t* first) {
+template <class Index>
+__global__ void link_rows(Index const* index, std::int32_t count, std::int32_t* next, std::int32_t* first) {
   std::int32_t const lane = static_cast<std::int32_t>(threadIdx.x), n = static_cast<std::int32_t>(blockIdx.x);
-  std::int32_t const mine = index[n];
+  Index const mine = index[n];
   bool earlier = false;
   for (std::int32_t k = lane; k < n; k += 32) earlier = earlier || index[k] == mine;
   std::int32_t found = -1;
@@ -87,8 +87,8 @@ void gather_rows_backward(CudaBackend<Act>& be, std::int32_t const* index, Matri
   auto const scope = be.scope();
   auto* const next = be.arena().template allocate<std::int32_t>(dh.rows);
   auto* const first = be.arena().template allocate<std::int32_t>(dh.rows);
-  cuda::launch(cuda::link_rows, cuda::grid_of(dh.rows), 32, 0, be.stream(), index, static_cast<std::int32_t>(dh.rows),
-               next, first);
+  cuda::launch(cuda::link_rows<std::int32_t>, cuda::grid_of(dh.rows), 32, 0, be.stream(), index,
+               static_cast<std::int32_t>(dh.rows), next, first);
   bool const whole = cuda::aligned16(dh) && cuda::aligned16(dtable);
   cuda::for_chunks(be, cuda::AddLinked<Act, T>{index, next, first, dh, dtable, whole}, dh.rows, dh.cols);
 }
