@@ -3,6 +3,7 @@
 #pragma once
 
 #include <graft/core/error.hpp>
+#include <graft/core/scalar.hpp>
 #include <graft/core/types.hpp>
 #include <graft/core/view.hpp>
 
@@ -91,8 +92,8 @@ void rope_angles(std::span<double const> frequencies, double magnitude, std::spa
     for (index_t k = 0; k < cosine.cols; ++k) {
       double const angle =
           static_cast<double>(positions[static_cast<std::size_t>(n)]) * frequencies[static_cast<std::size_t>(k)];
-      cosine(n, k) = static_cast<Act>(std::cos(angle) * magnitude);
-      sine(n, k) = static_cast<Act>(std::sin(angle) * magnitude);
+      cosine(n, k) = static_cast<Act>(static_cast<real_of<Act>>(std::cos(angle) * magnitude));
+      sine(n, k) = static_cast<Act>(static_cast<real_of<Act>>(std::sin(angle) * magnitude));
     }
 }
 
