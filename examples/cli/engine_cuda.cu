@@ -1,22 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <examples/cli/cuda_owner.cuh>
 #include <examples/cli/engine_of.hpp>
 
-#include <graft/backend/cuda/cuda.cuh>
-
 namespace graft::cli {
-namespace {
-
-template <class Act>
-class CudaOwner {
- public:
-  explicit CudaOwner(EngineOptions const&) {}
-  CudaBackend<Act>& backend() { return backend_; }
-
- private:
-  CudaBackend<Act> backend_;
-};
-
-}  // namespace
 
 std::unique_ptr<Engine> make_cuda_engine(ModelFiles files, EngineOptions const& options) {
   if (options.precision == Precision::exact) return make_engine_of<CudaOwner<float>>(std::move(files), options);

@@ -16,7 +16,6 @@ void run(TrainCommand command) {
   command.trainer.sgd.weight_decay = command.trainer.adamw.weight_decay;
   if (!command.val.empty() && command.val_fraction > 0)
     throw UsageError("--val and --val-fraction both say what to validate on; give one");
-  command.model.check();
   auto const summary = train(command);
   if (command.model.json) {
     std::printf("%s\n", summary.dump().c_str());

@@ -29,6 +29,8 @@ struct TrainCommand {
 
 /// Runs it; the summary's fields are printed by the caller.
 nlohmann::ordered_json train(TrainCommand const& command);
+/// The same on a GPU: activations in f32, in native precision in bf16. ContractError in a build without CUDA.
+nlohmann::ordered_json train_on_cuda(TrainCommand const& command);
 
 /// What a method begins with: `rate` is a learning rate that works for many models, targets are PEFT's.
 template <class P>

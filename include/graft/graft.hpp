@@ -40,8 +40,10 @@
 #include <graft/backend/cpu/product_transposed.hpp>
 #include <graft/backend/cpu/row_map.hpp>
 #include <graft/backend/cpu/row_map_backward.hpp>
+#include <graft/backend/cpu/rows.hpp>
 #include <graft/backend/cpu/weight_backward.hpp>
 #include <graft/backend/delivery.hpp>
+#include <graft/backend/dropout.hpp>
 #include <graft/backend/fused_rows.hpp>
 #include <graft/backend/generator.hpp>
 #include <graft/backend/loss.hpp>
@@ -67,6 +69,7 @@
 #include <graft/adapter/plan.hpp>
 #include <graft/adapter/policy.hpp>
 #include <graft/adapter/positions.hpp>
+#include <graft/adapter/published_gradients.hpp>
 #include <graft/adapter/resident_maps.hpp>
 #include <graft/adapter/resident_plan.hpp>
 #include <graft/adapter/resident_vectors.hpp>

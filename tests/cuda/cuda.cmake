@@ -39,7 +39,8 @@ endforeach()
 # graft_nvcc_objects(<list> <sources>): one architecture, warnings are errors, no GPU needed.
 find_program(GRAFT_NVCC nvcc HINTS /usr/local/cuda/bin)
 function(graft_nvcc_objects list)
-  set(definitions "$<TARGET_PROPERTY:graft,INTERFACE_COMPILE_DEFINITIONS>")
+  # the CPU's kernels are compiled by the C++ compiler, once, as in test_cuda_device
+  set(definitions "$<TARGET_PROPERTY:graft_kernels,INTERFACE_COMPILE_DEFINITIONS>")
   set(system_flags "")
   foreach(target IN ITEMS Eigen3::Eigen nlohmann_json::nlohmann_json PCRE2::8BIT Catch2::Catch2)
     set(dirs "$<TARGET_PROPERTY:${target},INTERFACE_INCLUDE_DIRECTORIES>")

@@ -3,6 +3,7 @@
 #include <graft/adapter/lora.hpp>
 #include <graft/arch/bert.hpp>
 #include <graft/arch/llama.hpp>
+#include <graft/backend/cpu/cpu.hpp>
 #include <graft/io/model_files.hpp>
 #include <graft/model/context.hpp>
 #include <graft/train/trainer.hpp>

@@ -7,6 +7,7 @@
 #include <graft/adapter/pedro.hpp>
 #include <graft/adapter/road.hpp>
 #include <graft/arch/architectures.hpp>
+#include <graft/backend/cpu/cpu.hpp>
 #include <graft/io/model_files.hpp>
 #include <graft/testing/random.hpp>
 #include <graft/train/trainable_weights.hpp>

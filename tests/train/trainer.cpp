@@ -6,6 +6,7 @@
 #include <graft/adapter/road.hpp>
 #include <graft/arch/bert.hpp>
 #include <graft/arch/llama.hpp>
+#include <graft/backend/cpu/cpu.hpp>
 #include <graft/io/model_files.hpp>
 #include <graft/testing/close.hpp>
 #include <graft/testing/random.hpp>

@@ -8,12 +8,14 @@
 #include <graft/adapter/resident_maps.hpp>
 #include <graft/backend/resident_weight.hpp>
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <map>
 #include <memory>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace graft {
@@ -58,7 +60,8 @@ struct PublishedModule {
   Positions positions;                                      ///< of maps on SiteKind::hidden
   Stage stages[2] = {};                                     ///< where its maps act, by Side
   Backpropagation<B> back;                                  ///< to the module's parameters
-  std::shared_ptr<void const> module;                       ///< the Module<P, B> and buffers everything points into
+  std::shared_ptr<SiteTable const> sites;
+  std::shared_ptr<void const> module;  ///< the Module<P, B> and buffers everything points into
   std::vector<std::unique_ptr<Real<B>[]>> storage;
   std::map<std::string, SavedTensor> const* saved = nullptr;
   std::map<std::string, Replacement<B>> replacements;  ///< the same tensors, where the backend reads them
@@ -97,6 +100,7 @@ struct AdapterSet {
     Stage stage;
     std::size_t first, count;              ///< the policy's members
     std::vector<RowMapRow<R const>> sums;  ///< [sites], I + sum w (M - I); empty: made from the prompt
+    std::size_t resident = 0;              ///< their table in resident_maps
   };
   std::vector<PolicyMaps> policy_maps;   ///< of a stage: in the order they are applied
   std::vector<LowRankTerm<R>> low_rank;  ///< tables in host memory
@@ -113,7 +117,8 @@ struct AdapterSet {
   std::uint64_t fingerprint = 0;  ///< of names, versions and weights; what a KV or prefix cache must be keyed by
   std::vector<std::unique_ptr<R[]>> storage;
   std::vector<std::unique_ptr<RowMapRow<R const>[]>> chains;
-  ResidentMaps<R, typename B::Space> resident_maps;  ///< by stage, then before and after what is generated
+  /// By stage, then before and after what is generated, then the sums of policies that share a stage.
+  ResidentMaps<R, typename B::Space> resident_maps;
   Storage<LowRankTerm<R>, typename B::Space> resident_low_rank;
 
   bool generates() const { return !generating.empty(); }
@@ -137,10 +142,17 @@ struct AdapterSet {
   }
   /// Copies everything to where kernels read it; the last step of composing a set.
   void make_resident() {
-    std::array<std::vector<RowMapRow<R const>> const*, stage_count + 2> tables{};
-    for (std::size_t s = 0; s < stage_count; ++s) tables[s] = &maps[s];
-    tables[stage_count] = &before_generated, tables[stage_count + 1] = &after_generated;
-    resident_maps = ResidentMaps<R, typename B::Space>(std::span(tables));
+    std::vector<std::vector<RowMapRow<R const>> const*> tables;
+    for (auto const& table : maps) tables.push_back(&table);
+    tables.push_back(&before_generated), tables.push_back(&after_generated);
+    for (auto& policy : policy_maps) {  // a policy that has a stage to itself is all there is in the stage's table
+      auto const stage = policy.stage;
+      bool const alone =
+          std::count_if(policy_maps.begin(), policy_maps.end(), [&](auto const& p) { return p.stage == stage; }) == 1;
+      policy.resident = alone ? static_cast<std::size_t>(stage) : tables.size();
+      if (!alone) tables.push_back(&policy.sums);
+    }
+    resident_maps = ResidentMaps<R, typename B::Space>(std::span(std::as_const(tables)));
     if constexpr (!std::same_as<typename B::Space, HostSpace>) {
       std::vector<LowRankTerm<R>> terms;
       for (auto const& member : members)

@@ -21,6 +21,8 @@
 #include <algorithm>
 #include <cassert>
 #include <span>
+#include <type_traits>
+#include <vector>
 
 namespace graft {
 
@@ -36,11 +38,12 @@ namespace detail {
 template <class B, class Z>
 MatrixView<Real<B>, typename B::Space> real_copy(B& be, MatrixView<Z, typename B::Space> z) {
   auto const copied = be.arena().template matrix<Real<B>>(z.rows, z.cols);
-  be.executor().run(z.rows, [&](index_t n) {
-    for (index_t j = 0; j < z.cols; ++j) copied(n, j) = static_cast<Real<B>>(z(n, j));
-  });
+  convert(be, MatrixView<std::remove_const_t<Z> const, typename B::Space>(z), copied);
   return copied;
 }
+
+template <class B>
+inline constexpr bool on_host = std::same_as<typename B::Space, HostSpace>;
 
 // One policy's map of a group of rows at a site and stage: I + sum w (M - I) over its members.
 template <class B>
@@ -50,24 +53,23 @@ struct StageLink {
   bool generated = false;
 };
 
-// The policies' maps in the order they are applied, in the arena.
+// The policies' maps in the order they are applied, where kernels read them.
 template <class B>
-std::span<StageLink<B>> stage_links(B& be, Stage stage, Site site, index_t layer, RowGroup<B> const& group,
-                                    SequenceState<B> const& state) {
+std::vector<StageLink<B>> stage_links(Stage stage, Site site, index_t layer, RowGroup<B> const& group,
+                                      SequenceState<B> const& state) {
   auto const& set = *group.set;
-  auto* const links = be.arena().template allocate<StageLink<B>>(static_cast<index_t>(set.policy_maps.size()));
-  std::size_t count = 0;
+  std::vector<StageLink<B>> links;
   for (auto const& policy : set.policy_maps) {
     if (policy.stage != stage) continue;
     auto const members = std::span(set.members).subspan(policy.first, policy.count);
     if (policy.sums.empty()) {
       if (Real<B> const* const diagonal = layer >= 0 ? state.diagonal(layer, site.index) : nullptr)
-        links[count++] = {{diagonal, nullptr, nullptr, site.out, 0, nullptr}, members, true};
-    } else if (auto const& sum = policy.sums[static_cast<std::size_t>(site.index)]; !sum.identity()) {
-      links[count++] = {sum, members, false};
+        links.push_back({{diagonal, nullptr, nullptr, site.out, 0, nullptr}, members, true});
+    } else if (auto const s = static_cast<std::size_t>(site.index); !policy.sums[s].identity()) {
+      links.push_back({on_host<B> ? policy.sums[s] : set.resident_maps.rows(policy.resident)[s], members, false});
     }
   }
-  return {links, count};
+  return links;
 }
 
 // From the gradient of a link's map to its members' parameters.
@@ -79,24 +81,35 @@ void link_backward(B& be, StageLink<B> const& link, Side side, Site site, index_
   if (link.generated) {
     auto const dl = gradients.vectors(request, vectors);
     state.for_each_part(layer, site.index, [&](index_t offset, index_t size, index_t from) {
-      for (index_t j = 0; j < size; ++j) dl[from + j] += grad.c1[offset + j];
+      accumulate(be, R{1}, VectorView<R const, typename B::Space>{grad.c1 + offset, size}, dl.part(from, size));
     });
     return;
   }
   for (auto const& member : link.members) {
-    R* const into = gradients.find(*member.module);
     auto const& table = member.module->maps[static_cast<std::size_t>(side)];
-    if (into == nullptr || table.empty() || table[static_cast<std::size_t>(site.index)].identity()) continue;
-    auto const scope = be.scope();
-    auto const scaled = [&](R const* values) -> R const* {
-      if (values == nullptr || member.weight == 1) return values;
-      auto const v = be.arena().template vector<R>(grad.size);
-      for (index_t j = 0; j < grad.size; ++j) v[j] = member.weight * values[j];
-      return v.data;
-    };
-    RowMapRow<R const> const own{scaled(grad.c1), scaled(grad.d), scaled(grad.e), grad.size, grad.group, nullptr};
-    auto const& back = member.module->back;
-    back.map(be, member.module->module.get(), back.entries[static_cast<std::size_t>(site.index)], own, into);
+    if (!gradients.trains(*member.module) || table.empty() || table[static_cast<std::size_t>(site.index)].identity())
+      continue;
+    if constexpr (on_host<B>) {
+      auto const scope = be.scope();
+      auto const scaled = [&](R const* values) -> R const* {
+        if (values == nullptr || member.weight == 1) return values;
+        auto const v = be.arena().template vector<R>(grad.size);
+        for (index_t j = 0; j < grad.size; ++j) v[j] = member.weight * values[j];
+        return v.data;
+      };
+      RowMapRow<R const> const own{scaled(grad.c1), scaled(grad.d), scaled(grad.e), grad.size, grad.group, nullptr};
+      auto const& back = member.module->back;
+      back.map(be, member.module->module.get(), back.entries[static_cast<std::size_t>(site.index)], own,
+               gradients.find(*member.module));
+    } else {
+      auto const own = gradients.find_published(*member.module)->map(side, site.index);
+      auto const add = [&](R const* from, R* to) {  // what the member lacks is no number of it
+        if (from != nullptr && to != nullptr)
+          accumulate(be, member.weight, VectorView<R const, typename B::Space>{from, grad.size},
+                     VectorView<R, typename B::Space>{to, grad.size});
+      };
+      add(grad.c1, own.c1), add(grad.d, own.d), add(grad.e, own.e);
+    }
   }
 }
 
@@ -112,34 +125,34 @@ void stage_backward(B& be, Stage stage, Site site, Plan<B> const& plan, RowGroup
   Side const side = stage <= Stage::input_inner ? Side::input : Side::output;
   auto const& state = *plan.requests()[group.request].state;
   index_t const layer = group.set->generates() ? state.layer_of(site.index) : -1;
-  auto const links = stage_links(be, stage, site, layer, group, state);
+  auto const links = stage_links(stage, site, layer, group, state);
   if (links.empty()) return;
 
   // what each link was applied to: z, then the links before it applied to z
-  auto* const before = be.arena().template allocate<MatrixView<R, Space>>(static_cast<index_t>(links.size()));
+  std::vector<MatrixView<R, Space>> before(links.size());
   for (std::size_t k = 1; k < links.size(); ++k) {
     before[k] = be.arena().template matrix<R>(z.rows, z.cols);
-    for (auto const n : rows) {
-      for (index_t j = 0; j < z.cols; ++j) before[k](n, j) = k == 1 ? static_cast<R>(z(n, j)) : before[k - 1](n, j);
-    }
+    if (k == 1)
+      convert(be, rows, MatrixView<std::remove_const_t<Z> const, Space>(z), before[k]);
+    else
+      convert(be, rows, MatrixView<R const, Space>(before[k - 1]), before[k]);
     apply_row_map(be, links[k - 1].map, rows, before[k]);
   }
   for (std::size_t k = links.size(); k-- > 0;) {
     auto const& link = links[k];
     auto const link_scope = be.scope();
-    bool const wanted = link.generated || std::any_of(link.members.begin(), link.members.end(), [&](auto const& m) {
-                          return gradients.find(*m.module) != nullptr;
-                        });
+    bool const wanted = link.generated || std::any_of(link.members.begin(), link.members.end(),
+                                                      [&](auto const& m) { return gradients.trains(*m.module); });
     auto const zeros = [&](R const* present) {
       if (!wanted || present == nullptr) return static_cast<R*>(nullptr);
       auto const v = be.arena().template vector<R>(link.map.size);
-      std::fill(v.begin(), v.end(), R{0});
+      clear(be, v);
       return v.data;
     };
     RowMapRow<R> const grad{zeros(link.map.c1), zeros(link.map.d), zeros(link.map.e),
                             link.map.size,      link.map.group,    nullptr};
     if (k == 0)
-      row_map_backward(be, link.map, rows, MatrixView<Z const, Space>(z), dy, grad);
+      row_map_backward(be, link.map, rows, MatrixView<std::remove_const_t<Z> const, Space>(z), dy, grad);
     else
       row_map_backward(be, link.map, rows, MatrixView<R const, Space>(before[k]), dy, grad);
     if (wanted) link_backward(be, link, side, site, layer, group.request, state, state.vectors(), grad, gradients);
@@ -149,39 +162,61 @@ void stage_backward(B& be, Stage stage, Site site, Plan<B> const& plan, RowGroup
 template <class B, class Z, class G>
 void stage_backward(B& be, Stage stage, Site site, Plan<B> const& plan, MatrixView<Z, typename B::Space> z,
                     MatrixView<G, typename B::Space> dy, Gradients<B>& gradients) {
-  for (auto const& group : plan.groups()) stage_backward(be, stage, site, plan, group, group.rows, z, dy, gradients);
+  for (auto const& group : plan.groups()) stage_backward(be, stage, site, plan, group, group.listed, z, dy, gradients);
 }
 
-// f(group, member, factors) for every delta of the batch at a site.
+// f(group, member, factors) for every delta of the batch at a site; factors are where kernels read them.
 template <class B>
 void for_each_delta(Site site, Plan<B> const& plan, auto&& f) {
   for (auto const& group : plan.groups())
     for (auto const& member : group.set->members) {
-      auto const& table = member.module->factors;
-      if (table.empty() || table[static_cast<std::size_t>(site.index)].rank == 0) continue;
-      f(group, member, table[static_cast<std::size_t>(site.index)]);
+      if (member.module->factors.empty()) continue;
+      if (auto const& factors = member.module->resident_factors.rows()[site.index]; factors.rank != 0)
+        f(group, member, factors);
     }
 }
 
-// Gives f zeroed memory for dL/dA [r, i] and dL/dB^T [r, o], null for frozen members, and hands on what it adds there.
+// Gives f memory for dL/dA [r, i] and dL/dB^T [r, o], null for frozen members, and hands on what it adds there.
 template <class B>
 void factors_backward(B& be, Site site, typename AdapterSet<B>::Member const& member,
                       LowRankFactors<Real<B>> const& factors, Gradients<B>& gradients, auto&& f) {
   using R = Real<B>;
-  R* const into = gradients.find(*member.module);
-  if (into == nullptr) return f(static_cast<R*>(nullptr), static_cast<R*>(nullptr));
-  auto const scope = be.scope();
-  auto const da = be.arena().template matrix<R>(factors.rank, site.in);
-  auto const db_transposed = be.arena().template matrix<R>(factors.rank, site.out);
-  std::fill_n(da.data, da.size(), R{0});
-  std::fill_n(db_transposed.data, db_transposed.size(), R{0});
-  f(da.data, db_transposed.data);
-  auto const db = be.arena().template matrix<R>(site.out, factors.rank);
-  for (index_t r = 0; r < factors.rank; ++r)
-    for (index_t o = 0; o < site.out; ++o) db(o, r) = db_transposed(r, o);
-  auto const& back = member.module->back;
-  back.factors(be, member.module->module.get(), back.entries[static_cast<std::size_t>(site.index)],
-               {da, db, factors.scale}, into);
+  if (!gradients.trains(*member.module)) return f(static_cast<R*>(nullptr), static_cast<R*>(nullptr));
+  if constexpr (!on_host<B>) {
+    auto const own = gradients.find_published(*member.module)->factors(site.index);
+    return f(own.a, own.b_transposed);
+  } else {
+    auto const scope = be.scope();
+    auto const da = be.arena().template matrix<R>(factors.rank, site.in);
+    auto const db_transposed = be.arena().template matrix<R>(factors.rank, site.out);
+    std::fill_n(da.data, da.size(), R{0});
+    std::fill_n(db_transposed.data, db_transposed.size(), R{0});
+    f(da.data, db_transposed.data);
+    auto const db = be.arena().template matrix<R>(site.out, factors.rank);
+    for (index_t r = 0; r < factors.rank; ++r)
+      for (index_t o = 0; o < site.out; ++o) db(o, r) = db_transposed(r, o);
+    auto const& back = member.module->back;
+    back.factors(be, member.module->module.get(), back.entries[static_cast<std::size_t>(site.index)],
+                 {da, db, factors.scale}, gradients.find(*member.module));
+  }
+}
+
+// Of one member's generator, by the backend.
+template <class B>
+void member_backward(B& be, index_t layer, typename AdapterSet<B>::Member const& member,
+                     VectorView<Real<B>, typename B::Space> dl,
+                     MatrixView<typename B::Act const, typename B::Space> normalized,
+                     MatrixView<typename B::Act const, typename B::Space> raw,
+                     MatrixView<typename B::Act, typename B::Space> dnormalized,
+                     MatrixView<typename B::Act, typename B::Space> draw, Gradients<B>& gradients) {
+  auto const& module = *member.module;
+  auto const& g = module.generators[static_cast<std::size_t>(layer)];
+  auto* own = gradients.find_published(module);
+  PublishedGradients<B> frozen;  // nobody reads it: only what flows into the prompt's rows counts
+  if (own == nullptr) frozen.start(module), own = &frozen;
+  generator_backward(be, GeneratorTerm<Real<B>>{g.resident, member.weight, g.query, g.rotated_query},
+                     own->generator(module, layer), VectorView<Real<B> const, typename B::Space>(dl), normalized, raw,
+                     dnormalized, draw);
 }
 
 }  // namespace detail
@@ -210,7 +245,7 @@ void apply_output_backward(B& be, Site site, Plan<B> const& plan, MatrixView<X, 
   }
   detail::for_each_delta(site, plan, [&](auto const& group, auto const& member, auto const& factors) {
     detail::factors_backward(be, site, member, factors, gradients, [&](R* da, R* db_transposed) {
-      low_rank_backward(be, factors, member.weight, group.rows, MatrixView<std::remove_const_t<X> const, Space>(x),
+      low_rank_backward(be, factors, member.weight, group.listed, MatrixView<std::remove_const_t<X> const, Space>(x),
                         MatrixView<G const, Space>(dy), dx, da, db_transposed);
     });
   });
@@ -223,7 +258,6 @@ template <class B, class X, class D>
 void apply_input_backward(B& be, Site site, Plan<B> const& plan, MatrixView<X, typename B::Space> x,
                           MatrixView<D, typename B::Space> dx, MatrixView<D, typename B::Space> dx_base,
                           Gradients<B>& gradients) {
-  using R = Real<B>;
   assert(x.rows == plan.rows() && x.cols == site.in && dx.data != dx_base.data);
   auto const outer = plan.maps(Stage::input_outer, site.index), inner = plan.maps(Stage::input_inner, site.index);
   if (inner.any()) {
@@ -236,10 +270,7 @@ void apply_input_backward(B& be, Site site, Plan<B> const& plan, MatrixView<X, t
       detail::stage_backward(be, Stage::input_inner, site, plan, x, dx_base, gradients);
     }
   }
-  be.executor().run(dx.rows, [&](index_t n) {
-    for (index_t j = 0; j < dx.cols; ++j)
-      dx(n, j) = static_cast<D>(static_cast<R>(dx(n, j)) + static_cast<R>(dx_base(n, j)));
-  });
+  accumulate(be, Real<B>{1}, MatrixView<D const, typename B::Space>(dx_base), dx);
   if (outer.any()) detail::stage_backward(be, Stage::input_outer, site, plan, x, dx, gradients);
 }
 
@@ -262,24 +293,29 @@ void observe_prompt_backward(B& be, index_t layer, Plan<B> const& plan,
       auto const& g = member.module->generators[static_cast<std::size_t>(layer)];
       if (!g.present()) continue;
       auto const scope = be.scope();
-      auto const own = be.arena().template vector<R>(g.vectors);
-      for (index_t j = 0; j < g.vectors; ++j)
-        own[j] = member.weight * dl[j < g.query && g.rotated_query ? g.vectors + j : j];
       auto const& back = member.module->back;
-      void const* const module = member.module->module.get();
-      index_t const entry = back.entries[static_cast<std::size_t>(g.site)];
-      expects(back.generator != nullptr, "graft: adapter ", member.module->name,
+      expects(back.generates, "graft: adapter ", member.module->name,
               " makes vectors from the prompt, but its policy has no backward");
-      auto const scratch = be.arena().template vector<R>(back.generator_scratch(module, entry, p));
-      R* into = gradients.find(*member.module);
-      if (into == nullptr) {  // frozen: only what flows into the prompt's rows counts
-        into = be.arena().template vector<R>(back.count).data;
-        std::fill_n(into, back.count, R{0});
+      if constexpr (!detail::on_host<B>) {
+        detail::member_backward(be, layer, member, dl, normalized.row_range(first, p), raw.row_range(first, p),
+                                dnormalized.row_range(first, p), draw.row_range(first, p), gradients);
+      } else {
+        auto const own = be.arena().template vector<R>(g.vectors);
+        for (index_t j = 0; j < g.vectors; ++j)
+          own[j] = member.weight * dl[j < g.query && g.rotated_query ? g.vectors + j : j];
+        void const* const module = member.module->module.get();
+        index_t const entry = back.entries[static_cast<std::size_t>(g.site)];
+        auto const scratch = be.arena().template vector<R>(back.generator_scratch(module, entry, p));
+        R* into = gradients.find(*member.module);
+        if (into == nullptr) {  // frozen: only what flows into the prompt's rows counts
+          into = be.arena().template vector<R>(back.count).data;
+          std::fill_n(into, back.count, R{0});
+        }
+        back.generator(be, module, entry, normalized.row_range(first, p), raw.row_range(first, p), scratch, own, into,
+                       dnormalized.row_range(first, p), draw.row_range(first, p));
       }
-      back.generator(be, module, entry, normalized.row_range(first, p), raw.row_range(first, p), scratch, own, into,
-                     dnormalized.row_range(first, p), draw.row_range(first, p));
     }
-    std::fill(dl.begin(), dl.end(), R{0});
+    clear(be, dl);
   }
 }
 
@@ -292,7 +328,7 @@ void apply_block_output_backward(B& be, Site site, Plan<B> const& plan, MatrixVi
   auto const scope = be.scope();
   auto const back = [&](Stage stage, auto const& z) {
     for (auto const& group : plan.groups())
-      detail::stage_backward(be, stage, site, plan, group, group.positioned, z, dh, gradients);
+      detail::stage_backward(be, stage, site, plan, group, group.listed_positioned, z, dh, gradients);
   };
   if (outer.any() && inner.any()) {
     auto const z = detail::real_copy(be, h);
@@ -319,7 +355,7 @@ void apply_embedding_backward(B& be, Site site, Plan<B> const& plan, std::int32_
   detail::for_each_delta(site, plan, [&](auto const& group, auto const& member, auto const& factors) {
     detail::factors_backward(be, site, member, factors, gradients, [&](auto* da, auto* db_transposed) {
       if (da != nullptr)
-        low_rank_embedding_backward(be, factors, member.weight, group.rows, tokens, site.in, dy, da, db_transposed);
+        low_rank_embedding_backward(be, factors, member.weight, group.listed, tokens, site.in, dy, da, db_transposed);
     });
   });
 }

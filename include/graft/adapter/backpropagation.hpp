@@ -8,9 +8,9 @@
 
 namespace graft {
 
-/// How gradients of a published module's coefficients, factors and vectors become gradients of its parameters. The
-/// functions are null where the policy has no `backward`; `into` is a buffer in the order of Module::parameters, added
-/// to.
+/// How gradients of a published module's coefficients, factors and vectors become gradients of its parameters. All of
+/// it is host code on host memory. The functions are null where the policy has no `backward`; `into` is a buffer in the
+/// order of Module::parameters, added to.
 template <class B>
 struct Backpropagation {
   using R = Real<B>;
@@ -24,12 +24,14 @@ struct Backpropagation {
   void (*map)(B&, void const* module, index_t entry, RowMapRow<R const> const& grad, R* into) = nullptr;
   /// grad: dL/dA [r, i] and dL/dB [o, r] of the entry's factors.
   void (*factors)(B&, void const* module, index_t entry, LowRankViews<B> const& grad, R* into) = nullptr;
-  /// dl: dL/dl [q+v+u]; dnormalized and draw [p, d] are added to.
+  bool generates = false;  ///< whether it makes vectors from prompts and has a way back through them
+  /// dl: dL/dl [q+v+u]; dnormalized and draw [p, d] are added to. Null where the host cannot read the prompt's rows:
+  /// the backend then goes back through what PublishedModule::generators describe.
   void (*generator)(B&, void const* module, index_t entry, ConstView normalized, ConstView raw, VectorView<R> scratch,
                     VectorView<R const> dl, R* into, View dnormalized, View draw) = nullptr;
   index_t (*generator_scratch)(void const* module, index_t entry, index_t prompt_rows) = nullptr;
 
-  bool trainable() const { return map != nullptr || factors != nullptr || generator != nullptr; }
+  bool trainable() const { return map != nullptr || factors != nullptr || generates; }
 };
 
 namespace detail {
@@ -69,7 +71,8 @@ Backpropagation<B> backpropagation(Module<P, B> const& module, index_t sites) {
       auto over = detail::state_over(state, m.parameters().data, into);
       policy.backward(be, state, grad, over);
     };
-  if constexpr (TrainableGenerated<P, B>) {
+  back.generates = TrainableGenerated<P, B>;
+  if constexpr (TrainableGenerated<P, B> && std::same_as<typename B::Space, HostSpace>) {
     back.generator = [](B& be, void const* of, index_t entry, typename Back::ConstView normalized,
                         typename Back::ConstView raw, VectorView<R> scratch, VectorView<R const> dl, R* into,
                         typename Back::View dnormalized, typename Back::View draw) {

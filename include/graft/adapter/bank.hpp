@@ -135,7 +135,8 @@ class Bank<Adapters<Ps...>, B> {
     out->policy = place<P>();
     out->saved = &module->saved;
     out->stages[0] = stage_of(out->policy, Side::input), out->stages[1] = stage_of(out->policy, Side::output);
-    if constexpr (on_host) out->back = backpropagation(*module, sites_->size());
+    out->back = backpropagation(*module, sites_->size());
+    out->sites = sites_;
     for (auto const& [tensor, saved] : module->saved) out->replacements[tensor] = replacement(*out, saved);
     auto const count = static_cast<std::size_t>(sites_->size());
     for (auto const& entry : module->entries) {

@@ -2,7 +2,7 @@
 // Gradients of the modules in training.
 #pragma once
 
-#include <graft/adapter/adapter_set.hpp>
+#include <graft/adapter/published_gradients.hpp>
 
 #include <algorithm>
 #include <map>
@@ -16,10 +16,14 @@ namespace graft {
 
 /// What the way back through a batch adds to: one flat buffer per module in training, and one per tensor outside of
 /// modules whose gradient is wanted. Modules that are not listed are frozen; gradients pass through them.
+///
+/// Where the host cannot read the backend's memory, a way back adds to buffers there; the first question after it waits
+/// for the backend, which must still be there, and copies them.
 template <class B>
 class Gradients {
  public:
   using R = Real<B>;
+  using Space = typename B::Space;
 
   /// Trains this version of a module, its own heads (modules_to_save) included; its gradients start at zero.
   /// ContractError when its policy has no `backward`.
@@ -27,38 +31,59 @@ class Gradients {
     expects(module != nullptr && module->back.trainable(), "graft: adapter ", module == nullptr ? "" : module->name,
             " cannot be trained: its policy has no backward");
     auto& slot = modules_[module->name];
-    for (auto const& [tensor, address] : slot.saved) tensors_.erase(address);
+    for (auto const& [tensor, address] : slot.saved)
+      if (auto const found = tensors_.find(address); found != tensors_.end()) {
+        spare_.push_back(std::move(found->second));  // the next version's
+        tensors_.erase(found);
+      }
     slot.saved.clear();
     for (auto const& [tensor, saved] : *module->saved) {
-      want_tensor(saved.values.data(), static_cast<index_t>(saved.values.size()));
-      slot.saved[tensor] = saved.values.data();
+      void const* const address = module->replacements.at(tensor).weight.data;
+      want_tensor(address, static_cast<index_t>(saved.values.size()));
+      slot.saved[tensor] = address;
     }
     slot.values.assign(static_cast<std::size_t>(module->back.count), R{0});
     slot.module = std::move(module);
+    if constexpr (!on_host) slot.published.start(*slot.module);
   }
-  /// Also for a tensor of the base model: `address` is where its values lie.
+  /// Also for a tensor of the base model: `address` is where its values lie, as the backend reads them.
   void want_tensor(void const* address, index_t size) {
-    tensors_[address].assign(static_cast<std::size_t>(size), R{0});
+    auto& tensor = tensors_[address];
+    if (tensor.size() == 0 && !spare_.empty()) tensor = std::move(spare_.back()), spare_.pop_back();
+    tensor.start(size);
   }
 
   /// Of the module's parameters, in the order of Module::for_each. ContractError for a module that is not in training.
-  VectorView<R> of(std::string const& name) { return view(slot(name).values); }
+  VectorView<R> of(std::string const& name) {
+    fetch();
+    return view(slot(name).values);
+  }
   /// Of a tensor the module brings along (modules_to_save).
   VectorView<R> of(std::string const& name, std::string const& tensor) {
     auto const& saved = slot(name).saved;
     auto const found = saved.find(tensor);
     expects(found != saved.end(), "graft: adapter ", name, " brings no tensor ", tensor);
-    return of_tensor(found->second);
+    fetch();
+    return tensors_.at(found->second).host();
   }
-  /// Empty where it is not wanted.
-  VectorView<R> of_tensor(void const* address) {
+  /// Empty where it is not wanted. In the backend's memory.
+  VectorView<R, Space> of_tensor(void const* address) {
     auto const found = tensors_.find(address);
-    return found == tensors_.end() ? VectorView<R>{} : view(found->second);
+    return found == tensors_.end() ? VectorView<R, Space>{} : found->second.view();
+  }
+
+  /// Whether exactly this version is in training.
+  bool trains(PublishedModule<B> const& module) const {
+    auto const found = modules_.find(module.name);
+    return found != modules_.end() && found->second.module.get() == &module;
   }
   /// The buffer of exactly this version, or null when it is frozen.
   R* find(PublishedModule<B> const& module) {
-    auto const found = modules_.find(module.name);
-    return found == modules_.end() || found->second.module.get() != &module ? nullptr : found->second.values.data();
+    return trains(module) ? modules_.find(module.name)->second.values.data() : nullptr;
+  }
+  /// The same by what was published, in the backend's memory, where that is not the host's; null when it is frozen.
+  PublishedGradients<B>* find_published(PublishedModule<B> const& module) {
+    return trains(module) ? &modules_.find(module.name)->second.published : nullptr;
   }
 
   /// The modules in training, by name.
@@ -70,22 +95,32 @@ class Gradients {
   bool tensors_wanted() const { return !tensors_.empty(); }
 
   void zero() {
-    for (auto& [name, slot] : modules_) std::fill(slot.values.begin(), slot.values.end(), R{0});
-    for (auto& [address, values] : tensors_) std::fill(values.begin(), values.end(), R{0});
+    for (auto& [name, slot] : modules_) {
+      std::fill(slot.values.begin(), slot.values.end(), R{0});
+      if constexpr (!on_host) slot.published.start(*slot.module);
+    }
+    for (auto& [address, values] : tensors_) values.start(values.size());
+    unread_ = nullptr;
   }
 
   /// dL/dl [size] of the vectors a request made at the layer the way back has reached; for apply_backward.hpp.
-  VectorView<R> vectors(std::size_t request, index_t size) {
+  VectorView<R, Space> vectors(std::size_t request, index_t size) {
     if (vectors_.size() <= request) vectors_.resize(request + 1);
     auto& values = vectors_[request];
-    if (static_cast<index_t>(values.size()) < size) values.resize(static_cast<std::size_t>(size), R{0});
-    return {values.data(), size};
+    if (values.size() < size) values.start(size);
+    return values.view();
+  }
+  /// A way back has added to these through `be`.
+  void added_by(B& be) {
+    if constexpr (!on_host) unread_ = &be;
   }
 
  private:
+  static constexpr bool on_host = std::same_as<Space, HostSpace>;
   struct Slot {
     std::shared_ptr<PublishedModule<B> const> module;
     std::vector<R> values;
+    PublishedGradients<B> published;           ///< where B::Space is not the host's: not yet in `values`
     std::map<std::string, void const*> saved;  ///< address by tensor
   };
   Slot& slot(std::string const& name) {
@@ -95,9 +130,21 @@ class Gradients {
   }
   static VectorView<R> view(std::vector<R>& values) { return {values.data(), static_cast<index_t>(values.size())}; }
 
+  // What was added in the backend's memory, to the host.
+  void fetch() {
+    if constexpr (!on_host) {
+      if (unread_ == nullptr) return;
+      for (auto& [name, slot] : modules_) slot.published.add_to(*unread_, *slot.module, slot.values.data());
+      for (auto& [address, values] : tensors_) values.fetch(*unread_);
+      unread_ = nullptr;
+    }
+  }
+
   std::map<std::string, Slot> modules_;
-  std::unordered_map<void const*, std::vector<R>> tensors_;
-  std::vector<std::vector<R>> vectors_;  ///< [requests]
+  std::unordered_map<void const*, GradientBuffer<B>> tensors_;
+  std::vector<GradientBuffer<B>> spare_;
+  std::vector<GradientBuffer<B>> vectors_;  ///< [requests]
+  B* unread_ = nullptr;                     ///< who has added what was not fetched yet
 };
 
 }  // namespace graft

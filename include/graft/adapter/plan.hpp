@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <array>
 #include <span>
+#include <utility>
 #include <vector>
 
 namespace graft {
@@ -19,6 +20,7 @@ struct RowGroup {
   AdapterSet<B> const* set = nullptr;
   std::size_t request = 0;                     ///< the first of its requests; the only one where the set generates
   std::vector<std::int32_t> rows, positioned;  ///< ascending; those that maps on the residual stream act on
+  std::span<std::int32_t const> listed, listed_positioned;  ///< the same where kernels read them
 };
 
 enum class PlanUse : std::uint8_t { forward, training };
@@ -40,12 +42,13 @@ class Plan {
   void build(B& be, std::span<RequestRows<B> const> requests, PlanUse use = PlanUse::forward) {
     arrange(requests, use);
     resident_.copy(be, arrays());
+    list_groups();
   }
   void build(std::span<RequestRows<B> const> requests, PlanUse use = PlanUse::forward) {
     static_assert(std::same_as<typename B::Space, HostSpace>,
                   "graft: a plan for this backend is copied to its memory; call build(backend, requests)");
     arrange(requests, use);
-    resident_.copy(arrays());
+    list_groups();
   }
 
   /// A plan of operations that are recorded once and then done for other steps with as many requests and rows: what the
@@ -109,7 +112,9 @@ class Plan {
     return maps;
   }
 
-  PlanArrays<B> arrays() const { return {requests_, tables_, request_, positioned_, order_, tiles_, first_}; }
+  PlanArrays<B> arrays() const {
+    return {requests_, tables_, request_, positioned_, order_, tiles_, first_, group_rows_};
+  }
 
   bool does(Mechanisms what, index_t site) const {
     auto const at = static_cast<std::size_t>(site);
@@ -158,7 +163,7 @@ class Plan {
     }
     build_tiles();
     if constexpr (!std::same_as<typename B::Space, HostSpace>) find_mechanisms();
-    groups_.clear();
+    groups_.clear(), group_rows_.clear();
     if (use == PlanUse::training) build_groups();
   }
 
@@ -168,12 +173,28 @@ class Plan {
       if (set == nullptr || requests_[q].rows == 0) continue;
       auto group = std::find_if(groups_.begin(), groups_.end(),
                                 [&](auto const& g) { return g.set == set && !set->generates(); });
-      if (group == groups_.end()) group = groups_.insert(group, {set, q, {}, {}});
+      if (group == groups_.end()) group = groups_.insert(group, RowGroup<B>{set, q, {}, {}, {}, {}});
       for (index_t k = 0; k < requests_[q].rows; ++k) {
         auto const row = static_cast<std::int32_t>(first_[q] + k);
         group->rows.push_back(row);
         if (positioned_[static_cast<std::size_t>(row)] >= 0) group->positioned.push_back(row);
       }
+    }
+    if constexpr (!std::same_as<typename B::Space, HostSpace>)
+      for (auto const& group : groups_)
+        for (auto const* rows : {&group.rows, &group.positioned})
+          group_rows_.insert(group_rows_.end(), rows->begin(), rows->end());
+  }
+
+  void list_groups() {
+    if constexpr (std::same_as<typename B::Space, HostSpace>) {
+      for (auto& group : groups_) group.listed = group.rows, group.listed_positioned = group.positioned;
+    } else {
+      auto const* next = resident_.group_rows();
+      for (auto& group : groups_)
+        for (auto [rows, listed] :
+             {std::pair(&group.rows, &group.listed), std::pair(&group.positioned, &group.listed_positioned)})
+          *listed = {std::exchange(next, next + rows->size()), rows->size()};
     }
   }
 
@@ -206,6 +227,7 @@ class Plan {
   std::vector<std::int32_t> order_;
   std::vector<Tile> tiles_;
   std::vector<RowGroup<B>> groups_;
+  std::vector<std::int32_t> group_rows_;  ///< rows, positioned of each group, to be copied to where kernels read them
   index_t max_rank_ = 0;
   ResidentPlan<B> resident_;
   // not on the host

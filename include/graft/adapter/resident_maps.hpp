@@ -138,19 +138,22 @@ class ResidentFactors {
     });
     values_ = gathering.copy();
     typename VectorGathering<R, S>::Places places(values_.data());
-    std::vector<LowRankFactors<R>> table(host.size());
+    rows_.resize(host.size());
     each([&](auto const& f, index_t a, index_t b, std::size_t s) {
-      table[s].a = places.next(f.a, a);
-      table[s].b_transposed = places.next(f.b_transposed, b);
-      table[s].rank = f.rank, table[s].scale = f.scale;
+      rows_[s].a = places.next(f.a, a);
+      rows_[s].b_transposed = places.next(f.b_transposed, b);
+      rows_[s].rank = f.rank, rows_[s].scale = f.scale;
     });
-    table_ = Storage<LowRankFactors<R>, S>(std::span<LowRankFactors<R> const>(table));
+    table_ = Storage<LowRankFactors<R>, S>(std::span<LowRankFactors<R> const>(rows_));
   }
   LowRankFactors<R> const* table() const { return table_.data(); }
+  /// The same in host memory, with pointers into the space.
+  LowRankFactors<R> const* rows() const { return rows_.data(); }
 
  private:
   Storage<R, S> values_;
   Storage<LowRankFactors<R>, S> table_;
+  std::vector<LowRankFactors<R>> rows_;
 };
 
 template <class R>
@@ -159,6 +162,7 @@ class ResidentFactors<R, HostSpace> {
   ResidentFactors() = default;
   ResidentFactors(std::vector<LowRankFactors<R>> const& host, auto&&) : table_(host.data()) {}
   LowRankFactors<R> const* table() const { return table_; }
+  LowRankFactors<R> const* rows() const { return table_; }
 
  private:
   LowRankFactors<R> const* table_ = nullptr;

@@ -38,7 +38,8 @@ struct PlanArrays {
   std::vector<std::int32_t> const &request, &positioned;                          ///< [n]
   std::vector<std::int32_t> const& order;                                         ///< the tiles' rows
   std::vector<LowRankTile<R>> const& tiles;
-  std::vector<index_t> const& first;  ///< [requests] first row
+  std::vector<index_t> const& first;            ///< [requests] first row
+  std::vector<std::int32_t> const& group_rows;  ///< rows that gradients are summed over; of a plan for training
 };
 
 template <class B>
@@ -48,13 +49,17 @@ class ResidentPlan {
   using Space = typename B::Space;
   static constexpr bool on_host = std::same_as<Space, HostSpace>;
 
-  void copy(PlanArrays<B> const&) requires on_host {}
   void copy(B&, PlanArrays<B> const&) requires on_host {}
 
   /// Ordered on the backend's queue; memory is taken only where a plan is larger than all before it.
   void copy(B& be, PlanArrays<B> const& plan) requires(!on_host) {
-    own_.start(bytes(static_cast<index_t>(plan.requests.size()), static_cast<index_t>(plan.request.size())));
+    auto const count = static_cast<index_t>(plan.group_rows.size());
+    own_.start(bytes(static_cast<index_t>(plan.requests.size()), static_cast<index_t>(plan.request.size())) +
+               Parcel<Space>::template bytes_of<std::int32_t>(count));
     pack(own_, plan);
+    auto const groups = own_.template take<std::int32_t>(count);
+    std::copy(plan.group_rows.begin(), plan.group_rows.end(), groups.host);
+    group_rows_ = groups.resident;
     own_.send(be);
   }
 
@@ -102,6 +107,7 @@ class ResidentPlan {
   RowMapRow<R const> const* const* tables(Stage stage) const { return tables_[static_cast<std::size_t>(stage)]; }
   std::int32_t const* request() const { return request_; }
   std::int32_t const* positioned() const { return positioned_; }
+  std::int32_t const* group_rows() const { return group_rows_; }
   LowRankTile<R> const* tiles() const { return tiles_; }
   std::span<GeneratedPrompt<R> const> prompts() const { return {prompts_, prompt_count_}; }
 
@@ -110,7 +116,7 @@ class ResidentPlan {
 
   Parcel<Space> own_;
   std::array<Table const*, stage_count> tables_{};
-  std::int32_t const *request_ = nullptr, *positioned_ = nullptr;
+  std::int32_t const *request_ = nullptr, *positioned_ = nullptr, *group_rows_ = nullptr;
   LowRankTile<R> const* tiles_ = nullptr;
   GeneratedPrompt<R> const* prompts_ = nullptr;
   std::size_t prompt_count_ = 0;

@@ -28,6 +28,7 @@ class SequenceState {
     find_targets(sites);  // counts the memory they need
     memory_ = Storage<R, typename B::Space>(std::span<R const>(std::vector<R>(static_cast<std::size_t>(taken_), R{0})));
     auto const [vectors, widest] = find_targets(sites);
+    vectors_ = vectors;
     if constexpr (on_host) {
       sum_.resize(static_cast<std::size_t>(vectors));
       made_.resize(static_cast<std::size_t>(vectors));
@@ -38,14 +39,15 @@ class SequenceState {
   }
 
   /// Room for any layer's vectors, laid out as [q before RoPE | v | u | q behind RoPE].
-  index_t vectors() const { return static_cast<index_t>(sum_.size()); }
+  index_t vectors() const { return vectors_; }
   /// The layer whose vectors act at a site, or -1.
   index_t layer_of(index_t site) const {
     for (std::size_t l = 0; l < targets_.size(); ++l)
       if (find_target(static_cast<index_t>(l), site) != nullptr) return static_cast<index_t>(l);
     return -1;
   }
-  /// What the vectors alone do at a site, w-weighted l - 1 [out], or null; the site's map composes it with others.
+  /// What the vectors alone do at a site, w-weighted l - 1 [out], or null, where kernels read it; the site's map
+  /// composes it with others.
   R const* diagonal(index_t layer, index_t site) const {
     auto const* target = find_target(layer, site);
     return target == nullptr ? nullptr : target->diagonal;
@@ -195,7 +197,8 @@ class SequenceState {
     for (std::size_t l = 0; l < targets_.size(); ++l)
       for (auto const& target : targets_[l]) {
         GeneratedTarget<R> made{static_entry(set_->resident_maps.rows(stage_count), target),
-                                static_entry(set_->resident_maps.rows(stage_count + 1), target), target.map};
+                                static_entry(set_->resident_maps.rows(stage_count + 1), target), target.map,
+                                target.diagonal != target.map.c1 ? target.diagonal : nullptr};
         expects(target.parts.size() <= std::size(made.parts), "graft: at site ", target.site, " more than ",
                 std::size(made.parts), " slices are scaled");
         for (auto const& part : target.parts) made.parts[made.part_count++] = part;
@@ -250,6 +253,7 @@ class SequenceState {
   std::vector<std::vector<Target>> targets_;  ///< [layers]
   Storage<R, typename B::Space> memory_;      ///< of all targets
   index_t taken_ = 0;                         ///< of it, in elements
+  index_t vectors_ = 0;
   ResidentVectors<B> resident_;
   std::vector<Mechanisms> mechanisms_;  ///< of a request that generates
   std::vector<R> sum_, made_, work_;

@@ -5,6 +5,7 @@
 
 #include <graft/backend/activation.hpp>
 #include <graft/backend/attention.hpp>
+#include <graft/backend/loss.hpp>
 #include <graft/backend/low_rank.hpp>
 #include <graft/backend/row_map.hpp>
 #include <graft/backend/weight.hpp>
@@ -13,6 +14,7 @@
 
 #include <concepts>
 #include <cstddef>
+#include <cstdint>
 #include <span>
 
 namespace graft {
@@ -61,19 +63,23 @@ concept Backend = AdapterBackend<B> &&
   attention(be, kv, shape, spans, x, y);
 };
 
-/// What it must offer to training besides: the gradients of these operations.
+/// What it must offer to training besides: the gradients of these operations, losses, and what is done to rows between
+/// them. Gradients of weights, biases and norms are sums over many rows: they are in Real, whatever the activations.
 template <class B>
 concept TrainingBackend = Backend<B> &&
     requires(B& be, index_t n, double number, Weight const& weight, std::int32_t const* index, Activation f,
              typename B::Real real, typename B::Real* numbers, RowMapRow<typename B::Real const> const& map,
              RowMapRow<typename B::Real> const& map_gradient, LowRankFactors<typename B::Real> const& factors,
-             std::span<std::int32_t const> rows, VectorView<typename B::Act const, typename B::Space> vector,
-             VectorView<typename B::Act, typename B::Space> sum, MatrixView<typename B::Act const, typename B::Space> x,
-             MatrixView<typename B::Act, typename B::Space> y, AttentionShape const& shape,
-             std::span<AttentionSpan const> spans) {
+             std::span<std::int32_t const> rows, VectorView<typename B::Real const, typename B::Space> vector,
+             VectorView<typename B::Real, typename B::Space> sum, MatrixView<typename B::Real, typename B::Space> sums,
+             MatrixView<typename B::Act const, typename B::Space> x, MatrixView<typename B::Act, typename B::Space> y,
+             AttentionShape const& shape, AttentionSpans const& spans, double const* rates, std::uint64_t const* keys,
+             VectorView<std::int32_t const, typename B::Space> labels, CrossEntropyOptions const& options,
+             VectorView<RowLoss, typename B::Space> losses) {
   product_transposed(be, x, weight, y);
-  weight_gradient(be, x, x, y);
+  weight_gradient(be, x, x, sums);
   bias_gradient(be, x, sum);
+  gather_rows_backward(be, index, x, sums);
   gather_rows_backward(be, index, x, y);
   rms_norm_backward(be, x, vector, number, x, y, sum);
   rms_norm_heads_backward(be, x, vector, number, y, sum);
@@ -82,9 +88,19 @@ concept TrainingBackend = Backend<B> &&
   activate_gated_backward(be, f, x, x, y, y);
   rotate_backward(be, x, x, n, y);
   attention_backward(be, shape, spans, x, x, x, x, x, y, y, y);
+  apply_row_map(be, map, rows, sums);
   requires noexcept(row_map_backward(be, map, rows, x, y, map_gradient));
   requires noexcept(low_rank_backward(be, factors, real, rows, x, x, y, numbers, numbers));
   requires noexcept(low_rank_embedding_backward(be, factors, real, rows, index, n, x, numbers, numbers));
+  cross_entropy(be, y, labels, vector, options, losses);
+  squared_error(be, y, x, vector, losses);
+  clear(be, y);
+  clear(be, sum);
+  convert(be, x, sums);
+  convert(be, rows, x, sums);
+  accumulate(be, real, x, y);
+  accumulate(be, real, vector, sum);
+  drop(be, rates, keys, n, y);
 };
 
 }  // namespace graft

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Row maps that are made from a prompt, as kernels see them: a small network per module and layer turns the prompt's
 // rows into a diagonal, which is composed with the request's other maps. A backend whose memory the host cannot read
-// offers `make_vectors`; on the host policies make their vectors themselves.
+// offers `make_vectors`, and `generator_backward` for training; on the host policies make their vectors themselves.
 #pragma once
 
 #include <graft/backend/row_map.hpp>
@@ -30,6 +30,12 @@ struct VectorGenerator {
   R start = 0;
 };
 
+/// Gradients of a generator's tensors, added to; null where it has none.
+template <class R>
+struct GeneratorGradient {
+  R *down = nullptr, *up = nullptr, *up_bias = nullptr, *numerator = nullptr, *denominator = nullptr, *pool = nullptr;
+};
+
 /// One generator of a request; what it makes is added to the request's sum with a weight.
 template <class R>
 struct GeneratorTerm {
@@ -47,7 +53,8 @@ struct GeneratedTarget {
     index_t from = 0;              ///< in the sum
   };
   RowMapRow<R const> before, after;
-  RowMapRow<R> map;  ///< written
+  RowMapRow<R> map;       ///< written
+  R* diagonal = nullptr;  ///< written too, for training, where map.c1 is not the same
   Part parts[3] = {};
   index_t part_count = 0;
 };

@@ -33,6 +33,7 @@ struct Memory<HostSpace> {
 
   static void copy_from_host(void* to, void const* from, std::size_t bytes) { std::memcpy(to, from, bytes); }
   static void copy_within(void* to, void const* from, std::size_t bytes) { std::memcpy(to, from, bytes); }
+  static void clear(void* to, std::size_t bytes) { std::memset(to, 0, bytes); }
 };
 
 /// Owns `size` elements of plain data in a space.
@@ -58,6 +59,15 @@ class Storage {
   Storage& operator=(Storage&& other) noexcept {
     std::swap(data_, other.data_), std::swap(size_, other.size_);
     return *this;
+  }
+
+  /// Makes room for at least `size` elements; what was there is lost where there was less.
+  void make_room(index_t size) {
+    if (size_ < size) *this = Storage(), *this = Storage(size);  // the old memory first
+  }
+  /// Zero bytes everywhere.
+  void clear() {
+    if (size_ > 0) Memory<S>::clear(data_, static_cast<std::size_t>(size_) * sizeof(T));
   }
 
   T* data() const { return data_; }

@@ -7,10 +7,8 @@
 #include <graft/layer/linear.hpp>
 #include <graft/train/recorder.hpp>
 
-#include <algorithm>
 #include <cstdint>
 #include <functional>
-#include <span>
 
 namespace graft {
 
@@ -100,15 +98,15 @@ void copy(Recorder<B>& be, RecordedConstView<B> from, RecordedView<B> to) {
 // Attention over the sequences of the batch, each from its first token on.
 
 template <class B>
-void store_kv(Recorder<B>& be, KvView<typename B::Act> const& kv, std::span<AttentionSpan const> spans,
-              RecordedConstView<B> k, RecordedConstView<B> v) {
+void store_kv(Recorder<B>& be, KvView<typename B::Act> const& kv, AttentionSpans const& spans, RecordedConstView<B> k,
+              RecordedConstView<B> v) {
   be.keys = k, be.values = v;
   store_kv(be.backend(), kv, spans, k, v);
 }
 
 template <class B>
 void attention(Recorder<B>& be, KvView<typename B::Act> const& kv, AttentionShape const& shape,
-               std::span<AttentionSpan const> spans, RecordedConstView<B> q, RecordedView<B> out) {
+               AttentionSpans const& spans, RecordedConstView<B> q, RecordedView<B> out) {
   attention(be.backend(), kv, shape, spans, q, out);
   be.on_way_back([&be, shape, spans, q, out, k = be.keys, v = be.values, kept_q = be.unchanged(q),
                   kept_k = be.unchanged(be.keys), kept_v = be.unchanged(be.values), kept_out = be.unchanged(out)] {
@@ -119,23 +117,10 @@ void attention(Recorder<B>& be, KvView<typename B::Act> const& kv, AttentionShap
 
 // Dropout.
 
-inline bool drops_any(RowDropout const& dropout) {
-  return std::any_of(dropout.rates.begin(), dropout.rates.end(), [](double rate) { return rate > 0; });
-}
-
 /// x[n, j] is zeroed with its row's rate, else divided by 1 - rate. The same mask for a value and its gradient.
 template <class B>
 void drop(Recorder<B>& be, Site site, RecordedView<B> x) {
-  using R = Real<B>;
-  be.executor().run(x.rows, [&](index_t n) {
-    double const rate = be.dropout.rates[static_cast<std::size_t>(n)];
-    if (rate <= 0) return;
-    R const scale = static_cast<R>(1 / (1 - rate));
-    std::uint64_t const row =
-        Random(be.dropout.keys[static_cast<std::size_t>(n)] + static_cast<std::uint64_t>(site.index)).next();
-    for (index_t j = 0; j < x.cols; ++j)
-      x(n, j) = Random(row + static_cast<std::uint64_t>(j)).uniform() < rate ? R{0} : x(n, j) * scale;
-  });
+  drop(be.backend(), be.dropout.rates, be.dropout.keys, site.index, x);
 }
 
 // Products and what adapters do to them.
@@ -149,7 +134,7 @@ void product(Recorder<B>& be, RecordedConstView<B> x, Weight const& w, RecordedV
     RecordedConstView<B> const dy = be.gradient(y);
     if (auto const dw = be.tensor_gradient(w.data); !dw.empty()) {
       expects(w.row_order == nullptr, "graft: the gradient of a weight with permuted rows is not available");
-      weight_gradient(be.backend(), dy, kept(), matrix_view(dw.data, w.rows, w.cols));
+      weight_gradient(be.backend(), dy, kept(), matrix_view<typename B::Space>(dw.data, w.rows, w.cols));
     }
     if (auto const db = be.tensor_gradient(bias.data); !db.empty()) bias_gradient(be.backend(), dy, db);
     product_transposed(be.backend(), dy, w, be.gradient(x));
@@ -160,7 +145,7 @@ void product(Recorder<B>& be, RecordedConstView<B> x, Weight const& w, RecordedV
 template <class B>
 AdaptedInput<B> adapted_input(Recorder<B>& be, Site site, Plan<B> const& plan, RecordedConstView<B> x) {
   bool const deltas = plan.low_rank(site.index).any(), maps = has_input_maps(site, plan);
-  bool const drops = deltas && drops_any(be.dropout);
+  bool const drops = deltas && be.dropout.any;
   if (!maps && !drops) return {x, x};
   auto const copy_of = [&](RecordedConstView<B> from) {
     auto const to = be.arena().template matrix<typename B::Act>(x.rows, x.cols);
@@ -282,9 +267,9 @@ void gather_rows(Recorder<B>& be, Weight const& table, std::int32_t const* index
   be.on_way_back([&be, table, index, h, accumulate] {
     auto const dh = be.gradient(h);
     if (auto const d = be.tensor_gradient(table.data); !d.empty())
-      gather_rows_backward(be.backend(), index, RecordedConstView<B>(dh), matrix_view(d.data, table.rows, table.cols));
-    if (!accumulate)  // what was in h before is gone
-      for (index_t n = 0; n < dh.rows; ++n) std::fill_n(dh.row(n), dh.cols, typename B::Act{0});
+      gather_rows_backward(be.backend(), index, RecordedConstView<B>(dh),
+                           matrix_view<typename B::Space>(d.data, table.rows, table.cols));
+    if (!accumulate) clear(be.backend(), dh);  // what was in h before is gone
   });
 }
 

@@ -45,15 +45,16 @@ class RecordedMemory {
     Act* gradient;  ///< null until asked for
     index_t writes;
   };
-  Arena arena_;
+  BasicArena<typename B::Space> arena_;
   std::vector<Buffer> buffers_;  ///< in the order they were taken
 };
 
 /// Dropout on what low-rank deltas see: one rate and one key per batch row. The mask is a hash of (key, site, column),
-/// so it depends neither on the batch nor on threads, and the way back makes it again.
+/// so it depends neither on the batch nor on threads, and the way back makes it again (graft/backend/dropout.hpp).
 struct RowDropout {
-  std::span<double const> rates;        ///< [n] or empty: none
-  std::span<std::uint64_t const> keys;  ///< [n]
+  double const* rates = nullptr;        ///< [n], where the backend's kernels read them
+  std::uint64_t const* keys = nullptr;  ///< [n]
+  bool any = false;                     ///< whether any rate is above 0
 };
 
 /// Runs operations on `backend` at once and keeps a list of their ways back. Use: operations, then `gradient(result)`
@@ -70,7 +71,7 @@ class Recorder {
   using Memory = RecordedMemory<B>;
 
   /// Gradients of buffers are taken from `gradient_memory`, in the caller's scope.
-  Recorder(B& backend, Arena& gradient_memory) : be_(&backend), gradient_memory_(&gradient_memory) {}
+  Recorder(B& backend, BasicArena<Space>& gradient_memory) : be_(&backend), gradient_memory_(&gradient_memory) {}
 
   B& backend() { return *be_; }
   Gradients<B>& gradients() { return *gradients_; }
@@ -156,7 +157,7 @@ class Recorder {
     auto& b = buffer(x.data);
     if (b.gradient == nullptr) {
       b.gradient = gradient_memory_->template allocate<Act>(b.size);
-      std::fill_n(b.gradient, b.size, Act{0});
+      clear(*be_, VectorView<Act, Space>{b.gradient, b.size});
     }
     return {b.gradient + (x.data - b.data), x.rows, x.cols, x.stride};
   }
@@ -166,7 +167,7 @@ class Recorder {
   /// Says that `copy` holds values of a tensor that lies elsewhere, so that its gradient is that tensor's.
   void alias(void const* copied, void const* tensor) { aliases_.emplace_back(copied, tensor); }
   /// The gradient of a tensor of the model, empty where it is not wanted.
-  VectorView<Real> tensor_gradient(void const* tensor) {
+  VectorView<Real, Space> tensor_gradient(void const* tensor) {
     for (auto const& [copied, original] : aliases_)
       if (copied == tensor) tensor = original;
     return gradients_->of_tensor(tensor);
@@ -190,10 +191,10 @@ class Recorder {
   }
 
   B* be_;
-  Arena* gradient_memory_;
+  BasicArena<Space>* gradient_memory_;
   Gradients<B>* gradients_ = nullptr;
   Memory memory_;
-  std::optional<ArenaScope<HostSpace>> memory_scope_;
+  std::optional<ArenaScope<Space>> memory_scope_;
   std::size_t sorted_ = 0;
   Act const* stream_ = nullptr;
   std::vector<std::function<void()>> ways_;

@@ -5,6 +5,7 @@
 #include <graft/adapter/gradients.hpp>
 #include <graft/arch/weights.hpp>
 
+#include <concepts>
 #include <map>
 #include <string>
 #include <vector>
@@ -77,9 +78,11 @@ void const* tensor_address(M const& model, std::string const& name) {
   return found->second.data;
 }
 
-/// Trains this tensor of the model, which must be stored in row order.
+/// Trains this tensor of the model, which must be stored in row order. On the CPU alone: elsewhere a model's weights
+/// are copies.
 template <class M>
 void want_base(Gradients<typename M::B>& gradients, M const& model, std::string const& name) {
+  static_assert(std::same_as<typename M::B::Space, HostSpace>, "graft: a backbone is trained on the CPU");
   auto const& weight = model.weights().tensors.at(name);
   expects(weight.row_order == nullptr, "graft: ", name,
           " is stored in another row order; train a TrainableWeights copy");

@@ -252,7 +252,7 @@ class Trainer {
       if (example->first_loss == 0) {
         wanted.push_back(row + model_.config().answer_row(example->tokens, M::Arch::causal));
         rows.push_back({example->label, weight});
-        if (example->target) targets.push_back(static_cast<Act>(*example->target));
+        if (example->target) targets.push_back(static_cast<Act>(static_cast<R>(*example->target)));
       }
       row += size;
     }

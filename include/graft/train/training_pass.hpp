@@ -8,15 +8,16 @@
 
 #include <graft/adapter/gradients.hpp>
 #include <graft/backend/backend.hpp>
-#include <graft/backend/cpu/cpu.hpp>
 #include <graft/model/model.hpp>
 #include <graft/train/recorded_operations.hpp>
+#include <graft/train/resident_copy.hpp>
 
 #include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace graft {
@@ -87,23 +88,26 @@ class TrainingPass {
     embedding_.start(gradients);
     auto const embedded = embedding_.arena().template matrix<Act>(n, width());
     embedded_ = embedded;
-    set_dropout(embedding_, 0, n);
+    embedding_.dropout = dropout_;
     model_.ends().embed(embedding_,
-                        {tokens_.data(), token_types_.data(), position_rows_.data(), request_spans_, &plan_}, embedded);
+                        {resident_tokens_.put(be_, tokens_), resident_types_.put(be_, token_types_),
+                         resident_positions_.put(be_, position_rows_), request_spans_, &plan_},
+                        embedded);
     hidden_.resize(model_.layers().size() + 1);
-    for (auto& h : hidden_) h.resize(static_cast<std::size_t>(n * width()));
+    for (auto& h : hidden_) h.make_room(n * width());
+    dh_.make_room(n * width());
     copy(be_, ConstView(embedded), hidden(0));
     for (std::size_t l = 0; l < model_.layers().size(); ++l) {
       record(l);
       copy(be_, ConstView(streams_[l]), hidden(l + 1));
     }
-    dh_.assign(static_cast<std::size_t>(n * width()), Act{0});
+    clear(be_, hidden_gradient());
   }
 
   /// Rows of the batch.
   index_t rows() const { return static_cast<index_t>(tokens_.size()); }
   /// The residual stream [n, d] behind the last layer, which the head reads.
-  ConstView hidden() const { return {hidden_.back().data(), rows(), width(), width()}; }
+  ConstView hidden() const { return hidden(hidden_.size() - 1); }
   /// dL/dhidden [n, d], for losses that read the residual stream itself; zero after forward, head() adds to it.
   View hidden_gradient() { return {dh_.data(), rows(), width(), width()}; }
 
@@ -116,12 +120,9 @@ class TrainingPass {
       ArenaScope scope(gradient_memory_);
       head_.set_gradient(logits, logits.data);
       head_.backward();
-      auto const dh = head_.gradient(h);
-      for (index_t k = 0; k < h.rows; ++k) {
-        Act* const to = dh_.data() + wanted[static_cast<std::size_t>(first + k)] * width();
-        for (index_t j = 0; j < width(); ++j) to[j] += dh(k, j);
-      }
+      gather_rows_backward(be_, head_index_, ConstView(head_.gradient(h)), hidden_gradient());
     });
+    gradients_->added_by(be_);
   }
   /// Only shows the logits, for validation.
   void logits(std::span<index_t const> wanted, FunctionRef<void(index_t first, View logits)> see) {
@@ -142,13 +143,15 @@ class TrainingPass {
       embedding_.set_gradient(embedded_, dh_.data());
       embedding_.backward();
     }
+    gradients_->added_by(be_);
   }
 
  private:
+  using Space = typename B::Space;
   static constexpr index_t page_tokens = 64;
 
   index_t width() const { return model_.config().width; }
-  View hidden(std::size_t l) { return {hidden_[l].data(), rows(), width(), width()}; }
+  View hidden(std::size_t l) const { return {hidden_[l].data(), rows(), width(), width()}; }
   Recorder<B>& recorder_of(std::size_t l) { return own_[l] != nullptr ? *own_[l] : shared_; }
 
   // The lowest layer the way back must reach; -1: the embedding.
@@ -212,37 +215,40 @@ class TrainingPass {
       }
       for (index_t k = 0; k < ceil_div(count, page_tokens); ++k) pages_.push_back(page++);
     }
-    plan_.build(requests_, PlanUse::training);
+    plan_.build(be_, requests_, PlanUse::training);
+    dropout_ = dropout_of(rates_, keys_, resident_rates_, resident_keys_);
     // keys and values of one layer at a time
     index_t const kv = model_.config().kv_heads * model_.config().head_dim;
-    kv_memory_.resize(static_cast<std::size_t>(2 * page * page_tokens * kv));
+    kv_memory_.make_room(2 * page * page_tokens * kv);
     page_data_.resize(static_cast<std::size_t>(page));
     for (std::int32_t p = 0; p < page; ++p)
       page_data_[static_cast<std::size_t>(p)] = kv_memory_.data() + 2 * p * page_tokens * kv;
-    kv_ = {page_data_.data(), 0, page_tokens * kv, page_tokens, kv};
-    std::size_t next_page = 0;
+    kv_ = {resident_page_data_.put(be_, page_data_), 0, page_tokens * kv, page_tokens, kv};
+    auto const* next_page = resident_pages_.put(be_, pages_);
     for (auto const& span : request_spans_) {
-      spans_.push_back({pages_.data() + next_page, span.first, span.rows, 0, span.rows, nullptr});
-      next_page += static_cast<std::size_t>(ceil_div(span.rows, page_tokens));
+      spans_.push_back({next_page, span.first, span.rows, 0, span.rows, nullptr});
+      next_page += ceil_div(span.rows, page_tokens);
     }
+    AttentionSpans const spans(resident_spans_.put(be_, spans_), AttentionSpans(std::span(std::as_const(spans_))));
     index_t const n = rows(), angles = static_cast<index_t>(model_.rope().size());
     cosine_.resize(static_cast<std::size_t>(n * angles)), sine_.resize(cosine_.size());
-    View const cosine{cosine_.data(), n, angles, angles}, sine{sine_.data(), n, angles, angles};
     rope_angles(std::span<double const>(model_.rope()), rope_magnitude(model_.config().rope),
-                std::span<index_t const>(positions_), cosine, sine);
-    chunk_ = {0, n, &plan_, std::span<AttentionSpan const>(spans_)};
+                std::span<index_t const>(positions_), matrix_view(cosine_.data(), n, angles),
+                matrix_view(sine_.data(), n, angles));
+    chunk_ = {0, n, &plan_, spans};
     step_ = {&plan_,
              std::span<StepChunk<B> const>(&chunk_, 1),
-             cosine,
-             sine,
+             matrix_view<Space>(resident_cosine_.put(be_, cosine_), n, angles),
+             matrix_view<Space>(resident_sine_.put(be_, sine_), n, angles),
              [](void const* kv_of_layer, index_t) { return *static_cast<KvView<Act> const*>(kv_of_layer); },
              &kv_};
   }
 
-  void set_dropout(Recorder<B>& recorder, index_t first, index_t count) {
-    auto const at = static_cast<std::size_t>(first), size = static_cast<std::size_t>(count);
-    recorder.dropout = {std::span<double const>(rates_).subspan(at, size),
-                        std::span<std::uint64_t const>(keys_).subspan(at, size)};
+  RowDropout dropout_of(std::vector<double> const& rates, std::vector<std::uint64_t> const& keys,
+                        ResidentCopy<double, Space>& resident_rates,
+                        ResidentCopy<std::uint64_t, Space>& resident_keys) {
+    if (std::all_of(rates.begin(), rates.end(), [](double rate) { return rate <= 0; })) return {};
+    return {resident_rates.put(be_, rates), resident_keys.put(be_, keys), true};
   }
 
   // Layer l from hidden(l) on.
@@ -250,7 +256,7 @@ class TrainingPass {
     auto& recorder = recorder_of(l);
     if (l > 0) recorder.take_size_of(recorder_of(l - 1));
     recorder.start(*gradients_);
-    set_dropout(recorder, 0, rows());
+    recorder.dropout = dropout_;
     auto const h = recorder.arena().template matrix<Act>(rows(), width());
     copy(be_, ConstView(hidden(l)), h);
     recorder.set_stream(h);
@@ -271,12 +277,12 @@ class TrainingPass {
           wanted.subspan(first, std::min(static_cast<std::size_t>(options_.head_rows), wanted.size() - first));
       head_.start(*gradients_);
       auto const h = head_.arena().template matrix<Act>(static_cast<index_t>(chunk.size()), width());
-      head_requests_.clear(), head_spans_.clear(), head_rates_.clear(), head_keys_.clear();
+      head_requests_.clear(), head_spans_.clear(), head_rates_.clear(), head_keys_.clear(), head_rows_.clear();
       std::size_t k = 0;
       for (std::size_t q = 0; q < request_spans_.size(); ++q) {
         auto const begin = static_cast<index_t>(k), end = request_spans_[q].first + request_spans_[q].rows;
         for (; k < chunk.size() && chunk[k] < end; ++k) {
-          std::copy_n(hidden().row(chunk[k]), width(), h.row(static_cast<index_t>(k)));
+          head_rows_.push_back(static_cast<std::int32_t>(chunk[k]));
           head_rates_.push_back(rates_[static_cast<std::size_t>(chunk[k])]);
           head_keys_.push_back(keys_[static_cast<std::size_t>(chunk[k])]);
         }
@@ -284,8 +290,11 @@ class TrainingPass {
         head_requests_.push_back({states_[q].get(), static_cast<index_t>(k) - begin});
         head_spans_.push_back({begin, static_cast<index_t>(k) - begin, request_spans_[q].adapters});
       }
-      head_plan_.build(head_requests_, PlanUse::training);
-      head_.dropout = {head_rates_, head_keys_};
+      head_index_ = resident_head_rows_.put(be_, head_rows_);
+      gather_rows(be_, Weight{reinterpret_cast<std::byte const*>(hidden().data), format_of<Act>, rows(), width()},
+                  head_index_, h);
+      head_plan_.build(be_, head_requests_, PlanUse::training);
+      head_.dropout = dropout_of(head_rates_, head_keys_, resident_head_rates_, resident_head_keys_);
       auto const logits = head_.arena().template matrix<Act>(h.rows, model_.ends().output_width());
       model_.ends().logits(head_, {nullptr, nullptr, nullptr, head_spans_, &head_plan_}, h, logits);
       f(static_cast<index_t>(first), h, logits);
@@ -297,25 +306,35 @@ class TrainingPass {
   TrainingOptions options_;
   Gradients<B>* gradients_ = nullptr;
   index_t first_trained_ = 0;
-  Arena gradient_memory_;
+  BasicArena<Space> gradient_memory_;
   Recorder<B> embedding_, head_, shared_;          ///< shared_: of layers that are run again
   std::vector<std::unique_ptr<Recorder<B>>> own_;  ///< [layers], null: run again
   std::vector<View> streams_;                      ///< [layers] h as its recorder knows it
   View embedded_;
-  std::vector<std::vector<Act>> hidden_;  ///< [layers + 1] of [n, d]: h before each layer, and behind the last
-  std::vector<Act> dh_;                   ///< [n, d]
+  std::vector<Storage<Act, Space>> hidden_;  ///< [layers + 1] of [n, d]: h before each layer, and behind the last
+  Storage<Act, Space> dh_;                   ///< [n, d]
 
   Plan<B> plan_, head_plan_;
   std::vector<std::unique_ptr<SequenceState<B>>> states_;
   std::vector<RequestRows<B>> requests_, head_requests_;
   std::vector<RequestSpan<B>> request_spans_, head_spans_;
-  std::vector<std::int32_t> tokens_, token_types_, position_rows_, pages_;
+  std::vector<std::int32_t> tokens_, token_types_, position_rows_, pages_, head_rows_;
+  ResidentCopy<std::int32_t, Space> resident_tokens_, resident_types_, resident_positions_, resident_pages_,
+      resident_head_rows_;
+  std::int32_t const* head_index_ = nullptr;  ///< of the head's rows in the batch
   std::vector<index_t> positions_;
   std::vector<double> rates_, head_rates_;
   std::vector<std::uint64_t> keys_, head_keys_;
+  ResidentCopy<double, Space> resident_rates_, resident_head_rates_;
+  ResidentCopy<std::uint64_t, Space> resident_keys_, resident_head_keys_;
+  RowDropout dropout_;
   std::vector<AttentionSpan> spans_;
-  std::vector<Act> kv_memory_, cosine_, sine_;
+  ResidentCopy<AttentionSpan, Space> resident_spans_;
+  Storage<Act, Space> kv_memory_;
+  std::vector<Act> cosine_, sine_;
+  ResidentCopy<Act, Space> resident_cosine_, resident_sine_;
   std::vector<Act*> page_data_;
+  ResidentCopy<Act*, Space> resident_page_data_;
   KvView<Act> kv_;
   StepChunk<B> chunk_;
   Step<B> step_;

@@ -119,7 +119,10 @@ class Device {
       for (Stream* const other : streams_)
         if (other->blocking) drain(*other);
     s.queue.push_back(std::move(work));
-    unsigned const now = eager || s.queue.size() > 64 ? static_cast<unsigned>(s.queue.size()) : lots.draw(3);
+    // seldom, and then several at once: opening the memory costs more than most kernels
+    auto const waiting = static_cast<unsigned>(s.queue.size());
+    unsigned const now = eager || waiting > 64 ? waiting : lots.draw(8) == 0 ? lots.draw(waiting + 1) : 0;
+    Opened const opened(*this, now > 0);
     for (unsigned k = 0; k < now && !s.queue.empty(); ++k) step(s);
   }
 
@@ -144,9 +147,11 @@ class Device {
   }
 
   void drain(Stream& s) {
+    Opened const opened(*this, !s.queue.empty());
     while (!s.queue.empty()) step(s);
   }
   void drain_all() {
+    Opened const opened(*this, true);
     for (;;) {
       std::vector<Stream*> busy;
       if (!default_.queue.empty()) busy.push_back(&default_);
@@ -157,6 +162,7 @@ class Device {
     }
   }
   void wait(Ticket const& ticket) {
+    Opened const opened(*this, !ticket.done && !ticket.stream->queue.empty());
     while (!ticket.done && !ticket.stream->queue.empty()) step(*ticket.stream);
   }
   bool capturing() const {
@@ -233,15 +239,27 @@ class Device {
  private:
   static constexpr std::size_t shared_guard = 256;
 
+  /// While it lives, memory may be touched, because kernels run.
+  class Opened {
+   public:
+    Opened(Device& device, bool wanted) : device_(device), outer_(wanted && !device.running_) {
+      if (outer_) Memory::get().open(device.running_ = true);
+    }
+    ~Opened() {
+      if (outer_) Memory::get().open(device_.running_ = false);
+    }
+    Opened(Opened const&) = delete;
+    Opened& operator=(Opened const&) = delete;
+
+   private:
+    Device& device_;
+    bool outer_;
+  };
+
   void step(Stream& s) {
     Work const work = std::move(s.queue.front());
     s.queue.pop_front();
-    bool const outer = !running_;
-    running_ = true;
-    if (outer) Memory::get().open(true);
     fail(work());
-    if (outer) Memory::get().open(false);
-    if (outer) running_ = false;
   }
 
   Stream default_;

@@ -17,6 +17,7 @@
 #include <graft/backend/cpu/product_transposed.hpp>
 #include <graft/backend/cpu/row_map.hpp>
 #include <graft/backend/cpu/row_map_backward.hpp>
+#include <graft/backend/cpu/rows.hpp>
 #include <graft/backend/cpu/weight_backward.hpp>
 
 namespace graft {

@@ -289,12 +289,14 @@ void with_dense_format(Format format, F&& f) {
   }
 }
 
+}  // namespace cuda
+
+/// to = from, in another type of numbers: f32, bf16 or f16. Both [n, d].
 template <class Act, class From, class To>
 void convert(CudaBackend<Act>& be, MatrixView<From const, DeviceSpace> from, MatrixView<To, DeviceSpace> to) {
-  for_chunks(be, Convert<From, To>{from, to, aligned16(from) && aligned16(to)}, to.rows, to.cols);
+  cuda::for_chunks(be, cuda::Convert<From, To>{from, to, cuda::aligned16(from) && cuda::aligned16(to)}, to.rows,
+                   to.cols);
 }
-
-}  // namespace cuda
 
 /// y = x / rms(x) * weight per row. x, y [n, d] (may be the same), weight [d].
 template <class Act>
@@ -348,7 +350,7 @@ void add(CudaBackend<Act>& be, MatrixView<Act const, DeviceSpace> x, MatrixView<
 /// to = from. Both [n, d].
 template <class Act>
 void copy(CudaBackend<Act>& be, MatrixView<Act const, DeviceSpace> from, MatrixView<Act, DeviceSpace> to) {
-  cuda::convert(be, from, to);
+  convert(be, from, to);
 }
 
 /// As many rows of `from` as `to` has, to where it lies. `to` itself is in device memory.

@@ -95,11 +95,11 @@ template <bool centred, class Act>
 void launch_norm_backward(CudaBackend<Act>& be, MatrixView<Act const, DeviceSpace> x,
                           VectorView<float const, DeviceSpace> weight, double eps,
                           MatrixView<Act const, DeviceSpace> dy, MatrixView<Act, DeviceSpace> dx,
-                          VectorView<Act, DeviceSpace> dweight, VectorView<Act, DeviceSpace> dbias) {
+                          VectorView<float, DeviceSpace> dweight, VectorView<float, DeviceSpace> dbias) {
   auto const scope = be.scope();
   index_t const groups = x.cols / weight.size, all = x.rows * groups;
   auto const wanted = [](auto sum) { return sum.empty() ? nullptr : sum.data; };
-  SumOverRows<Act> const weights(be, all, wanted(dweight), weight.size), biases(be, all, wanted(dbias), weight.size);
+  SumOverRows<float> const weights(be, all, wanted(dweight), weight.size), biases(be, all, wanted(dbias), weight.size);
   launch(norm_backward<centred, Act>, grid_of(ceil_div(all, summed_rows)), threads_for(weight.size), 0, be.stream(), x,
          weight, static_cast<float>(eps), groups, dy, dx, dx.data == dy.data, weights.parts(), biases.parts());
   weights.add();
@@ -205,30 +205,30 @@ __global__ void row_map_backward_rows(RowMapRow<float const> map, index_t group,
 }  // namespace cuda
 
 /// The backward of rms_norm. x, dy [n, d], weight [d]; dx += the gradient of x, or is replaced by it where dx and dy
-/// are the same memory; dweight [d] +=, or empty.
+/// are the same memory; dweight [d] +=, in float, or empty.
 template <class Act>
 void rms_norm_backward(CudaBackend<Act>& be, MatrixView<Act const, DeviceSpace> x,
                        VectorView<float const, DeviceSpace> weight, double eps, MatrixView<Act const, DeviceSpace> dy,
-                       MatrixView<Act, DeviceSpace> dx, VectorView<Act, DeviceSpace> dweight) {
+                       MatrixView<Act, DeviceSpace> dx, VectorView<float, DeviceSpace> dweight) {
   cuda::launch_norm_backward<false>(be, x, weight, eps, dy, dx, dweight, {});
 }
 
 /// The backward of rms_norm_heads. x [n, heads * head_dim] before the norm, weight [head_dim]; dx holds the gradient of
-/// the output and gets that of x, in place; dweight [head_dim] +=, or empty.
+/// the output and gets that of x, in place; dweight [head_dim] +=, in float, or empty.
 template <class Act>
 void rms_norm_heads_backward(CudaBackend<Act>& be, MatrixView<Act const, DeviceSpace> x,
                              VectorView<float const, DeviceSpace> weight, double eps, MatrixView<Act, DeviceSpace> dx,
-                             VectorView<Act, DeviceSpace> dweight) {
+                             VectorView<float, DeviceSpace> dweight) {
   cuda::launch_norm_backward<false>(be, x, weight, eps, MatrixView<Act const, DeviceSpace>(dx), dx, dweight, {});
 }
 
 /// The backward of layer_norm. x, dy [n, d], weight [d]; dx += or, where dx and dy are the same memory, replaced;
-/// dweight, dbias [d] +=, or empty.
+/// dweight, dbias [d] +=, in float, or empty.
 template <class Act>
 void layer_norm_backward(CudaBackend<Act>& be, MatrixView<Act const, DeviceSpace> x,
                          VectorView<float const, DeviceSpace> weight, double eps, MatrixView<Act const, DeviceSpace> dy,
-                         MatrixView<Act, DeviceSpace> dx, VectorView<Act, DeviceSpace> dweight,
-                         VectorView<Act, DeviceSpace> dbias) {
+                         MatrixView<Act, DeviceSpace> dx, VectorView<float, DeviceSpace> dweight,
+                         VectorView<float, DeviceSpace> dbias) {
   cuda::launch_norm_backward<true>(be, x, weight, eps, dy, dx, dweight, dbias);
 }
 

@@ -91,6 +91,7 @@ __device__ void compose_generated(GeneratedTarget<R> const& target, R const* sum
     return Element{a + b + a * b, (1 + b) * value(target.before.d, k), (1 + b) * value(target.before.e, k)};
   };
   auto const& map = target.map;
+  if (target.diagonal != nullptr) target.diagonal[j] = diagonal(j);
   Element const own = inner(j);
   R const c1 = value(target.after.c1, j), d = value(target.after.d, j);
   Element const other = d != 0 ? inner(partner(j, map.group)) : Element{};

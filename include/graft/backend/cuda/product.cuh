@@ -34,6 +34,31 @@ Act const* epilogue_bias(CudaBackend<Act>& be, VectorView<float const, DeviceSpa
   }
 }
 
+/// f(dense, first) for the weight as activations, in slices of outputs from `first` on: as a whole where it is stored
+/// so.
+template <class Act, class F>
+void for_dense_slices(CudaBackend<Act>& be, Weight const& w, F&& f) {
+  using Dense = MatrixView<Act const, DeviceSpace>;
+  auto const slices = [&](auto const& decode) {
+    index_t const step = std::min(w.rows, slice_outputs<Act>(w.cols));
+    auto const slice = be.arena().template matrix<Act>(step, w.cols);
+    for (index_t first = 0; first < w.rows; first += step) {
+      auto const part = slice.row_range(0, std::min(step, w.rows - first));
+      decode(w.row_range(first, part.rows), part);
+      f(Dense(part), first);
+    }
+  };
+  if (is_quantized(w.format))
+    return slices([&](Weight const& some, MatrixView<Act, DeviceSpace> to) { dequantize(be, some, to); });
+  with_dense_format(w.format, [&](auto number) {
+    using T = decltype(number);
+    if constexpr (std::same_as<T, Act>)
+      f(dense_view<Act>(w), 0);
+    else
+      slices([&](Weight const& some, MatrixView<Act, DeviceSpace> to) { convert(be, dense_view<T>(some), to); });
+  });
+}
+
 }  // namespace cuda
 
 /// Y = X W^T + b.  x [n, i], w [o, i] in device memory, bias [o] or empty, y [n, o]. F32, F16, BF16, Q8_0, Q4_0, Q4_1
@@ -46,29 +71,9 @@ void product(CudaBackend<Act>& be, MatrixView<Act const, DeviceSpace> x, Weight 
 
   ArenaScope scope(be.arena());
   Act const* const offset = cuda::epilogue_bias(be, bias);
-  auto const multiply = [&](MatrixView<Act const, DeviceSpace> dense, index_t first) {
+  cuda::for_dense_slices(be, w, [&](MatrixView<Act const, DeviceSpace> dense, index_t first) {
     be.dense_products().multiply(be.stream(), be.arena(), x, cuda::Transpose::no, dense, cuda::Transpose::yes,
                                  offset != nullptr ? offset + first : nullptr, y.col_range(first, dense.rows));
-  };
-  auto const multiply_slices = [&](auto const& decode) {
-    index_t const step = std::min(w.rows, cuda::slice_outputs<Act>(w.cols));
-    auto const slice = be.arena().template matrix<Act>(step, w.cols);
-    for (index_t first = 0; first < w.rows; first += step) {
-      auto const part = slice.row_range(0, std::min(step, w.rows - first));
-      decode(w.row_range(first, part.rows), part);
-      multiply(part, first);
-    }
-  };
-  if (cuda::is_quantized(w.format))
-    return multiply_slices([&](Weight const& some, MatrixView<Act, DeviceSpace> to) { dequantize(be, some, to); });
-  cuda::with_dense_format(w.format, [&](auto number) {
-    using T = decltype(number);
-    if constexpr (std::same_as<T, Act>)
-      multiply(cuda::dense_view<Act>(w), 0);
-    else
-      multiply_slices([&](Weight const& some, MatrixView<Act, DeviceSpace> to) {
-        cuda::convert(be, cuda::dense_view<T>(some), to);
-      });
   });
 }
 

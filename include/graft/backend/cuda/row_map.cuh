@@ -6,6 +6,9 @@
 #include <graft/backend/cuda/cuda_backend.cuh>
 #include <graft/backend/row_map.hpp>
 
+#include <cstdint>
+#include <span>
+
 namespace graft {
 namespace cuda {
 
@@ -111,7 +114,21 @@ __global__ void map_rows(RowMapBatch<float> maps, MatrixView<T, DeviceSpace> y, 
   }
 }
 
+/// One listed row per blockIdx.x, all its columns.
+template <class T>
+__global__ void map_listed_rows(RowMapRow<float const> map, std::int32_t const* rows, MatrixView<T, DeviceSpace> y) {
+  map_row(map, y.row(rows[blockIdx.x]), 0, y.cols);
+}
+
 }  // namespace cuda
+
+/// Applies one map to the listed rows in place. y [n, size]; `rows` names device memory.
+template <class Act, class T>
+void apply_row_map(CudaBackend<Act>& be, RowMapRow<float const> const& map, std::span<std::int32_t const> rows,
+                   MatrixView<T, DeviceSpace> y) {
+  cuda::launch(cuda::map_listed_rows<T>, cuda::grid_of(static_cast<index_t>(rows.size())), cuda::row_map_threads, 0,
+               be.stream(), map, rows.data(), y);
+}
 
 /// Applies each batch row's map in place. y [n, size]; T may be f32, bf16 or f16. Rows without a map are not touched.
 template <class Act, class T>

@@ -202,12 +202,17 @@ struct Memory<DeviceSpace> {
     cudaFree(data);
   }
 
-  // Both wait for the device before and after, because work on streams of their own would not wait for the copy.
+  // All wait for the device before and after, because work on streams of their own would not wait for them.
   static void copy_from_host(void* to, void const* from, std::size_t bytes) {
     copy(to, from, bytes, cudaMemcpyHostToDevice);
   }
   static void copy_within(void* to, void const* from, std::size_t bytes) {
     copy(to, from, bytes, cudaMemcpyDeviceToDevice);
+  }
+  static void clear(void* to, std::size_t bytes) {
+    cuda::check(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
+    cuda::check(cudaMemset(to, 0, bytes), "cudaMemset");
+    cuda::check(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
   }
 
  private:

@@ -1,0 +1,165 @@
+// SPDX-License-Identifier: Apache-2.0
+// The way back through one generator of vectors (make_vectors.cuh) and one prompt. What it adds to has one owner each:
+// a block for the bottleneck, then threads for the elements of the factors, then threads for the prompt's columns.
+#pragma once
+
+#include <graft/backend/activation.hpp>
+#include <graft/backend/cuda/elementwise.cuh>
+#include <graft/backend/cuda/make_vectors.cuh>
+#include <graft/backend/generator.hpp>
+#include <graft/backend/rational.hpp>
+
+namespace graft {
+namespace cuda {
+
+/// What the kernels hand on, in scratch memory.
+struct GeneratorState {
+  float* h = nullptr;          ///< [d] what was pooled
+  float* dh = nullptr;         ///< [d]
+  float* activated = nullptr;  ///< [r] f(z)
+  float* slope = nullptr;      ///< [r] dL/dz
+  float* share = nullptr;      ///< [p] of attention pooling: scores, then shares
+  float* along = nullptr;      ///< [p] dh . x, then dL/dscore
+};
+
+/// dL/d(vector j) of the term's own vectors, from that of the request's sum.
+__device__ inline float own_slope(GeneratorTerm<float> const& term, float const* dl, index_t j) {
+  return term.weight * dl[j < term.query && term.rotated_query ? term.generator.vectors + j : j];
+}
+
+/// dL/dz from dy = dL/df(z); adds to the gradients of a rational's coefficients.
+__device__ inline float generator_slope(VectorGenerator<float> const& g, float z, float dy, float* da, float* db) {
+  using Function = VectorGenerator<float>::Function;
+  switch (g.function) {
+    case Function::rational_a:
+    case Function::rational_b:
+      return rational_backward(g.function == Function::rational_a ? RationalForm::a : RationalForm::b, g.numerator,
+                               g.numerator_degree, g.denominator, g.denominator_degree, z, dy, da, db);
+    case Function::gelu:
+      return dy * activation_derivative(Activation::gelu, z);
+    case Function::silu:
+      return dy * activation_derivative(Activation::silu, z);
+    default:
+      return dy * activation_derivative(Activation::relu, z);
+  }
+}
+
+/// Everything of the size of the bottleneck or the prompt; one block.
+template <class X>
+__global__ void __launch_bounds__(make_vectors_threads)
+    generator_bottleneck(GeneratorTerm<float> term, GeneratorGradient<float> grad, MatrixView<X const, DeviceSpace> x,
+                         float const* dl, GeneratorState state) {
+  VectorGenerator<float> const& g = term.generator;
+  bool const attends = g.pooling == VectorGenerator<float>::Pooling::attention;
+  index_t const first = threadIdx.x, step = blockDim.x, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  index_t const warps = blockDim.x / 32, d = g.width, p = x.rows;
+  pool_rows(g, x.data, x.stride, p, state.share, state.h);
+  __syncthreads();
+  for (index_t r = warp; r < g.rank; r += warps) {
+    float z = 0, dz = 0;
+    for (index_t k = lane; k < d; k += 32) z += g.down[r * d + k] * state.h[k];
+    for (index_t j = lane; j < g.vectors; j += 32) dz += own_slope(term, dl, j) * g.up[j * g.rank + r];
+    z = warp_sum(z), dz = warp_sum(dz);
+    if (lane == 0) state.activated[r] = z, state.slope[r] = dz;
+  }
+  __syncthreads();
+  if (threadIdx.x == 0)
+    for (index_t r = 0; r < g.rank; ++r) {  // few; the coefficients' sums run in this order
+      float const z = state.activated[r];
+      state.activated[r] = generator_function(g, z);
+      state.slope[r] = generator_slope(g, z, state.slope[r], grad.numerator, grad.denominator);
+    }
+  __syncthreads();
+  for (index_t k = first; k < d; k += step) {
+    float sum = 0;
+    for (index_t r = 0; r < g.rank; ++r) sum += state.slope[r] * g.down[r * d + k];
+    state.dh[k] = sum;
+  }
+  if (!attends) return;
+  // of shares w_t = softmax(s)_t: ds_t = w_t (dw_t - sum_u w_u dw_u)
+  __syncthreads();
+  for (index_t t = warp; t < p; t += warps) {
+    float sum = 0;
+    for (index_t k = lane; k < d; k += 32) sum += state.dh[k] * to_real(x(t, k));
+    sum = warp_sum(sum);
+    if (lane == 0) state.along[t] = sum;
+  }
+  __syncthreads();
+  if (threadIdx.x != 0) return;
+  float highest = state.share[0], total = 0, mean = 0;
+  for (index_t t = 1; t < p; ++t) highest = state.share[t] > highest ? state.share[t] : highest;
+  for (index_t t = 0; t < p; ++t) total += state.share[t] = exp_of(state.share[t] - highest);
+  for (index_t t = 0; t < p; ++t) state.share[t] /= total, mean += state.share[t] * state.along[t];
+  for (index_t t = 0; t < p; ++t) state.along[t] = state.share[t] * (state.along[t] - mean);
+}
+
+/// dW_up += dl f^T, db += dl, dW_down += dz h^T: a thread per element.
+template <class R>
+__global__ void generator_factors(GeneratorTerm<R> term, GeneratorGradient<R> grad, R const* dl, GeneratorState state) {
+  VectorGenerator<R> const& g = term.generator;
+  index_t const at = index_t{blockIdx.x} * blockDim.x + threadIdx.x, ups = g.vectors * g.rank;
+  if (at < ups) {
+    index_t const j = at / g.rank, r = at % g.rank;
+    float const slope = own_slope(term, dl, j);
+    grad.up[at] += slope * state.activated[r];
+    if (r == 0 && grad.up_bias != nullptr) grad.up_bias[j] += slope;
+  } else if (at < ups + g.rank * g.width) {
+    index_t const k = at - ups;
+    grad.down[k] += state.slope[k / g.width] * state.h[k % g.width];
+  }
+}
+
+/// The prompt's rows, and attention pooling's own vector: a thread per column.
+template <class X, class D>
+__global__ void generator_rows(VectorGenerator<float> g, GeneratorGradient<float> grad,
+                               MatrixView<X const, DeviceSpace> x, MatrixView<D, DeviceSpace> dx,
+                               GeneratorState state) {
+  using Pooling = VectorGenerator<float>::Pooling;
+  index_t const k = index_t{blockIdx.x} * blockDim.x + threadIdx.x, p = x.rows;
+  if (k >= g.width) return;
+  float const dh = state.dh[k];
+  auto const add = [&](index_t t, float value) { dx(t, k) = from_real<D>(to_real(dx(t, k)) + value); };
+  if (g.pooling == Pooling::last) {
+    add(p - 1, dh);
+  } else if (g.pooling == Pooling::mean) {
+    for (index_t t = 0; t < p; ++t) add(t, dh / static_cast<float>(p));
+  } else if (g.pooling == Pooling::max) {
+    index_t highest = 0;
+    for (index_t t = 1; t < p; ++t)
+      if (to_real(x(highest, k)) < to_real(x(t, k))) highest = t;
+    add(highest, dh);
+  } else {
+    float sum = 0;
+    for (index_t t = 0; t < p; ++t) {
+      sum += state.along[t] * to_real(x(t, k));
+      add(t, state.share[t] * dh + state.along[t] * g.pool[k]);
+    }
+    grad.pool[k] += sum;
+  }
+}
+
+}  // namespace cuda
+
+/// The backward of one term of one request's vectors: dl, dL/d(the request's sum), becomes gradients of the generator,
+/// which are added to, and of the prompt's rows it reads, dnormalized or draw [p, d], +=. normalized, raw [p, d] are
+/// what make_vectors saw. Pointers inside the structs are device memory.
+template <class Act>
+void generator_backward(CudaBackend<Act>& be, GeneratorTerm<float> const& term, GeneratorGradient<float> const& grad,
+                        VectorView<float const, DeviceSpace> dl, MatrixView<Act const, DeviceSpace> normalized,
+                        MatrixView<Act const, DeviceSpace> raw, MatrixView<Act, DeviceSpace> dnormalized,
+                        MatrixView<Act, DeviceSpace> draw) {
+  auto const scope = be.scope();
+  auto const& g = term.generator;
+  auto const take = [&](index_t size) { return be.arena().template allocate<float>(size); };
+  auto const x = g.raw ? raw : normalized;
+  cuda::GeneratorState const state{take(g.width), take(g.width), take(g.rank),
+                                   take(g.rank),  take(x.rows),  take(x.rows)};
+  cuda::launch(cuda::generator_bottleneck<Act>, dim3(1), cuda::make_vectors_threads, 0, be.stream(), term, grad, x,
+               dl.data, state);
+  cuda::launch(cuda::generator_factors<float>, cuda::grid_of(ceil_div(g.rank * (g.vectors + g.width), 256)), 256, 0,
+               be.stream(), term, grad, dl.data, state);
+  cuda::launch(cuda::generator_rows<Act, Act>, cuda::grid_of(ceil_div(g.width, 128)), 128, 0, be.stream(), g, grad, x,
+               g.raw ? draw : dnormalized, state);
+}
+
+}  // namespace graft
