@@ -38,6 +38,11 @@ endforeach()
 
 # graft_nvcc_objects(<list> <sources>): one architecture, warnings are errors, no GPU needed.
 find_program(GRAFT_NVCC nvcc HINTS /usr/local/cuda/bin)
+if(GRAFT_NVCC AND NOT DEFINED GRAFT_NVCC_FAST)  # these objects are compiled, not run: twice as fast from CUDA 12.9 on
+  execute_process(COMMAND ${GRAFT_NVCC} --help OUTPUT_VARIABLE help)
+  string(FIND "${help}" "--Ofast-compile" found)
+  set(GRAFT_NVCC_FAST $<$<NOT:$<EQUAL:${found},-1>>:-Ofc=max> CACHE INTERNAL "")
+endif()
 function(graft_nvcc_objects list)
   # the CPU's kernels are compiled by the C++ compiler, once, as in test_cuda_device
   set(definitions "$<TARGET_PROPERTY:graft_kernels,INTERFACE_COMPILE_DEFINITIONS>")
@@ -53,7 +58,8 @@ function(graft_nvcc_objects list)
       OUTPUT ${source}.o
       COMMAND ${GRAFT_NVCC} -std=c++20 -arch=sm_90 --expt-relaxed-constexpr -O0 -Werror all-warnings
               -Xcompiler=-Wall,-Wextra -I${PROJECT_SOURCE_DIR}/include -I${PROJECT_SOURCE_DIR} "${system_flags}"
-              "-D$<JOIN:${definitions},;-D>" -MD -MF ${source}.d -c ${source} -o ${source}.o
+              ${GRAFT_NVCC_FAST} "-D$<JOIN:${definitions},;-D>" "-DGRAFT_SOURCE_DIR=\"${PROJECT_SOURCE_DIR}\""
+              "-DGRAFT_TEST_DATA=\"${PROJECT_SOURCE_DIR}/tests/golden/data\"" -MD -MF ${source}.d -c ${source} -o ${source}.o
       DEPENDS ${source}
       DEPFILE ${source}.d
       COMMAND_EXPAND_LISTS VERBATIM
