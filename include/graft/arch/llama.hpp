@@ -91,10 +91,10 @@ struct Llama {
     for (auto const& chunk : step.chunks) {
       auto const chunk_scope = be.scope();
       auto const rows = h.row_range(chunk.first, chunk.rows);
-      auto const x = be.arena().template matrix<Act>(rows.rows, rows.cols);
-      add_mapped_norm(be, attend(be, block, step, chunk, normalized.row_range(chunk.first, chunk.rows)), rows,
-                      block.post_norm, block.eps, x);
-      add_mapped(be, feed_forward(be, block, chunk, x), rows);
+      auto const x = normalized.row_range(chunk.first, chunk.rows);
+      auto const normalized_again = be.arena().template matrix<Act>(x.rows, x.cols);
+      add_mapped_norm(be, attend(be, block, step, chunk, x), rows, block.post_norm, block.eps, normalized_again);
+      add_mapped(be, feed_forward(be, block, chunk, normalized_again), rows);
       apply_block_output(be, block.output, *chunk.plan, rows);
     }
   }
