@@ -53,7 +53,8 @@ function(graft_nvcc_objects list)
       OUTPUT ${source}.o
       COMMAND ${GRAFT_NVCC} -std=c++20 -arch=sm_90 --expt-relaxed-constexpr -O0 -Werror all-warnings
               -Xcompiler=-Wall,-Wextra -I${PROJECT_SOURCE_DIR}/include -I${PROJECT_SOURCE_DIR} "${system_flags}"
-              "-D$<JOIN:${definitions},;-D>" -MD -MF ${source}.d -c ${source} -o ${source}.o
+              "-D$<JOIN:${definitions},;-D>" "-DGRAFT_SOURCE_DIR=\"${PROJECT_SOURCE_DIR}\""
+              "-DGRAFT_TEST_DATA=\"${PROJECT_SOURCE_DIR}/tests/golden/data\"" -MD -MF ${source}.d -c ${source} -o ${source}.o
       DEPENDS ${source}
       DEPFILE ${source}.d
       COMMAND_EXPAND_LISTS VERBATIM
