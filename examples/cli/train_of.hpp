@@ -135,7 +135,7 @@ inline TrainingData read_data(TrainCommand const& c, ModelFiles const& files) {
 
 /// A classifier's own layers, trained with the adapter and saved beside it.
 template <class P, class B>
-void add_heads(Module<P, B>& module, SiteTable const& sites, WeightMap const& weights) {
+void add_heads(Module<P, B>& trained, SiteTable const& sites, WeightMap const& weights) {
   for (auto const& site : sites.all()) {
     std::string const first = site.path.substr(0, site.path.find('.'));
     if (site.layer >= 0 || site.kind != SiteKind::linear || (first != "classifier" && first != "score")) continue;
@@ -147,9 +147,9 @@ void add_heads(Module<P, B>& module, SiteTable const& sites, WeightMap const& we
       SavedTensor saved{matrix ? std::vector{weight.rows, weight.cols} : std::vector{weight.cols}, {}};
       saved.values.resize(static_cast<std::size_t>(weight.rows * weight.cols));
       for (index_t r = 0; r < weight.rows; ++r) weight.row(r, saved.values.data() + r * weight.cols);
-      module.saved[tensor] = std::move(saved);
+      trained.saved[tensor] = std::move(saved);
     }
-    module.modules_to_save = {first};
+    trained.modules_to_save = {first};
   }
 }
 
@@ -231,18 +231,18 @@ Json run(TrainCommand const& c, ModelFiles const& files) {
   M model(files.config, files.weights);
   auto const at =
       target_sites(model.sites(), policy, c.targets.empty() ? MethodDefaults<P>::targets(files.config) : c.targets);
-  auto module = make_module<P, B>("adapter", policy, model.sites(), at, c.trainer.seed);
-  module.base_model = c.model.model;
-  module.task_type = files.config.classifier ? "SEQ_CLS" : "CAUSAL_LM";
-  module.target_modules = c.targets;
-  if (files.config.classifier) add_heads(module, model.sites(), model.weights());
-  check_use(c, module);
+  auto trained = make_module<P, B>("adapter", policy, model.sites(), at, c.trainer.seed);
+  trained.base_model = c.model.model;
+  trained.task_type = files.config.classifier ? "SEQ_CLS" : "CAUSAL_LM";
+  trained.target_modules = c.targets;
+  if (files.config.classifier) add_heads(trained, model.sites(), model.weights());
+  check_use(c, trained);
 
   TrainerOptions trainer_options = c.trainer;
   trainer_options.rate = rate;
   index_t const examples = static_cast<index_t>(data.train.size() + data.second.size()),
                 validation = static_cast<index_t>(data.validation.size());
-  Trainer<M, P> trainer(model, be, module, std::move(data), trainer_options);
+  Trainer<M, P> trainer(model, be, trained, std::move(data), trainer_options);
   if (begun >= 0) {
     auto const checkpoint = checkpoints.read();
     check_same_options(checkpoint.folder, checkpoint.state.value("options", Json::object()), options);
@@ -267,7 +267,7 @@ Json run(TrainCommand const& c, ModelFiles const& files) {
     };
     hooks.save = [&] {
       trainer.write(checkpoints, options,
-                    [&](fs::path const& folder) { write_peft(folder, module, model.sites(), write_options); });
+                    [&](fs::path const& folder) { write_peft(folder, trained, model.sites(), write_options); });
     };
     result = trainer.run(hooks);
   }
@@ -276,7 +276,7 @@ Json run(TrainCommand const& c, ModelFiles const& files) {
 
   Json summary{{"method", c.method},
                {"parameters", trainer.parameters()},
-               {"live_parameters", trainer.parameters() - module.parameters().size + module.live_parameters()},
+               {"live_parameters", trainer.parameters() - trained.parameters().size + trained.live_parameters()},
                {"examples", examples},
                {"validation_examples", validation},
                {"steps", result.steps},
@@ -294,7 +294,7 @@ Json run(TrainCommand const& c, ModelFiles const& files) {
            {"graft", version_string},
            {"options", options},
            {"out", c.out}});
-  write_peft(out, module, model.sites(), write_options);
+  write_peft(out, trained, model.sites(), write_options);
   write_summary(summary_path, summary);
   checkpoints.clear();
   return summary;

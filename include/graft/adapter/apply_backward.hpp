@@ -102,7 +102,7 @@ void link_backward(B& be, StageLink<B> const& link, Side side, Site site, index_
       back.map(be, member.module->module.get(), back.entries[static_cast<std::size_t>(site.index)], own,
                gradients.find(*member.module));
     } else {
-      auto const own = gradients.find_published(*member.module)->map(side, site.index);
+      auto const own = gradients.find_published(be, *member.module)->map(side, site.index);
       auto const add = [&](R const* from, R* to) {  // what the member lacks is no number of it
         if (from != nullptr && to != nullptr)
           accumulate(be, member.weight, VectorView<R const, typename B::Space>{from, grad.size},
@@ -183,7 +183,7 @@ void factors_backward(B& be, Site site, typename AdapterSet<B>::Member const& me
   using R = Real<B>;
   if (!gradients.trains(*member.module)) return f(static_cast<R*>(nullptr), static_cast<R*>(nullptr));
   if constexpr (!on_host<B>) {
-    auto const own = gradients.find_published(*member.module)->factors(site.index);
+    auto const own = gradients.find_published(be, *member.module)->factors(site.index);
     return f(own.a, own.b_transposed);
   } else {
     auto const scope = be.scope();
@@ -211,7 +211,7 @@ void member_backward(B& be, index_t layer, typename AdapterSet<B>::Member const&
                      MatrixView<typename B::Act, typename B::Space> draw, Gradients<B>& gradients) {
   auto const& module = *member.module;
   auto const& g = module.generators[static_cast<std::size_t>(layer)];
-  auto* own = gradients.find_published(module);
+  auto* own = gradients.find_published(be, module);
   PublishedGradients<B> frozen;  // nobody reads it: only what flows into the prompt's rows counts
   if (own == nullptr) frozen.start(module), own = &frozen;
   generator_backward(be, GeneratorTerm<Real<B>>{g.resident, member.weight, g.query, g.rotated_query},

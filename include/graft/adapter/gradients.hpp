@@ -81,9 +81,12 @@ class Gradients {
   R* find(PublishedModule<B> const& module) {
     return trains(module) ? modules_.find(module.name)->second.values.data() : nullptr;
   }
-  /// The same by what was published, in the backend's memory, where that is not the host's; null when it is frozen.
-  PublishedGradients<B>* find_published(PublishedModule<B> const& module) {
-    return trains(module) ? &modules_.find(module.name)->second.published : nullptr;
+  /// The same by what was published, in the backend's memory, where that is not the host's, for `be` to add to; null
+  /// when it is frozen.
+  PublishedGradients<B>* find_published(B& be, PublishedModule<B> const& module) {
+    if (!trains(module)) return nullptr;
+    added_by(be);
+    return &modules_.find(module.name)->second.published;
   }
 
   /// The modules in training, by name.
@@ -110,7 +113,7 @@ class Gradients {
     if (values.size() < size) values.start(size);
     return values.view();
   }
-  /// A way back has added to these through `be`.
+  /// Says that `be` adds to what `of_tensor` names.
   void added_by(B& be) {
     if constexpr (!on_host) unread_ = &be;
   }

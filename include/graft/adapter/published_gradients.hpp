@@ -15,7 +15,7 @@
 
 namespace graft {
 
-/// A buffer of gradients in B::Space, and on demand in host memory.
+/// A buffer of gradients in host memory, and one in B::Space where that is another.
 template <class B>
 class GradientBuffer {
  public:
@@ -40,9 +40,12 @@ class GradientBuffer {
     else
       return {resident_.data(), size_};
   }
-  /// Copies to the host what is in B::Space; waits.
+  /// Moves what is in B::Space to the host, added to what is there; waits.
   void fetch(B& be) requires(!on_host) {
-    copy_to_host(be, static_cast<R const*>(resident_.data()), host_.data(), size_);
+    std::vector<R> added(host_.size());
+    copy_to_host(be, static_cast<R const*>(resident_.data()), added.data(), size_);
+    for (std::size_t k = 0; k < added.size(); ++k) host_[k] += added[k];
+    resident_.clear();
   }
 
  private:

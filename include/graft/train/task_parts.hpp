@@ -41,9 +41,9 @@ class TaskParts {
   void publish(B& be, Bank<List, B>& bank) const {
     if constexpr (std::same_as<P, RoAdRotation>)
       for (index_t part = 0; part < count(); ++part) {
-        auto module = subspace(module_, sites_, range(part, count()));
-        module.name = name(part);
-        bank.load(be, std::move(module));
+        auto own = subspace(module_, sites_, range(part, count()));
+        own.name = name(part);
+        bank.load(be, std::move(own));
       }
   }
   /// And asks for their gradients, which start at zero.
