@@ -5,11 +5,12 @@
 
 #include <graft/config.hpp>
 
+#include <concepts>
 #include <cstdio>
 #include <cstdlib>
-#include <sstream>
 #include <stdexcept>
 #include <string>
+#include <string_view>
 
 namespace graft {
 
@@ -46,12 +47,42 @@ inline ErrorHandler& error_handler() {
 
 inline void set_error_handler(ErrorHandler handler) { detail::error_handler() = handler; }
 
+namespace detail {
+// as streams print them, which would take a compiler longer to read than all of the core; out of line, because every
+// sentence calls them
+inline void append(std::string& to, std::string_view part) { to += part; }
+inline void append(std::string& to, char part) { to += part; }
+[[gnu::noinline]] inline void append_integer(std::string& to, long long part) { to += std::to_string(part); }
+[[gnu::noinline]] inline void append_integer(std::string& to, unsigned long long part) { to += std::to_string(part); }
+inline void append(std::string& to, std::signed_integral auto part) {
+  append_integer(to, static_cast<long long>(part));
+}
+inline void append(std::string& to, std::unsigned_integral auto part) {
+  append_integer(to, static_cast<unsigned long long>(part));
+}
+[[gnu::noinline]] inline void append(std::string& to, double part) {
+  char digits[32];
+  std::snprintf(digits, sizeof digits, "%g", part);
+  to += digits;
+}
+/// What has a string() of its own, such as a path, in quotes.
+template <class T>
+requires requires(T const& part) {
+  { part.string() } -> std::convertible_to<std::string>;
+}
+void append(std::string& to, T const& part) {
+  to += '"';
+  to += part.string();
+  to += '"';
+}
+}  // namespace detail
+
 /// The parts joined into one sentence: text("expected ", 3, " rows").
 template <class... Parts>
-std::string text(Parts const&... parts) {
-  std::ostringstream out;
-  (out << ... << parts);
-  return out.str();
+[[gnu::noinline]] std::string text(Parts const&... parts) {
+  std::string out;
+  (detail::append(out, parts), ...);
+  return out;
 }
 
 template <class E>
