@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // RoAd's coefficients against the dense R of its definition, for every variant and group size.
+#include <graft/adapter/module.hpp>
 #include <graft/adapter/road.hpp>
 #include <graft/backend/cpu/cpu_backend.hpp>
 #include <graft/testing/close.hpp>
