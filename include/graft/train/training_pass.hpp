@@ -8,6 +8,8 @@
 
 #include <graft/adapter/gradients.hpp>
 #include <graft/backend/backend.hpp>
+#include <graft/core/error.hpp>
+#include <graft/core/executor.hpp>
 #include <graft/model/model.hpp>
 #include <graft/train/recorded_operations.hpp>
 #include <graft/train/resident_copy.hpp>
