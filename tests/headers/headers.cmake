@@ -29,7 +29,24 @@ target_link_libraries(graft_no_exceptions_probes PRIVATE graft::graft graft_deve
 target_compile_options(graft_no_exceptions_probes PRIVATE -O0 -g0 -fno-exceptions -fno-rtti)
 graft_add_build_test(headers.no_exceptions graft_no_exceptions_probes)
 
-# The same headers through nvcc: one probe per folder, because nvcc takes seconds to read Eigen. No GPU is needed.
+# Each of the CUDA backend's, in the tests' emulation.
+file(GLOB_RECURSE cuda_headers RELATIVE ${PROJECT_SOURCE_DIR}/include CONFIGURE_DEPENDS
+     ${PROJECT_SOURCE_DIR}/include/graft/backend/cuda/*)
+set(cuda_probes "")
+foreach(header IN LISTS cuda_headers)
+  string(MAKE_C_IDENTIFIER ${header} id)
+  file(CONFIGURE OUTPUT ${probe_dir}/${id}.cpp CONTENT "#include <${header}>\n#include <${header}>\n")
+  list(APPEND cuda_probes ${probe_dir}/${id}.cpp)
+endforeach()
+add_library(graft_cuda_header_probes OBJECT EXCLUDE_FROM_ALL ${cuda_probes})
+target_link_libraries(graft_cuda_header_probes PRIVATE graft::graft graft::kernels graft_development)
+target_include_directories(graft_cuda_header_probes BEFORE PRIVATE ${PROJECT_SOURCE_DIR}/tests/cuda/emulation
+                                                                   ${PROJECT_SOURCE_DIR})
+target_compile_definitions(graft_cuda_header_probes PRIVATE GRAFT_CUDA_EMULATION)
+target_compile_options(graft_cuda_header_probes PRIVATE -O0 -g0 -Wno-unknown-pragmas)
+graft_add_build_test(headers.cuda graft_cuda_header_probes)
+
+# All of them through nvcc: one probe per folder, because nvcc takes seconds to read Eigen. No GPU is needed.
 if(GRAFT_NVCC)
   set(nvcc_probes "")
   foreach(folder IN ITEMS core backend adapter layer arithmetic arch model io text train testing)
@@ -44,13 +61,10 @@ if(GRAFT_NVCC)
     file(CONFIGURE OUTPUT ${probe_dir}/${folder}.cu CONTENT "${some}\n")
     list(APPEND nvcc_probes ${probe_dir}/${folder}.cu)
   endforeach()
-  file(GLOB_RECURSE cuda_headers RELATIVE ${PROJECT_SOURCE_DIR}/include CONFIGURE_DEPENDS
-       ${PROJECT_SOURCE_DIR}/include/graft/backend/cuda/*)
-  foreach(header IN LISTS cuda_headers)
-    string(MAKE_C_IDENTIFIER ${header} id)
-    file(CONFIGURE OUTPUT ${probe_dir}/${id}.cu CONTENT "#include <${header}>\n#include <${header}>\n")
-    list(APPEND nvcc_probes ${probe_dir}/${id}.cu)
-  endforeach()
+  list(TRANSFORM cuda_headers REPLACE "(.+)" "#include <\\1>" OUTPUT_VARIABLE all_cuda)
+  list(JOIN all_cuda "\n" all_cuda)
+  file(CONFIGURE OUTPUT ${probe_dir}/cuda.cu CONTENT "${all_cuda}\n")
+  list(APPEND nvcc_probes ${probe_dir}/cuda.cu)
 
   graft_nvcc_objects(objects ${nvcc_probes})
   add_custom_target(graft_nvcc_probes DEPENDS ${objects})
