@@ -1,20 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """The four settings of Zhang et al. 2023 (arXiv:2306.14870), each one command that can be stopped and started again.
 
-    python3 settings.py run generalise|multitask|unlearn|transfer --graft build/bin/graft --data DATA_DIR
+    python3 settings.py run generalise|multitask|unlearn|transfer --graft build/bin/graft --data DATA_DIR [--seed 1]
     python3 settings.py draw --into docs/results.md
 
 Modules are trained once and kept in work/; every evaluation of a module or a sum is a row of settings.jsonl. Where a
-sum has a weight, every weight is evaluated on validation data and only the best one on the test data. `draw` replaces
-the tables between the page's markers; what was not run says "not measured".
+sum has a weight, every weight is evaluated on validation data and only the best one on the test data, for each seed on
+its own. `draw` replaces the tables between the page's markers; what was not run says "not measured".
 """
 
+import itertools
 import json
 import math
 import statistics
 from pathlib import Path
 
-from harness import HERE, append, call, cell_hash, commands, common_flags, percent, replace, rows
+from harness import HERE, append, call, cell_hash, commands, common_flags, replace, rows
 from tasks import PART, subset, write_lines
 
 ROWS = HERE / "settings.jsonl"
@@ -26,7 +27,7 @@ METHODS = {
     "RoAd 1": ["--method", "road", "--variant", "road_1", "--lr", "3e-3"],
     "PEDRO": ["--method", "pedro", "--rank", "12", "--lr", "2e-3"],
 }
-SEED = 0  # of all modules: LoRA's start with the same A
+SEEDS = (0, 1, 2)  # each of all modules: LoRA's start with the same A
 DEV, TEST = 100, 300  # lines to validate and to test on; modules learn from PART lines of a task
 
 # ---------------------------------------------------------------------------------------------------------- settings
@@ -46,11 +47,11 @@ class Block:
         self.modules = modules | (helpers or {})
         self.rows = {f"module: {name}": {1: use((name, 1))} for name in modules} | sums
 
-    def cell(self, method, name, weight, split):
+    def cell(self, method, name, weight, split, seed=SEEDS[0]):
         what = self.rows[name][weight] if method else use()
         return {
             "setting": self.setting, "block": self.title, "model": MODEL, "method": method, "cell": name,
-            "weight": weight, "split": split, "seed": SEED, "options": OPTIONS, "arguments": METHODS.get(method),
+            "weight": weight, "split": split, "seed": seed, "options": OPTIONS, "arguments": METHODS.get(method),
             "sets": self.sets, "lines": DEV if split == "dev" else TEST, **what,
             "modules": {name: self.modules[name] for name in what["uses"]},
         }  # fmt: skip
@@ -58,14 +59,14 @@ class Block:
     def bare(self, split):
         return self.cell(None, "no module", None, split)
 
-    def validation(self, method, name):
-        return {weight: self.cell(method, name, weight, "dev") for weight in self.rows[name]}
+    def validation(self, method, name, seed):
+        return {weight: self.cell(method, name, weight, "dev", seed) for weight in self.rows[name]}
 
-    def best(self, method, name, have):
+    def best(self, method, name, have, seed):
         """The weight with the best score on validation data; None if not all are there."""
         if len(self.rows[name]) == 1:
             return next(iter(self.rows[name]))
-        found = {weight: have.get(cell_hash(cell)) for weight, cell in self.validation(method, name).items()}
+        found = {weight: have.get(cell_hash(cell)) for weight, cell in self.validation(method, name, seed).items()}
         if None in found.values():
             return None
         if self.measure == "accuracy":
@@ -76,17 +77,17 @@ class Block:
         mild = [w for w in found if all(loss(w, text) <= base[text]["score"] + math.log(1.05) for text in others)]
         return max(mild, key=lambda w: loss(w, domain)) if mild else min(found)
 
-    def cells(self, method, have):
+    def cells(self, method, have, seed):
         """What to run next, in order."""
         if self.measure == "loss":
             yield self.bare("dev")
         yield self.bare("test")
         for name in self.rows:
             if len(self.rows[name]) > 1:
-                yield from self.validation(method, name).values()
-            best = self.best(method, name, have)
+                yield from self.validation(method, name, seed).values()
+            best = self.best(method, name, have, seed)
             if best is not None:
-                yield self.cell(method, name, best, "test")
+                yield self.cell(method, name, best, "test", seed)
 
 
 def two(first, second):
@@ -143,21 +144,21 @@ class Runner:
         self.work = HERE / "work" / "settings"
         self.work.mkdir(parents=True, exist_ok=True)
 
-    def train(self, method, tasks):
+    def train(self, method, tasks, seed):
         """The folder of a module; trained if it is not there."""
-        what = {"method": METHODS[method], "options": OPTIONS, "seed": SEED, "model": MODEL, "tasks": tasks}
+        what = {"method": METHODS[method], "options": OPTIONS, "seed": seed, "model": MODEL, "tasks": tasks}
         folder, lines = self.work / cell_hash(what), self.work / "train.jsonl"
         if not (folder / "summary.json").exists():
             examples = [e for task, count in tasks.items() for e in subset(task, self.data, "train", count)]
             write_lines(examples, lines, False)
             command = [self.graft, "train", *self.common, "--data", lines, "--out", folder, "--resume"]
-            summary, _, _ = call([*command, "--seed", str(SEED), *OPTIONS, *METHODS[method]])
+            summary, _, _ = call([*command, "--seed", str(seed), *OPTIONS, *METHODS[method]])
             (folder / "summary.json").write_text(json.dumps(summary))
         return folder
 
     def modules(self, cell):
         """(name, folder, weight) of what a request of the cell lists."""
-        folders = {name: self.train(cell["method"], cell["modules"][name]) for name in cell["uses"]}
+        folders = {name: self.train(cell["method"], cell["modules"][name], cell["seed"]) for name in cell["uses"]}
         if cell["op"] == "use":
             return [(f"m{k}", folders[name], weight) for k, (name, weight) in enumerate(cell["uses"].items())]
         out = self.work / f"sum-{cell_hash(cell)}"
@@ -187,32 +188,35 @@ class Runner:
 
 def run(arguments):
     runner, done = Runner(arguments), 0
-    for method in arguments.method or METHODS:
-        for block in (block for block in BLOCKS if block.setting == arguments.setting):
-            while done < arguments.cells:
-                have = {row["hash"]: row for row in rows(ROWS)}
-                todo = next((cell for cell in block.cells(method, have) if cell_hash(cell) not in have), None)
-                if todo is None:
-                    break
-                print(block.title, todo["method"], todo["cell"], todo["weight"], todo["split"], flush=True)
-                append(todo, runner.run(todo), ROWS)
-                done += 1
+    blocks = [block for block in BLOCKS if block.setting == arguments.setting]
+    for seed, method, block in itertools.product(arguments.seed or SEEDS[:1], arguments.method or METHODS, blocks):
+        while done < arguments.cells:
+            have = {row["hash"]: row for row in rows(ROWS)}
+            todo = next((cell for cell in block.cells(method, have, seed) if cell_hash(cell) not in have), None)
+            if todo is None:
+                break
+            print(block.title, todo["method"], todo["cell"], todo["weight"], todo["split"], "seed", seed, flush=True)
+            append(todo, runner.run(todo), ROWS)
+            done += 1
 
 
 # -------------------------------------------------------------------------------------------------------------- draw
 
 
-def shown(row, bare, name):
-    """Accuracy, or perplexity and by what it is multiplied, lowest and highest of the quarters."""
-    score = row["scores"][name]
-    if "quarters" not in score:
-        return percent([score], 1)
-    text = f"{math.exp(score['score']):.1f}"
-    if row is bare:
-        return text
-    pairs = zip(score["quarters"], bare["scores"][name]["quarters"])
-    factors = sorted(math.exp(loss - before) for loss, before in pairs)
-    return f"{text} (× {factors[0]:.2f} to {factors[-1]:.2f})"
+def shown(found, bare, name):
+    """Of the rows of all seeds: mean accuracy, its binomial error, lowest and highest seed; or mean perplexity and by
+    what it is multiplied, lowest and highest over quarters and seeds."""
+    scores = [row["scores"][name] for row in found]
+    mean = statistics.mean(score["score"] for score in scores)
+    if "quarters" not in scores[0]:
+        each = [f"{100 * score['score']:.1f}" for score in sorted(scores, key=lambda score: score["score"])]
+        text = f"{100 * mean:.1f} ± {100 * math.sqrt(mean * (1 - mean) / scores[0]['examples']):.1f}"
+        return text if len(each) == 1 else f"{text} ({each[0]} to {each[-1]})"
+    if found == [bare]:
+        return f"{math.exp(mean):.1f}"
+    before = bare["scores"][name]["quarters"]
+    factors = [math.exp(loss - base) for score in scores for loss, base in zip(score["quarters"], before)]
+    return f"{math.exp(mean):.1f} (× {min(factors):.2f} to {max(factors):.2f})"
 
 
 def table(block, have):
@@ -221,20 +225,25 @@ def table(block, have):
         yield from ["", f"**{block.title}**: not measured"]
         return
 
-    def line(method, name, weight, row):
-        weight = weight if row and method and len(block.rows[name]) > 1 else ""
-        scores = [shown(row, bare, text) if row else "not measured" for text in block.sets]
-        return f"| {method or ''} | {name} | {weight} | {' | '.join(scores)} |"
+    def tests(method, name):
+        """{seed: the row of its best weight}, of the seeds that were run."""
+        best = {seed: block.best(method, name, have, seed) for seed in SEEDS}
+        cells = {seed: block.cell(method, name, w, "test", seed) for seed, w in best.items() if w is not None}
+        return {seed: have[cell_hash(cell)] for seed, cell in cells.items() if cell_hash(cell) in have}
+
+    def line(method, name, found):
+        weights = [str(row["weight"]) for row in found] if method and len(block.rows[name]) > 1 else []
+        weights = weights[:1] if len(set(weights)) == 1 else weights
+        scores = [shown(found, bare, text) if found else "not measured" for text in block.sets]
+        return f"| {method or ''} | {name} | {', '.join(weights)} | {' | '.join(scores)} |"
 
     yield from ["", f"**{block.title}**", "", f"| method | what | w | {' | '.join(block.sets)} |"]
     yield "| --- | --- | ---: |" + " ---: |" * len(block.sets)
-    yield line(None, "no module", None, bare)
+    yield line(None, "no module", [bare])
     for method in METHODS:
-        best = {name: block.best(method, name, have) for name in block.rows}
-        tests = {name: block.cell(method, name, w, "test") for name, w in best.items() if w is not None}
-        found = {name: have[cell_hash(cell)] for name, cell in tests.items() if cell_hash(cell) in have}
-        if found:
-            yield from (line(method, name, best[name], found.get(name)) for name in block.rows)
+        found = {name: list(tests(method, name).values()) for name in block.rows}
+        if any(found.values()):
+            yield from (line(method, name, rows_of_seeds) for name, rows_of_seeds in found.items())
         else:
             yield f"| {method} | all | |" + " not measured |" * len(block.sets)
 
@@ -248,6 +257,7 @@ def main():
     parser, one, two = commands(__doc__)
     one.add_argument("setting", choices=dict.fromkeys(block.setting for block in BLOCKS))
     one.add_argument("--method", action="append", choices=METHODS, help="only this one; repeatable")
+    one.add_argument("--seed", action="append", type=int, choices=SEEDS, help="0 where none is given; repeatable")
     one.set_defaults(call=run)
     two.set_defaults(call=draw)
     arguments = parser.parse_args()
