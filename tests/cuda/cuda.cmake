@@ -6,7 +6,7 @@ target_include_directories(test_cuda BEFORE PRIVATE ${CMAKE_CURRENT_SOURCE_DIR}/
 target_compile_definitions(test_cuda PRIVATE GRAFT_CUDA_EMULATION)
 target_compile_options(test_cuda PRIVATE -Wno-unknown-pragmas)  # #pragma unroll
 # many templates and small models: what optimising costs here is more than what it saves
-set_source_files_properties(cuda/train.cpp PROPERTIES COMPILE_OPTIONS -O1)
+target_compile_options(test_cuda PRIVATE $<$<CONFIG:Release>:-O1>)
 
 # examples/NN_name.cu run in the emulation too
 file(GLOB cuda_examples CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/examples/*.cu)
