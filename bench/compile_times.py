@@ -14,9 +14,10 @@ import sys
 import tempfile
 from pathlib import Path
 
+from page import replace
+
 ROOT = Path(__file__).resolve().parents[1]
 MACROS = ["-DEIGEN_NO_CUDA", "-DEIGEN_DONT_PARALLELIZE", "-DEIGEN_MAX_ALIGN_BYTES=64"]  # what graft::graft defines
-BEGIN, END = "<!-- compile times: begin -->", "<!-- compile times: end -->"
 
 
 def include(*headers):
@@ -68,8 +69,7 @@ def main():
     lines += [f"| {name} | {statistics.median(found):.1f} |" for name, found in times]
     text = "\n".join(lines)
     if arguments.into:
-        head, rest = arguments.into.read_text().split(BEGIN, 1)
-        arguments.into.write_text(head + BEGIN + "\n" + text + "\n" + END + rest.split(END, 1)[1])
+        replace(arguments.into, "compile times", [text])
     else:
         print(text)
 

@@ -13,8 +13,9 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+from page import replace
+
 ROOT = Path(__file__).resolve().parents[1]
-BEGIN, END = "<!-- precision: begin -->", "<!-- precision: end -->"
 WINDOW, WINDOWS = 175, 8  # words; some 256 tokens each
 FORMATS = ["bf16", "q8_0", "q4_1", "q4_0"]
 
@@ -45,8 +46,7 @@ def main():
     text = "\n".join([f"{found[0]['tokens']:,} tokens in {WINDOWS} windows:", "",
                       "| weights | perplexity, exact | native | difference |", "| --- | ---: | ---: | ---: |", *rows])
     if arguments.into:
-        head, rest = arguments.into.read_text().split(BEGIN, 1)
-        arguments.into.write_text(head + BEGIN + "\n" + text + "\n" + END + rest.split(END, 1)[1])
+        replace(arguments.into, "precision", [text])
     else:
         print(text)
 

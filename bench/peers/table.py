@@ -9,7 +9,9 @@ import statistics
 import sys
 from pathlib import Path
 
-BEGIN, END = "<!-- peers: begin -->", "<!-- peers: end -->"
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+
+from page import replace  # noqa: E402
 
 
 def number(value):
@@ -52,8 +54,7 @@ def render(result):
 
 
 def write(result, path):
-    head, rest = path.read_text().split(BEGIN, 1)
-    path.write_text(head + BEGIN + "\n" + render(result) + "\n" + END + rest.split(END, 1)[1])
+    replace(path, "peers", [render(result)])
 
 
 if __name__ == "__main__":

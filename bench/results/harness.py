@@ -25,6 +25,10 @@ from pathlib import Path
 from tasks import write_split
 
 HERE = Path(__file__).resolve().parent
+sys.path.append(str(HERE.parent))
+
+from page import replace  # noqa: E402
+
 ROWS = HERE / "rows.jsonl"
 
 # -------------------------------------------------------------------------------------------------------------- rows
@@ -226,16 +230,6 @@ def percent(found, wanted):
         p = mean / 100
         text = f"{mean:.1f} ± {100 * (p * (1 - p) / found[0]['examples']) ** 0.5:.1f}"
     return text if len(scores) >= wanted else f"{text}, {len(scores)} of {wanted} seeds"
-
-
-def replace(page, name, lines):
-    """Puts lines between a page's markers of that name."""
-    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
-    text = Path(page).read_text()
-    if begin not in text or end not in text:
-        sys.exit(f"{page} has no markers {begin} and {end}")
-    head, rest = text.split(begin, 1)
-    Path(page).write_text(head + begin + "\n" + "\n".join(lines) + "\n" + end + rest.split(end, 1)[1])
 
 
 def draw(arguments):

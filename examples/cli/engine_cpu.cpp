@@ -1,22 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <examples/cli/cpu_owner.hpp>
 #include <examples/cli/engine_of.hpp>
 
 namespace graft::cli {
-namespace {
-
-class CpuOwner {
- public:
-  explicit CpuOwner(EngineOptions const& options) : pool_(options.threads), backend_(pool_) {
-    backend_.set_precision(options.precision);
-  }
-  CommandBackend& backend() { return backend_; }
-
- private:
-  ThreadPool pool_;
-  CommandBackend backend_;
-};
-
-}  // namespace
 
 std::unique_ptr<Engine> make_engine(ModelFiles files, EngineOptions const& options) {
   if (options.device == Device::cuda) return make_cuda_engine(std::move(files), options);

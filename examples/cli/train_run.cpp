@@ -1,26 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 // graft train on the processor.
+#include <examples/cli/cpu_owner.hpp>
 #include <examples/cli/train_of.hpp>
 
-#include <graft/core/executor.hpp>
-
 namespace graft::cli {
-namespace train_run_parts {
-
-class Processor {
- public:
-  explicit Processor(EngineOptions const& options) : pool_(options.threads), backend_(pool_) {}
-  CommandBackend& backend() { return backend_; }
-
- private:
-  ThreadPool pool_;
-  CommandBackend backend_;
-};
-
-}  // namespace train_run_parts
-
 nlohmann::ordered_json train(TrainCommand const& command) {
-  return command.model.device == "cuda" ? train_on_cuda(command) : train_of<train_run_parts::Processor>(command);
+  if (command.model.device == "cuda") return train_on_cuda(command);
+  if (command.model.precision == "native")
+    throw UsageError("graft train: --precision native is for --device cuda; the processor trains in exact precision");
+  return train_of<CpuOwner>(command);
 }
 
 #if !GRAFT_WITH_CUDA

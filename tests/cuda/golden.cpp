@@ -2,6 +2,7 @@
 // Whole models on the CUDA backend answer what transformers and PEFT answer: every architecture and policy, all
 // requests of a case in one mixed batch.
 #include <tests/catch.hpp>
+#include <tests/model/batch.hpp>
 #include <tests/model/cases.hpp>
 
 #include <graft/adapter/ia3.hpp>
@@ -36,21 +37,8 @@ double worst_of(Case const& c, ModelFiles files) {
       load_adapter(be, model.bank(), name.substr(8), entry.path());
   Context<Model<Arch, AllAdapters, B>> context(model, be);
 
-  std::vector<Sequence<B>> sequences;
-  std::vector<SequenceInput<B>> inputs;
-  std::vector<index_t> wanted;
-  sequences.reserve(c.requests.size());
-  index_t row = 0;
-  for (auto const& request : c.requests) {
-    sequences.push_back(context.start(request.adapters));
-    inputs.push_back({&sequences.back(), request.tokens, request.prompt_tokens, {}, {}, request.token_types});
-    auto const count = static_cast<index_t>(request.tokens.size());
-    if (model.config().classifier)
-      wanted.push_back(row + context.answer_row(request.tokens));
-    else
-      for (index_t k = 0; k < count; ++k) wanted.push_back(row + k);
-    row += count;
-  }
+  Batch<B> batch(context, c.requests, model.config().classifier);
+  auto& [sequences, inputs, wanted] = batch;
   index_t const width = model.ends().output_width();
   std::vector<float> all(wanted.size() * static_cast<std::size_t>(width), std::numeric_limits<float>::quiet_NaN());
   context.forward(inputs, wanted, matrix_view(all.data(), static_cast<index_t>(wanted.size()), width));

@@ -2,6 +2,7 @@
 // The golden models behind one interface, so that models, layers and contexts are compiled once for all tests.
 #pragma once
 
+#include <tests/model/batch.hpp>
 #include <tests/model/cases.hpp>
 
 #include <graft/adapter/ia3.hpp>
@@ -78,25 +79,10 @@ using Answers = std::vector<Answer<Act>>;
 /// All requests as one batch of fresh sequences.
 template <class Act>
 Answers<Act> answer(AnyModel<Act> const& model, AnyContext<Act>& context, std::span<Request const> requests) {
-  using B = CpuBackend<Act>;
-  std::vector<Sequence<B>> sequences;
-  std::vector<SequenceInput<B>> inputs;
-  std::vector<index_t> wanted;
-  sequences.reserve(requests.size());
-  index_t row = 0;
-  for (auto const& request : requests) {
-    sequences.push_back(context.start(request.adapters));
-    inputs.push_back({&sequences.back(), request.tokens, request.prompt_tokens, {}, {}, request.token_types});
-    auto const count = static_cast<index_t>(request.tokens.size());
-    if (model.config().classifier)
-      wanted.push_back(row + context.answer_row(request.tokens));
-    else
-      for (index_t k = 0; k < count; ++k) wanted.push_back(row + k);
-    row += count;
-  }
-  index_t const width = model.output_width();
-  std::vector<Act> all(wanted.size() * static_cast<std::size_t>(width));
-  context.forward(inputs, wanted, matrix_view(all.data(), static_cast<index_t>(wanted.size()), width));
+  Batch<CpuBackend<Act>> const batch(context, requests, model.config().classifier);
+  index_t const width = model.output_width(), rows_wanted = static_cast<index_t>(batch.wanted.size());
+  std::vector<Act> all(static_cast<std::size_t>(rows_wanted * width));
+  context.forward(batch.inputs, batch.wanted, matrix_view(all.data(), rows_wanted, width));
   Answers<Act> answers;
   auto next = all.begin();
   for (auto const& request : requests) {

@@ -211,12 +211,10 @@ void member_backward(B& be, index_t layer, typename AdapterSet<B>::Member const&
                      MatrixView<typename B::Act, typename B::Space> draw, Gradients<B>& gradients) {
   auto const& module = *member.module;
   auto const& g = module.generators[static_cast<std::size_t>(layer)];
-  auto* own = gradients.find_published(be, module);
-  PublishedGradients<B> frozen;  // nobody reads it: only what flows into the prompt's rows counts
-  if (own == nullptr) frozen.start(module), own = &frozen;
+  auto const* const own = gradients.find_published(be, module);  // null: only what flows into the prompt's rows counts
   generator_backward(be, GeneratorTerm<Real<B>>{g.resident, member.weight, g.query, g.rotated_query},
-                     own->generator(module, layer), VectorView<Real<B> const, typename B::Space>(dl), normalized, raw,
-                     dnormalized, draw);
+                     own != nullptr ? own->generator(module, layer) : GeneratorGradient<Real<B>>{},
+                     VectorView<Real<B> const, typename B::Space>(dl), normalized, raw, dnormalized, draw);
 }
 
 }  // namespace detail

@@ -45,8 +45,10 @@ class GradientBuffer {
     std::vector<R> added(host_.size());
     copy_to_host(be, static_cast<R const*>(resident_.data()), added.data(), size_);
     for (std::size_t k = 0; k < added.size(); ++k) host_[k] += added[k];
-    resident_.clear();
+    clear(be, view());
   }
+  /// Zeros on the host alone, which has made something else of what was fetched.
+  void forget() { std::fill(host_.begin(), host_.end(), R{0}); }
 
  private:
   index_t size_ = 0;
@@ -110,7 +112,8 @@ class PublishedGradients {
     }
     if (parameters_ != nullptr)
       for (index_t k = 0; k < back.count; ++k) into[k] += parameters_[k];
-    start(module);
+    memory_.forget();
+    arrange(module, memory_.view().data);
   }
 
  private:

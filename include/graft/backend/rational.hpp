@@ -31,7 +31,8 @@ GRAFT_HOST_DEVICE R rational(RationalForm form, R const* a, index_t numerator, R
   return p / (1 + q);
 }
 
-/// Given dy = dL/dF: returns dL/dx and adds dL/da_k to da [m+1] and dL/db_k to db [n]. At 0, |.| has slope 0.
+/// Given dy = dL/dF: returns dL/dx and adds dL/da_k to da [m+1] and dL/db_k to db [n], where they are not null. At 0,
+/// |.| has slope 0.
 template <class R>
 GRAFT_HOST_DEVICE R rational_backward(RationalForm form, R const* a, index_t numerator, R const* b, index_t denominator,
                                       R x, R dy, R* da, R* db) {
@@ -48,9 +49,9 @@ GRAFT_HOST_DEVICE R rational_backward(RationalForm form, R const* a, index_t num
   R const outer = each ? R(1) : sign(q);
   R const bottom = 1 + outer * q, value = p / bottom;
   R power = 1;
-  for (index_t k = 0; k <= numerator; ++k, power *= x) da[k] += dy * power / bottom;
+  for (index_t k = 0; da != nullptr && k <= numerator; ++k, power *= x) da[k] += dy * power / bottom;
   power = v;
-  for (index_t k = 0; k < denominator; ++k, power *= v)
+  for (index_t k = 0; db != nullptr && k < denominator; ++k, power *= v)
     db[k] -= dy * value / bottom * power * (each ? sign(b[k]) : outer);
   return dy * (dp - value * dq * (each ? sign(x) : outer)) / bottom;
 }

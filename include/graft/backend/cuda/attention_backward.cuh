@@ -135,6 +135,23 @@ __device__ inline void make_slopes(AttentionInputs<Act> const& in, AttentionSpan
   }
 }
 
+/// Adds a warp's rows of results, a column of every 32 from `base` on per lane, to rows [first, first + 32) of a span.
+template <class Act>
+__device__ inline void add_tile(AttentionSpan const& span, float const (&sum)[backward_rows][backward_dims / 32],
+                                index_t first, index_t offset, int base, int dim, MatrixView<Act, DeviceSpace> to) {
+  int const warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
+#pragma unroll
+  for (int r = 0; r < backward_rows; ++r)
+#pragma unroll
+    for (int part = 0; part < backward_dims / 32; ++part) {
+      index_t const row = first + backward_rows * warp + r;
+      int const column = base + 32 * part + lane;
+      if (row >= span.rows || column >= dim) continue;
+      Act& element = to(span.first_row + row, offset + column);
+      element = from_real<Act>(to_real(element) + sum[r][part]);
+    }
+}
+
 /// dQ of 32 queries of a head: block (tile, head, span). A lane has a column of every 32.
 template <class Act>
 __global__ void __launch_bounds__(backward_threads)
@@ -163,16 +180,7 @@ __global__ void __launch_bounds__(backward_threads)
           for (int r = 0; r < backward_rows; ++r) acc[r][part] += slopes[backward_rows * warp + r][t] * b[t][lane];
       }
     }
-#pragma unroll
-    for (int r = 0; r < backward_rows; ++r)
-#pragma unroll
-      for (int part = 0; part < backward_dims / 32; ++part) {
-        index_t const row = query + backward_rows * warp + r;
-        int const column = base + 32 * part + lane;
-        if (row >= span.rows || column >= dim) continue;
-        Act& to = dq(span.first_row + row, q_offset + column);
-        to = from_real<Act>(to_real(to) + acc[r][part]);
-      }
+    add_tile(span, acc, query, q_offset, base, dim, dq);
   }
 }
 
@@ -212,18 +220,8 @@ __global__ void __launch_bounds__(backward_threads)
             }
         }
       }
-#pragma unroll
-    for (int r = 0; r < backward_rows; ++r)
-#pragma unroll
-      for (int part = 0; part < backward_dims / 32; ++part) {
-        index_t const row = key + backward_rows * warp + r;
-        int const column = base + 32 * part + lane;
-        if (row >= span.rows || column >= dim) continue;
-        Act& to_k = dk(span.first_row + row, k_offset + column);
-        to_k = from_real<Act>(to_real(to_k) + acc_k[r][part]);
-        Act& to_v = dv(span.first_row + row, k_offset + column);
-        to_v = from_real<Act>(to_real(to_v) + acc_v[r][part]);
-      }
+    add_tile(span, acc_k, key, k_offset, base, dim, dk);
+    add_tile(span, acc_v, key, k_offset, base, dim, dv);
   }
 }
 

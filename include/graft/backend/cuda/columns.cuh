@@ -61,7 +61,16 @@ __device__ inline void store_columns(float const (&from)[N], index_t first, inde
   for (int k = 0; k < N; ++k)
     if (first + k < cols) row[first + k] = from_real<T>(from[k]);
 }
-/// The same of a vector that may be absent: then 0.
+/// The same, added to what is there.
+template <int N, class T>
+__device__ inline void add_columns(float (&sum)[N], index_t first, index_t cols, bool whole, T* row) {
+  float before[N];
+  load_columns(row, first, cols, whole, before);
+#pragma unroll
+  for (int k = 0; k < N; ++k) sum[k] += before[k];
+  store_columns(sum, first, cols, whole, row);
+}
+/// load_columns of a vector that may be absent: then 0.
 template <int N>
 __device__ inline void load_present(float const* row, index_t first, index_t cols, bool whole, float (&to)[N]) {
   if (row != nullptr) return load_columns(row, first, cols, whole, to);

@@ -79,11 +79,9 @@ struct Add {
   bool whole;
 
   __device__ void operator()(index_t row, index_t first) const {
-    float a[columns], b[columns];
-    load_columns(h.row(row), first, h.cols, whole, a);
-    load_columns(x.row(row), first, h.cols, whole, b);
-    for (int k = 0; k < columns; ++k) a[k] += b[k];
-    store_columns(a, first, h.cols, whole, h.row(row));
+    float v[columns];
+    load_columns(x.row(row), first, h.cols, whole, v);
+    add_columns(v, first, h.cols, whole, h.row(row));
   }
 };
 
@@ -131,11 +129,7 @@ struct Gather {
   __device__ void operator()(index_t row, index_t first) const {
     float v[columns];
     load_columns(table.row(index[row]), first, h.cols, whole, v);
-    if (accumulate) {
-      float before[columns];
-      load_columns(h.row(row), first, h.cols, whole, before);
-      for (int k = 0; k < columns; ++k) v[k] += before[k];
-    }
+    if (accumulate) return add_columns(v, first, h.cols, whole, h.row(row));
     store_columns(v, first, h.cols, whole, h.row(row));
   }
 };
@@ -152,11 +146,7 @@ struct GatherBlocks {
   __device__ void operator()(index_t row, index_t first) const {
     float v[columns];
     decode_part<Block>(table + index[row] * (h.cols / Block::block * Block::bytes), first / columns, v);
-    if (accumulate) {
-      float before[columns];
-      load_columns(h.row(row), first, h.cols, whole, before);
-      for (int k = 0; k < columns; ++k) v[k] += before[k];
-    }
+    if (accumulate) return add_columns(v, first, h.cols, whole, h.row(row));
     store_columns(v, first, h.cols, whole, h.row(row));
   }
 };

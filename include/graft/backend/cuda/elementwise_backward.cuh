@@ -133,17 +133,16 @@ struct ActivateGatedBackward {
   bool whole;
 
   __device__ void operator()(index_t row, index_t first) const {
-    float g[columns], u[columns], slope[columns], sum[columns];
+    float g[columns], u[columns], slope[columns], more[columns];
     load_columns(gate.row(row), first, gate.cols, whole, g);
     load_columns(up.row(row), first, gate.cols, whole, u);
     load_columns(dgate.row(row), first, gate.cols, whole, slope);
-    load_columns(dup.row(row), first, gate.cols, whole, sum);
     for (int k = 0; k < columns; ++k) {
-      sum[k] += slope[k] * graft::activate(f, g[k]);
+      more[k] = slope[k] * graft::activate(f, g[k]);
       slope[k] *= u[k] * activation_derivative(f, g[k]);
     }
     store_columns(slope, first, gate.cols, whole, dgate.row(row));
-    store_columns(sum, first, gate.cols, whole, dup.row(row));
+    add_columns(more, first, gate.cols, whole, dup.row(row));
   }
 };
 

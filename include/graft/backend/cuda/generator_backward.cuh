@@ -134,15 +134,15 @@ __global__ void generator_rows(VectorGenerator<float> g, GeneratorGradient<float
       sum += state.along[t] * to_real(x(t, k));
       add(t, state.share[t] * dh + state.along[t] * g.pool[k]);
     }
-    grad.pool[k] += sum;
+    if (grad.pool != nullptr) grad.pool[k] += sum;
   }
 }
 
 }  // namespace cuda
 
 /// The backward of one term of one request's vectors: dl, dL/d(the request's sum), becomes gradients of the generator,
-/// which are added to, and of the prompt's rows it reads, dnormalized or draw [p, d], +=. normalized, raw [p, d] are
-/// what make_vectors saw. Pointers inside the structs are device memory.
+/// which are added to (all null: it is frozen), and of the prompt's rows it reads, dnormalized or draw [p, d], +=.
+/// normalized, raw [p, d] are what make_vectors saw. Pointers inside the structs are device memory.
 template <class Act>
 void generator_backward(CudaBackend<Act>& be, GeneratorTerm<float> const& term, GeneratorGradient<float> const& grad,
                         VectorView<float const, DeviceSpace> dl, MatrixView<Act const, DeviceSpace> normalized,
@@ -156,8 +156,9 @@ void generator_backward(CudaBackend<Act>& be, GeneratorTerm<float> const& term, 
                                    take(g.rank),  take(x.rows),  take(x.rows)};
   cuda::launch(cuda::generator_bottleneck<Act>, dim3(1), cuda::make_vectors_threads, 0, be.stream(), term, grad, x,
                dl.data, state);
-  cuda::launch(cuda::generator_factors<float>, cuda::grid_of(ceil_div(g.rank * (g.vectors + g.width), 256)), 256, 0,
-               be.stream(), term, grad, dl.data, state);
+  if (grad.up != nullptr)
+    cuda::launch(cuda::generator_factors<float>, cuda::grid_of(ceil_div(g.rank * (g.vectors + g.width), 256)), 256, 0,
+                 be.stream(), term, grad, dl.data, state);
   cuda::launch(cuda::generator_rows<Act, Act>, cuda::grid_of(ceil_div(g.width, 128)), 128, 0, be.stream(), g, grad, x,
                g.raw ? draw : dnormalized, state);
 }

@@ -46,11 +46,10 @@ struct Accumulate {
   bool whole;
 
   __device__ void operator()(index_t row, index_t first) const {
-    float sum[columns], v[columns];
-    load_columns(to.row(row), first, to.cols, whole, sum);
+    float v[columns];
     load_columns(from.row(row), first, to.cols, whole, v);
-    for (int k = 0; k < columns; ++k) sum[k] += weight * v[k];
-    store_columns(sum, first, to.cols, whole, to.row(row));
+    for (float& each : v) each *= weight;
+    add_columns(v, first, to.cols, whole, to.row(row));
   }
 };
 

@@ -164,13 +164,6 @@ __device__ inline void store_pack(T* at, Pack<T, N> const& pack) {
   *reinterpret_cast<Pack<T, N>*>(at) = pack;
 }
 
-/// Whether rows of `cols` elements that lie `stride` apart can be read 16 bytes at a time.
-template <class T>
-bool packable(T const* data, index_t cols, index_t stride) {
-  constexpr index_t n = pack_size<T>;
-  return reinterpret_cast<std::uintptr_t>(data) % 16 == 0 && cols % n == 0 && stride % n == 0;
-}
-
 }  // namespace cuda
 
 template <>
@@ -210,6 +203,7 @@ struct Memory<DeviceSpace> {
     copy(to, from, bytes, cudaMemcpyDeviceToDevice);
   }
   static void clear(void* to, std::size_t bytes) {
+    std::lock_guard const lock(cuda::whole_device());
     cuda::check(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
     cuda::check(cudaMemset(to, 0, bytes), "cudaMemset");
     cuda::check(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
