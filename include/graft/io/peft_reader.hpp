@@ -9,10 +9,15 @@
 #include <graft/core/format.hpp>
 #include <graft/io/adapter_tensors.hpp>
 #include <graft/io/checked.hpp>
+#include <graft/io/compiled.hpp>
 #include <graft/io/peft_config.hpp>
 #include <graft/io/peft_names.hpp>
-#include <graft/io/safetensors.hpp>
+#include <graft/io/peft_options.hpp>
 #include <graft/io/tensor_file.hpp>
+
+#if GRAFT_FILES_ARE_HERE
+#include <graft/io/safetensors.hpp>
+#endif
 
 #include <algorithm>
 #include <cstddef>
@@ -34,7 +39,11 @@ struct ReadModule {
 
 namespace detail {
 
-inline TensorFile read_peft_tensors(PeftConfig const& config) {
+/// adapter_model.safetensors beside the configuration.
+GRAFT_FILES TensorFile read_peft_tensors(PeftConfig const& config);
+
+#if GRAFT_FILES_ARE_HERE
+GRAFT_FILES TensorFile read_peft_tensors(PeftConfig const& config) {
   namespace fs = std::filesystem;
   std::error_code ignored;
   fs::path const path = config.folder / "adapter_model.safetensors";
@@ -49,6 +58,7 @@ inline TensorFile read_peft_tensors(PeftConfig const& config) {
                               "; adapters hold F32, F16, BF16 or F64"));
   return file;
 }
+#endif
 
 /// One adapter folder on its way to a Module<P, B>: first everything is named and checked, then memory is taken.
 template <class P, class B>

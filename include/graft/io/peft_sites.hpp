@@ -7,6 +7,8 @@
 #include <graft/io/peft_names.hpp>
 #include <graft/io/peft_reader.hpp>
 
+#include <nlohmann/json.hpp>
+
 #include <algorithm>
 #include <filesystem>
 #include <map>

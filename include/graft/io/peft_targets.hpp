@@ -7,10 +7,12 @@
 #include <graft/io/checked.hpp>
 #include <graft/io/peft_config.hpp>
 #include <graft/io/peft_names.hpp>
+#include <graft/io/peft_options.hpp>
 
 #include <nlohmann/json.hpp>
 
 #include <algorithm>
+#include <memory>
 #include <optional>
 #include <regex>
 #include <string>
@@ -81,7 +83,8 @@ void set_policy_option(P& policy, std::string const& key, std::string const& val
   }
   PeftConfig config;
   config.path = "graft";
-  auto& member = config.document[key] = nlohmann::ordered_json();
+  config.document = std::make_shared<nlohmann::ordered_json>();
+  auto& member = (*config.document)[key] = nlohmann::ordered_json();
   if (auto const list = nlohmann::ordered_json::parse(value, nullptr, false);
       value.starts_with('[') && list.is_array()) {
     member = list;

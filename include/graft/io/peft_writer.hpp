@@ -8,24 +8,30 @@
 #include <graft/core/error.hpp>
 #include <graft/core/format.hpp>
 #include <graft/io/adapter_tensors.hpp>
+#include <graft/io/compiled.hpp>
 #include <graft/io/output_file.hpp>
 #include <graft/io/peft_config.hpp>
 #include <graft/io/peft_names.hpp>
+#include <graft/io/peft_options.hpp>
 #include <graft/io/safetensors.hpp>
 #include <graft/io/tensor_file.hpp>
 
+#if GRAFT_FILES_ARE_HERE
 #include <nlohmann/json.hpp>
+#endif
 
 #include <unistd.h>
 
 #include <algorithm>
 #include <cstddef>
 #include <filesystem>
+#include <iterator>
 #include <map>
 #include <set>
 #include <string>
 #include <string_view>
 #include <utility>
+#include <variant>
 #include <vector>
 
 namespace graft {
@@ -35,6 +41,42 @@ struct PeftWriteOptions {
 };
 
 namespace detail {
+
+/// What adapter_config.json says beside the policy's options.
+struct PeftKeysOfModule {
+  std::vector<std::string> target_modules, modules_to_save;
+  std::string_view peft_type;
+  std::string task_type, base_model;
+  std::vector<std::string_view> own;  ///< options that PEFT does not know, written where they are no default
+};
+
+/// adapter_config.json as PEFT writes it: keys ascending, patterns in their order.
+GRAFT_FILES std::string peft_config_text(PeftKeysOfModule const& keys, PeftOptions const& options,
+                                         PeftOptions const& defaults);
+
+#if GRAFT_FILES_ARE_HERE
+GRAFT_FILES std::string peft_config_text(PeftKeysOfModule const& keys, PeftOptions const& options,
+                                         PeftOptions const& defaults) {
+  using Json = nlohmann::ordered_json;
+  auto const or_null = [](std::string const& value) { return value.empty() ? Json() : Json(value); };
+  std::map<std::string, Json> values = options.values();
+  auto const unchanged = defaults.values();
+  for (auto const& key : keys.own)
+    if (auto const at = values.find(std::string(key)); at != values.end() && at->second == unchanged.at(at->first))
+      values.erase(at);
+  values["target_modules"] = keys.target_modules;
+  values["modules_to_save"] = keys.modules_to_save.empty() ? Json() : Json(keys.modules_to_save);
+  values["peft_type"] = std::string(keys.peft_type);
+  values["task_type"] = or_null(keys.task_type);
+  values["base_model_name_or_path"] = or_null(keys.base_model);
+  values["auto_mapping"] = Json();
+  values["revision"] = Json();
+  values["inference_mode"] = true;
+  Json document = Json::object();
+  for (auto& [key, value] : values) document[key] = std::move(value);
+  return document.dump(2);
+}
+#endif
 
 /// One module on its way to an adapter folder.
 template <class P, class B>
@@ -61,7 +103,7 @@ class PeftWriter {
     // Both files are complete before either gets its name, and the old configuration goes first: whenever this is
     // interrupted, no folder holds the tensors of one adapter and the configuration of another.
     OutputFile config(folder / "adapter_config.json");
-    config.write(configuration().dump(2));
+    config.write(configuration());
     struct Temporary {
       fs::path path;
       ~Temporary() {
@@ -146,31 +188,18 @@ class PeftWriter {
     return {all.begin(), all.end()};
   }
 
-  // As PEFT writes it: keys ascending, patterns in their order.
-  nlohmann::ordered_json configuration() const {
-    using Json = nlohmann::ordered_json;
-    auto const or_null = [](std::string const& value) { return value.empty() ? Json() : Json(value); };
-    std::map<std::string, Json> values = PeftOptionWriter<P>(policy_).values();
-    if constexpr (requires { P::own_keys; }) {
-      auto const defaults = PeftOptionWriter<P>(P{}).values();
-      for (auto const& key : P::own_keys)
-        if (auto const at = values.find(std::string(key)); at != values.end() && at->second == defaults.at(at->first))
-          values.erase(at);
-    }
-    auto const feedforward = values.find("feedforward_modules");
-    values["target_modules"] = target_modules(
-        feedforward == values.end() ? std::vector<std::string>{} : feedforward->second.get<std::vector<std::string>>());
-    auto const saved = modules_to_save();
-    values["modules_to_save"] = saved.empty() ? Json() : Json(saved);
-    values["peft_type"] = std::string(P::peft_type);
-    values["task_type"] = or_null(module_.task_type);
-    values["base_model_name_or_path"] = or_null(module_.base_model);
-    values["auto_mapping"] = Json();
-    values["revision"] = Json();
-    values["inference_mode"] = true;
-    Json document = Json::object();
-    for (auto& [key, value] : values) document[key] = std::move(value);
-    return document;
+  std::string configuration() const {
+    PeftOptionWriter<P> const options(policy_);
+    PeftKeysOfModule keys;
+    auto const* const feedforward = options.find("feedforward_modules");
+    keys.target_modules = target_modules(feedforward == nullptr ? std::vector<std::string>{}
+                                                                : std::get<std::vector<std::string>>(*feedforward));
+    keys.modules_to_save = modules_to_save();
+    keys.peft_type = P::peft_type;
+    keys.task_type = module_.task_type;
+    keys.base_model = module_.base_model;
+    if constexpr (requires { P::own_keys; }) keys.own = {std::begin(P::own_keys), std::end(P::own_keys)};
+    return peft_config_text(keys, options, PeftOptionWriter<P>(P{}));
   }
 
   Module<P, B> const& module_;

@@ -5,33 +5,56 @@
 // string pairs under "__metadata__", then the tensors' bytes, without holes.
 #pragma once
 
-#include <graft/core/error.hpp>
 #include <graft/core/executor.hpp>
+#include <graft/io/compiled.hpp>
+#include <graft/io/output_file.hpp>
+#include <graft/io/tensor_file.hpp>
+
+#if GRAFT_FILES_ARE_HERE
+#include <graft/core/error.hpp>
 #include <graft/core/format.hpp>
 #include <graft/io/checked.hpp>
 #include <graft/io/json.hpp>
 #include <graft/io/mapped_file.hpp>
-#include <graft/io/output_file.hpp>
 #include <graft/io/safetensors_header.hpp>
-#include <graft/io/tensor_file.hpp>
 
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <filesystem>
-#include <map>
 #include <memory>
-#include <set>
-#include <string>
 #include <system_error>
 #include <utility>
+#endif
+
+#include <filesystem>
+#include <map>
+#include <string>
 #include <vector>
 
 namespace graft {
 
 /// The tensors of one safetensors file in the order of their bytes, and its metadata pairs. FormatError names the file
 /// and the tensor that is not as the format demands.
-inline TensorFile read_safetensors(const std::filesystem::path& path) {
+GRAFT_FILES TensorFile read_safetensors(const std::filesystem::path& path);
+
+/// The tensors of a checkpoint that may be cut into several files: `path` is a `*.safetensors.index.json`, or a folder
+/// with `model.safetensors` or `model.safetensors.index.json`. FormatError when a shard, or a tensor the index
+/// promises, is missing.
+GRAFT_FILES TensorFile read_sharded_safetensors(const std::filesystem::path& path);
+
+/// Writes the tensors, by falling alignment and then by name whatever order they come in, so that equal contents give
+/// equal bytes: those the Python package writes. ContractError for what the format cannot hold: block formats, a name
+/// twice, the name "__metadata__", text that is not UTF-8.
+/// `put_data` writes the bytes of each tensor, as many as it says, so that they need not be in memory together.
+GRAFT_FILES void write_safetensors(const std::filesystem::path& path, std::vector<TensorInfo> tensors,
+                              const std::map<std::string, std::string>& metadata,
+                              FunctionRef<void(const TensorInfo&, OutputFile&)> put_data);
+/// As above, with the bytes that the tensors point to.
+GRAFT_FILES void write_safetensors(const std::filesystem::path& path, std::vector<TensorInfo> tensors,
+                              const std::map<std::string, std::string>& metadata = {});
+
+#if GRAFT_FILES_ARE_HERE
+GRAFT_FILES TensorFile read_safetensors(const std::filesystem::path& path) {
   auto const file = MappedFile::open(path);
   auto header = detail::read_safetensors_header(*file);
   auto const fail = [&](auto const&... parts) { raise<FormatError>(text(file->path(), ": ", parts...)); };
@@ -65,10 +88,7 @@ inline TensorFile read_safetensors(const std::filesystem::path& path) {
   return TensorFile(file->path(), std::move(tensors), file, std::move(header.metadata));
 }
 
-/// The tensors of a checkpoint that may be cut into several files: `path` is a `*.safetensors.index.json`, or a folder
-/// with `model.safetensors` or `model.safetensors.index.json`. FormatError when a shard, or a tensor the index
-/// promises, is missing.
-inline TensorFile read_sharded_safetensors(const std::filesystem::path& path) {
+GRAFT_FILES TensorFile read_sharded_safetensors(const std::filesystem::path& path) {
   namespace fs = std::filesystem;
   fs::path index = path;
   std::error_code ignored;  // what cannot be examined cannot be opened either, and is refused there
@@ -108,11 +128,7 @@ inline TensorFile read_sharded_safetensors(const std::filesystem::path& path) {
   return TensorFile(index.string(), std::move(tensors), storage, std::move(metadata));
 }
 
-/// Writes the tensors, by falling alignment and then by name whatever order they come in, so that equal contents give
-/// equal bytes: those the Python package writes. ContractError for what the format cannot hold: block formats, a name
-/// twice, the name "__metadata__", text that is not UTF-8.
-/// `put_data` writes the bytes of each tensor, as many as it says, so that they need not be in memory together.
-inline void write_safetensors(const std::filesystem::path& path, std::vector<TensorInfo> tensors,
+GRAFT_FILES void write_safetensors(const std::filesystem::path& path, std::vector<TensorInfo> tensors,
                               const std::map<std::string, std::string>& metadata,
                               FunctionRef<void(const TensorInfo&, OutputFile&)> put_data) {
   std::string const header = detail::safetensors_header_text(tensors, metadata);
@@ -123,11 +139,12 @@ inline void write_safetensors(const std::filesystem::path& path, std::vector<Ten
   for (auto const& tensor : tensors) put_data(tensor, file);
   file.commit();
 }
-/// As above, with the bytes that the tensors point to.
-inline void write_safetensors(const std::filesystem::path& path, std::vector<TensorInfo> tensors,
-                              const std::map<std::string, std::string>& metadata = {}) {
+
+GRAFT_FILES void write_safetensors(const std::filesystem::path& path, std::vector<TensorInfo> tensors,
+                              const std::map<std::string, std::string>& metadata) {
   write_safetensors(path, std::move(tensors), metadata,
                     [](const TensorInfo& tensor, OutputFile& file) { file.write(tensor.data, tensor.bytes); });
 }
+#endif
 
 }  // namespace graft

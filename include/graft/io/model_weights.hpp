@@ -1,0 +1,136 @@
+// SPDX-License-Identifier: Apache-2.0
+// A file's tensors as weights under the names, and in the row order, of Hugging Face's classes.
+#pragma once
+
+#include <graft/arch/weights.hpp>
+#include <graft/core/error.hpp>
+#include <graft/core/format.hpp>
+#include <graft/core/types.hpp>
+#include <graft/io/checked.hpp>
+#include <graft/io/gguf.hpp>
+#include <graft/io/gguf_names.hpp>
+#include <graft/io/tensor_file.hpp>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+namespace graft::detail {
+
+inline Weight as_weight(std::string const& path, TensorInfo const& tensor) {
+  if (!format_info(tensor.format).weight)
+    raise<FormatError>(text(path, ": tensor ", in_quotes(tensor.name), " of type ", format_info(tensor.format).name,
+                            " cannot be a weight"));
+  if (tensor.shape.empty() || tensor.shape.size() > 2)
+    raise<FormatError>(
+        text(path, ": tensor ", in_quotes(tensor.name), " has ", tensor.shape.size(), " dimensions, expected 1 or 2"));
+  bool const vector = tensor.shape.size() == 1;
+  return {tensor.data, tensor.format, vector ? 1 : tensor.shape[0], tensor.shape.back(), nullptr};
+}
+
+/// GPT-2's Conv1D keeps [in, out]: the same numbers in the same format, turned once at load.
+inline Weight transposed(std::string const& path, TensorInfo const& tensor, WeightMap& map) {
+  Weight const from = as_weight(path, tensor);
+  auto const width = static_cast<std::size_t>(format_info(from.format).bytes);
+  if (format_info(from.format).block != 1)
+    raise<FormatError>(text(path, ": tensor ", in_quotes(tensor.name), " is quantised and cannot be transposed"));
+  std::shared_ptr<std::byte[]> const buffer(new std::byte[tensor.bytes]);
+  for (index_t r = 0; r < from.rows; ++r)
+    for (index_t c = 0; c < from.cols; ++c)
+      std::copy_n(from.data + static_cast<std::size_t>(r * from.cols + c) * width, width,
+                  buffer.get() + static_cast<std::size_t>(c * from.rows + r) * width);
+  map.keep.push_back(buffer);
+  return {buffer.get(), from.format, from.cols, from.rows, nullptr};
+}
+
+inline bool is_conv1d(std::string_view name) {
+  for (std::string_view module : {"attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight"})
+    if (name.ends_with(module)) return true;
+  return false;
+}
+
+/// The name a tensor has in the model's class: a backbone is saved with or without the prefix of the model around it,
+/// and BERT's norms of old have the parameters "gamma" and "beta".
+inline std::string class_name(ModelConfig const& config, std::string name, bool prefixed) {
+  bool const encoder = config.architecture == "bert" || config.architecture == "roberta";
+  if (encoder && name.ends_with(".gamma")) name.replace(name.size() - 6, 6, ".weight");
+  if (encoder && name.ends_with(".beta")) name.replace(name.size() - 5, 5, ".bias");
+  std::string const with = config.architecture + ".";
+  if (encoder && config.prefix.empty() && name.starts_with(with)) return name.substr(with.size());
+  bool head = false;
+  for (std::string_view const module : {"lm_head.", "classifier.", "score.", "cls."})
+    head = head || name.starts_with(module);
+  return prefixed || head ? name : config.prefix + name;
+}
+
+/// A masked language model keeps its decoder's bias beside the decoder, and has it there alone where they are tied.
+inline constexpr std::pair<char const*, char const*> decoder_biases[] = {
+    {"cls.predictions.bias", "cls.predictions.decoder.bias"}, {"lm_head.bias", "lm_head.decoder.bias"}};
+inline bool bias_beside_decoder(ModelConfig const& config, bool beside, bool of_decoder) {
+  return beside && (config.tied || !of_decoder);
+}
+
+inline WeightMap hf_weights(ModelConfig& config, TensorFile const& file) {
+  WeightMap map;
+  map.path = file.path();
+  map.keep.push_back(file.storage());
+  bool prefixed = false;
+  for (auto const& tensor : file.tensors()) prefixed = prefixed || tensor.name.starts_with(config.prefix);
+  for (auto const& tensor : file.tensors()) {
+    if (!format_info(tensor.format).weight) continue;               // buffers such as position_ids
+    if (tensor.shape.empty() || tensor.shape.size() > 2) continue;  // GPT-2's saved causal masks
+    std::string const name = class_name(config, tensor.name, prefixed);
+    map.tensors[name] = config.architecture == "gpt2" && is_conv1d(name) ? transposed(file.path(), tensor, map)
+                                                                         : as_weight(file.path(), tensor);
+  }
+  if (config.tied && !map.contains(config.prefix + "embed_tokens.weight") && map.contains("lm_head.weight") &&
+      config.architecture != "gpt2")
+    map.tensors[config.prefix + "embed_tokens.weight"] = map.tensors["lm_head.weight"];
+  for (auto const& [beside, of_decoder] : decoder_biases)
+    if (bias_beside_decoder(config, map.contains(beside), map.contains(of_decoder)))
+      map.tensors[of_decoder] = map.tensors[beside];
+  return map;
+}
+
+inline WeightMap gguf_weights(ModelConfig const& config, Gguf const& file) {
+  WeightMap map;
+  map.path = file.tensors.path();
+  map.keep.push_back(file.tensors.storage());
+  for (auto const& tensor : file.tensors.tensors()) {
+    if (tensor.name == "rope_freqs.weight") continue;
+    auto const name = hf_name(config.architecture, tensor.name);
+    if (!name)
+      raise<FormatError>(
+          text(map.path, ": tensor ", in_quotes(tensor.name), " has no place in a ", config.architecture, " model"));
+    Weight weight = as_weight(map.path, tensor);
+    bool const bias = name->ends_with(".bias");
+    index_t const heads = gguf_permuted_heads(config, name->substr(0, name->rfind('.')));
+    if (heads != 0) {
+      index_t const rows = bias ? weight.cols : weight.rows;
+      if (rows != heads * config.head_dim)
+        raise<FormatError>(text(map.path, ": tensor ", in_quotes(tensor.name), " has ", rows, " rows, expected ", heads,
+                                " heads of ", config.head_dim));
+      auto const order = std::make_shared<std::vector<std::int32_t>>(gguf_row_order(rows, heads));
+      if (bias) {  // one row: put its few elements in order
+        auto const values = std::make_shared<std::vector<float>>(static_cast<std::size_t>(rows));
+        std::vector<float> stored(values->size());
+        weight.row(0, stored.data());
+        for (std::size_t k = 0; k < stored.size(); ++k) (*values)[k] = stored[static_cast<std::size_t>((*order)[k])];
+        weight = {reinterpret_cast<std::byte const*>(values->data()), Format::f32, 1, rows, nullptr};
+        map.keep.push_back(values);
+      } else {
+        weight.row_order = order->data();
+        map.keep.push_back(order);
+      }
+    }
+    map.tensors[*name] = weight;
+  }
+  return map;
+}
+
+}  // namespace graft::detail
