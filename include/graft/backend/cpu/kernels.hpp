@@ -103,6 +103,18 @@ struct NativeKernels {
                      index_t then, MatrixView<float> y) = nullptr;
 };
 
+// A program of many units can compile the kernels once: all define GRAFT_EXTERN_KERNELS, and one of them
+// GRAFT_DEFINE_KERNELS before it includes this. CMake: link graft::kernels.
+
+/// The kernels of a level; double has those of the baseline alone. Templates, so that a program compiles what it uses.
+template <class R>
+Kernels<R> const& kernels(Isa isa);
+template <class R>
+BackwardKernels<R> const& backward_kernels(Isa isa);
+/// The native products of a level.
+template <class R>
+NativeKernels native_kernels(Isa isa);
+
 }  // namespace graft::cpu
 
 // Baseline: whatever the flags allow, also for double. Levels that the flags include already are the baseline itself.
@@ -125,6 +137,7 @@ struct NativeKernels {
 #define GRAFT_LEVEL inline baseline
 #include <graft/backend/cpu/level/all.inc>
 
+#if !defined(GRAFT_EXTERN_KERNELS) || defined(GRAFT_DEFINE_KERNELS)
 #if GRAFT_CAN_TARGET
 GRAFT_TARGET_BEGIN("avx2,fma,f16c")
 #define GRAFT_LEVEL avx2
@@ -167,7 +180,6 @@ namespace graft::cpu {
 #define GRAFT_CHOOSE_LEVEL(table) return baseline::table
 #endif
 
-/// The kernels of a level; double has those of the baseline alone. Templates, so that a program compiles what it uses.
 template <class R>
 Kernels<R> const& kernels([[maybe_unused]] Isa isa) {
   GRAFT_CHOOSE_LEVEL(forward_table<R>);
@@ -178,7 +190,6 @@ BackwardKernels<R> const& backward_kernels([[maybe_unused]] Isa isa) {
 }
 #undef GRAFT_CHOOSE_LEVEL
 
-/// The native products of a level; a template, so that only programs which ask compile them.
 template <class R>
 NativeKernels native_kernels([[maybe_unused]] Isa isa) {
   if constexpr (std::same_as<R, float>) {
@@ -191,20 +202,14 @@ NativeKernels native_kernels([[maybe_unused]] Isa isa) {
   return {};
 }
 
-// A program of many units can compile the kernels once: all define GRAFT_EXTERN_KERNELS, and one of them
-// GRAFT_DEFINE_KERNELS before it includes this. CMake: link graft::kernels.
-#if defined(GRAFT_EXTERN_KERNELS)
 #if defined(GRAFT_DEFINE_KERNELS)
-#define GRAFT_KERNELS template
-#else
-#define GRAFT_KERNELS extern template
-#endif
-GRAFT_KERNELS Kernels<float> const& kernels<float>(Isa);
-GRAFT_KERNELS Kernels<double> const& kernels<double>(Isa);
-GRAFT_KERNELS BackwardKernels<float> const& backward_kernels<float>(Isa);
-GRAFT_KERNELS BackwardKernels<double> const& backward_kernels<double>(Isa);
-GRAFT_KERNELS NativeKernels native_kernels<float>(Isa);
-#undef GRAFT_KERNELS
+template Kernels<float> const& kernels<float>(Isa);
+template Kernels<double> const& kernels<double>(Isa);
+template BackwardKernels<float> const& backward_kernels<float>(Isa);
+template BackwardKernels<double> const& backward_kernels<double>(Isa);
+template NativeKernels native_kernels<float>(Isa);
+template NativeKernels native_kernels<double>(Isa);
 #endif
 
 }  // namespace graft::cpu
+#endif
