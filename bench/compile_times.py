@@ -29,6 +29,7 @@ def units():
     quick_start = (ROOT / "examples/00_quick_start.cpp").read_text()
     embedded = (ROOT / "examples/03_embed_cpu.cpp").read_text()
     extern = ["-DGRAFT_EXTERN_KERNELS"]
+    files = [*extern, "-DGRAFT_EXTERN_FILES"]
     yield "`<Eigen/Dense>` alone", include("Eigen/Dense"), []
     yield "`<nlohmann/json.hpp>` alone", include("nlohmann/json.hpp"), []
     for header in ("adapter/policy.hpp", "adapter/lora.hpp", "adapter/road.hpp", "adapter/ia3.hpp", "adapter/pedro.hpp"):
@@ -38,7 +39,10 @@ def units():
     yield "the same, linked with `graft::kernels`", embedded, extern
     yield "[00_quick_start.cpp](../examples/00_quick_start.cpp): model, files, tokenizer", quick_start, []
     yield "the same, linked with `graft::kernels`", quick_start, extern
+    yield "the same, linked with `graft::kernels` and `graft::files`", quick_start, files
     yield "`graft::kernels` itself", include("graft/backend/cpu/kernels.hpp"), [*extern, "-DGRAFT_DEFINE_KERNELS"]
+    readers = ("io/model_files.hpp", "io/peft.hpp", "io/safetensors.hpp", "text/model_tokenizer.hpp", "text/tokenizer.hpp")
+    yield "`graft::files` itself", include(*(f"graft/{reader}" for reader in readers)), [*files, "-DGRAFT_DEFINE_FILES"]
 
 
 def seconds(command):

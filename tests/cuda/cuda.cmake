@@ -46,8 +46,9 @@ if(GRAFT_NVCC AND NOT DEFINED GRAFT_NVCC_FAST)  # these objects are compiled, no
   set(GRAFT_NVCC_FAST $<$<NOT:$<EQUAL:${found},-1>>:-Ofc=max> CACHE INTERNAL "")
 endif()
 function(graft_nvcc_objects list)
-  # the CPU's kernels are compiled by the C++ compiler, once, as in test_cuda_device
-  set(definitions "$<TARGET_PROPERTY:graft_kernels,INTERFACE_COMPILE_DEFINITIONS>")
+  # the CPU's kernels and files are compiled by the C++ compiler, once, as in test_cuda_device
+  set(definitions "$<TARGET_PROPERTY:graft_kernels,INTERFACE_COMPILE_DEFINITIONS>"
+                  "$<TARGET_PROPERTY:graft_files,INTERFACE_COMPILE_DEFINITIONS>")
   set(system_flags "")
   foreach(target IN ITEMS Eigen3::Eigen nlohmann_json::nlohmann_json PCRE2::8BIT Catch2::Catch2)
     set(dirs "$<TARGET_PROPERTY:${target},INTERFACE_INCLUDE_DIRECTORIES>")
@@ -73,7 +74,7 @@ endfunction()
 
 if(GRAFT_WITH_CUDA)
   add_executable(test_cuda_device ${device_sources} main.cpp)
-  target_link_libraries(test_cuda_device PRIVATE graft::cuda graft::text graft::kernels Catch2::Catch2
+  target_link_libraries(test_cuda_device PRIVATE graft::cuda graft::files graft::kernels Catch2::Catch2
                                                  graft_development)
   target_include_directories(test_cuda_device PRIVATE ${PROJECT_SOURCE_DIR})
   target_compile_definitions(test_cuda_device PRIVATE GRAFT_TEST_ON_GPU GRAFT_SOURCE_DIR="${PROJECT_SOURCE_DIR}"
