@@ -4,11 +4,15 @@
 #include <examples/cli/command.hpp>
 #include <examples/cli/model_output.hpp>
 
+#include <graft/io/gguf_config.hpp>
 #include <graft/io/gguf_lora.hpp>
 #include <graft/io/gguf_model.hpp>
+#include <graft/io/hf_config.hpp>
 #include <graft/io/hf_model.hpp>
 #include <graft/io/output_folder.hpp>
+#include <graft/text/gguf_tokenizer.hpp>
 #include <graft/text/gguf_tokenizer_writer.hpp>
+#include <graft/text/hf_tokenizer.hpp>
 #include <graft/text/hf_tokenizer_writer.hpp>
 #include <graft/text/model_tokenizer.hpp>
 

@@ -3,6 +3,7 @@
 #include <tests/catch.hpp>
 #include <tests/io/files.hpp>
 
+#include <graft/io/hf_config.hpp>
 #include <graft/io/model_files.hpp>
 
 #include <nlohmann/json.hpp>

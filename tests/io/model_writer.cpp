@@ -4,6 +4,7 @@
 #include <tests/io/files.hpp>
 
 #include <graft/io/gguf_model.hpp>
+#include <graft/io/hf_config.hpp>
 #include <graft/io/hf_model.hpp>
 #include <graft/io/output_folder.hpp>
 #include <graft/testing/random.hpp>

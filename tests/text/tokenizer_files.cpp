@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Tokenizer files that are wrong, or hold what is not supported, are refused in one sentence.
+#include <graft/io/gguf_metadata.hpp>
+#include <graft/text/gguf_tokenizer.hpp>
+#include <graft/text/hf_tokenizer.hpp>
 #include <graft/text/model_tokenizer.hpp>
 #include <graft/text/tokenizer.hpp>
 

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Tokenizers written to GGUF metadata and to tokenizer.json give the tokens they gave before.
 #include <graft/io/json.hpp>
+#include <graft/text/gguf_tokenizer.hpp>
 #include <graft/text/gguf_tokenizer_writer.hpp>
+#include <graft/text/hf_tokenizer.hpp>
 #include <graft/text/hf_tokenizer_writer.hpp>
 #include <graft/text/model_tokenizer.hpp>
 #include <graft/text/tokenizer.hpp>

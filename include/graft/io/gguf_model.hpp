@@ -9,6 +9,7 @@
 #include <graft/io/gguf_config.hpp>
 #include <graft/io/gguf_names.hpp>
 #include <graft/io/model_files.hpp>
+#include <graft/io/model_weights.hpp>
 #include <graft/io/model_writer.hpp>
 
 #include <algorithm>

@@ -10,6 +10,7 @@
 #include <graft/io/gguf_names.hpp>
 #include <graft/io/json.hpp>
 #include <graft/io/model_files.hpp>
+#include <graft/io/model_weights.hpp>
 #include <graft/io/model_writer.hpp>
 
 #include <nlohmann/json.hpp>

@@ -6,6 +6,7 @@
 #include <graft/arithmetic/fold.hpp>
 #include <graft/io/merge_record.hpp>
 #include <graft/io/model_files.hpp>
+#include <graft/io/model_weights.hpp>
 #include <graft/io/model_writer.hpp>
 
 #include <algorithm>
