@@ -338,6 +338,8 @@ inline std::string copy_error(void const* to, void const* from, std::size_t byte
     if (memory.is_device(data) && !memory.holds(data, bytes))
       return "a copy of " + std::to_string(bytes) + " bytes reaches outside its allocation";
   }
+  if (memory.is_device(to) && !memory.is_device(from) && memory.host_address_in(from, bytes) != nullptr)
+    return "a pointer to host memory is copied to the device";
   return {};
 }
 }  // namespace emulation
@@ -436,10 +438,17 @@ cudaError_t cudaLaunchKernelEx(cudaLaunchConfig_t const* config, void (*kernel)(
       std::max(device.properties.shared_bytes, allowed != device.shared_limit.end() ? allowed->second : 0);
   if (config->dynamicSmemBytes > static_cast<std::size_t>(limit)) return cudaErrorInvalidValue;
   if (config->numAttrs != 0) return cudaErrorNotSupported;
+  std::tuple<std::decay_t<Parameters>...> const values(std::forward<Arguments>(arguments)...);
+  auto const on_host = [](auto const& value) {
+    return emulation::Memory::get().host_address_in(&value, sizeof value) != nullptr;
+  };
+  if (std::apply([&](auto const&... each) { return (on_host(each) || ...); }, values)) {
+    device.fail("a kernel is given a pointer to host memory");
+    return cudaErrorLaunchFailure;
+  }
   device.calls.kernels += device.stream(config->stream).capture == nullptr;
   device.enqueue(config->stream,
-                 [grid, block, bytes = config->dynamicSmemBytes, kernel,
-                  values = std::tuple<std::decay_t<Parameters>...>(std::forward<Arguments>(arguments)...)] {
+                 [grid, block, bytes = config->dynamicSmemBytes, kernel, values] {
                    return emulation::Device::get().run_grid(grid, block, bytes, [&] { std::apply(kernel, values); });
                  });
   return cudaPeekAtLastError();
