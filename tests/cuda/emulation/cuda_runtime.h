@@ -408,6 +408,16 @@ cudaError_t cudaFuncSetAttribute(F* kernel, cudaFuncAttribute attribute, int val
   }
   return cudaSuccess;
 }
+struct cudaFuncAttributes {
+  std::size_t sharedSizeBytes;
+  int maxThreadsPerBlock, numRegs, ptxVersion, binaryVersion;
+};
+template <class F>
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, F* /*kernel*/) {
+  auto const& properties = emulation::Device::get().properties;
+  int const version = 10 * properties.compute_major + properties.compute_minor;
+  return *attributes = {0, 1024, 32, version, version}, cudaSuccess;
+}
 template <class F>
 cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, F* /*kernel*/, int /*threads*/,
                                                           std::size_t /*shared_bytes*/) {

@@ -14,6 +14,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <mutex>
 
 namespace graft::cuda {
 
@@ -34,17 +35,21 @@ enum class Transpose : std::uint8_t { no, yes };
 /// A handle of cuBLASLt with, for every shape it has met, how cuBLASLt multiplies that shape.
 class DenseProducts {
  public:
-  DenseProducts() { check(cublasLtCreate(&handle_), "cublasLtCreate"); }
+  DenseProducts() {
+    std::lock_guard const lock(whole_device());
+    check(cublasLtCreate(&handle_), "cublasLtCreate");
+  }
   ~DenseProducts() {
     plans_.clear();
+    std::lock_guard const lock(whole_device());  // "will implicitly call cudaDeviceSynchronize()", says its manual
     cublasLtDestroy(handle_);
   }
   DenseProducts(DenseProducts const&) = delete;
   DenseProducts& operator=(DenseProducts const&) = delete;
 
   /// c = op(a) op(b) + bias, or += with `accumulate` (then without bias). Sums are in float, rounded to Out once at the
-  /// end; scratch comes from the arena. a [m, k] or its transpose, b [k, n] or its transpose, bias [n] or null, c
-  /// [m, n], none empty. CudaError when cuBLASLt has no way to do it.
+  /// end; scratch comes from the arena. a [m, k] or its transpose, b [k, n] or its transpose, bias [n] aligned to 16
+  /// bytes or null, c [m, n], none empty. CudaError when cuBLASLt has no way to do it.
   template <class Act, class Out>
   void multiply(cudaStream_t stream, BasicArena<DeviceSpace>& arena, MatrixView<Act const, DeviceSpace> a,
                 Transpose transpose_a, MatrixView<Act const, DeviceSpace> b, Transpose transpose_b, Out const* bias,
