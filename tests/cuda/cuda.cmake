@@ -7,6 +7,14 @@ target_compile_definitions(test_cuda PRIVATE GRAFT_CUDA_EMULATION)
 target_compile_options(test_cuda PRIVATE -Wno-unknown-pragmas)  # #pragma unroll
 # many templates and small models: what optimising costs here is more than what it saves
 target_compile_options(test_cuda PRIVATE $<$<CONFIG:Release>:-O1>)
+# products and sums are contracted, as nvcc does, so that what must have the same bits is written so that it has
+include(CheckCXXSourceRuns)
+set(CMAKE_REQUIRED_FLAGS -mfma)
+check_cxx_source_runs("int main() { return __builtin_cpu_supports(\"fma\") ? 0 : 1; }" GRAFT_HAS_FMA)
+unset(CMAKE_REQUIRED_FLAGS)
+if(GRAFT_HAS_FMA)
+  target_compile_options(test_cuda PRIVATE -mfma -ffp-contract=fast)
+endif()
 
 # examples/NN_name.cu run in the emulation too
 file(GLOB cuda_examples CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/examples/*.cu)

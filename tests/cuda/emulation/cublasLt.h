@@ -222,6 +222,10 @@ inline cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t desc
   };
   float const scale = *static_cast<float const*>(alpha), keep = *static_cast<float const*>(beta);
   std::size_t const bias_bytes = d_layout->rows * emulation::size_of(d_layout->type);
+  if (desc->epilogue == CUBLASLT_EPILOGUE_BIAS && reinterpret_cast<std::uintptr_t>(desc->bias) % 16 != 0) {
+    emulation::Device::get().fail("cublasLtMatmul: a bias that is not aligned to 16 bytes may fault on a GPU");
+    return CUBLAS_STATUS_INVALID_VALUE;
+  }
   if (!inside(a, *a_layout) || !inside(b, *b_layout) || !inside(d, *d_layout) || (keep != 0 && !inside(c, *c_layout)) ||
       (desc->epilogue == CUBLASLT_EPILOGUE_BIAS && !memory.holds(desc->bias, bias_bytes)) ||
       (workspace_bytes != 0 && !memory.holds(workspace, workspace_bytes)))

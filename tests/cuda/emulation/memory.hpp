@@ -98,6 +98,20 @@ class Memory {
   /// Whether the address is one of the device's at all.
   bool is_device(void const* data) const { return data >= begin_ && data < end_; }
 
+  /// The first word of [data, data + bytes), host memory, that is an address of the host's, or null. Kernels of a GPU
+  /// cannot follow it; those of the emulation would. Numbers that look like one are too rare to meet.
+  void const* host_address_in(void const* data, std::size_t bytes) const {
+    std::uintptr_t word;
+    for (std::size_t k = 0; k + sizeof word <= bytes; k += sizeof word) {
+      std::memcpy(&word, static_cast<std::byte const*>(data) + k, sizeof word);
+      if (word >> 40 == 0 || word >> 48 != 0) continue;  // where Linux maps nothing for a program
+      auto* const page = reinterpret_cast<void*>(word / page_ * page_);
+      unsigned char resident;
+      if (!is_device(page) && mincore(page, 1, &resident) == 0) return reinterpret_cast<void const*>(word);
+    }
+    return nullptr;
+  }
+
   std::size_t live() const { return blocks_.size(); }
   std::size_t allocations = 0;  ///< ever made
 

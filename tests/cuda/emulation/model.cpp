@@ -132,6 +132,55 @@ TEST_CASE("what is written around an allocation is found behind the kernel") {
   finished();
 }
 
+__global__ void write_then_read(float* to, bool writes) {
+  __shared__ float shared[32];
+  if (writes) shared[threadIdx.x] = 1;
+  to[threadIdx.x] = shared[threadIdx.x];
+}
+
+TEST_CASE("shared variables do not always hold what the kernel before left") {
+  Array<float> values(32);
+  bool poisoned = false;
+  for (int k = 0; k < 100 && !poisoned; ++k) {
+    REQUIRE(error_of(write_then_read, 1, 32, values.data, true) == "");
+    REQUIRE(values.host()[31] == 1);
+    REQUIRE(error_of(write_then_read, 1, 32, values.data, false) == "");
+    poisoned = std::isnan(values.host()[31]);
+  }
+  CHECK(poisoned);
+  finished();
+}
+
+__global__ void load_four(float const* from, float* to) {
+  graft::cuda::store_pack(to, graft::cuda::load_pack<4>(from));
+}
+
+TEST_CASE("vectors are loaded and stored where they are aligned") {
+  using Catch::Contains;
+  Array<float> values(8);
+  CHECK(error_of(load_four, 1, 1, values.data, values.data + 4) == "");
+  CHECK_THAT(error_of(load_four, 1, 1, values.data + 1, values.data + 4), Contains("16 bytes"));
+  CHECK_THAT(error_of(load_four, 1, 1, values.data, values.data + 2), Contains("16 bytes"));
+  finished();
+}
+
+struct Table {
+  int size;
+  float const* data;
+};
+__global__ void read_table(Table table, float* to) { to[0] = table.data[0]; }
+
+#if __has_builtin(__builtin_clear_padding)
+TEST_CASE("a pointer to host memory does not reach a kernel") {
+  using Catch::Contains;
+  Array<float> values(4);
+  std::vector<float> const host(4);
+  CHECK(error_of(read_table, 1, 1, Table{4, values.data}, values.data) == "");
+  CHECK_THAT(error_of(read_table, 1, 1, Table{4, host.data()}, values.data), Contains("pointer to host memory"));
+  finished();
+}
+#endif
+
 TEST_CASE("fresh memory is not a number, copies stay inside, and nothing is lost") {
   auto const live = emulation::Memory::get().live();
   {

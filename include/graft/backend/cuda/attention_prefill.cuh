@@ -54,7 +54,7 @@ __global__ void prefill_plain(KvView<Act> kv, AttentionSizes sizes, AttentionSpa
           index_t const token = start + k / 32;
           int const c = first + k % 32;
           tile[k / 32][k % 32] =
-              token < keys.last && c < dim ? to_real(key_value(kv, span, token, offset).key[c]) : 0.f;
+              token < keys.last && c < dim ? to_real(slot_of(kv, span, token, offset)[kv.key_offset + c]) : 0.f;
         }
         __syncthreads();
         for (int c = 0; c < 32; ++c)
@@ -85,8 +85,9 @@ __global__ void prefill_plain(KvView<Act> kv, AttentionSizes sizes, AttentionSpa
         for (int k = thread; k < 32 * 32; k += plain_threads) {
           index_t const value_token = start + k / 32;
           int const c = first + k % 32;
-          tile[k / 32][k % 32] =
-              value_token < keys.last && c < dim ? to_real(key_value(kv, span, value_token, offset).value[c]) : 0.f;
+          tile[k / 32][k % 32] = value_token < keys.last && c < dim
+                                     ? to_real(slot_of(kv, span, value_token, offset)[kv.value_offset + c])
+                                     : 0.f;
         }
         __syncthreads();
         for (int t = 0; t < 32; ++t)
@@ -136,12 +137,12 @@ __global__ void __launch_bounds__(prefill_threads)
       keys.last > keys.first ? static_cast<int>((keys.last - keys.first + keys_per_tile - 1) / keys_per_tile) : 0;
   alignas(16) __shared__ Act key_tile[keys_per_tile][stride];
   alignas(16) __shared__ Act value_tile[keys_per_tile][stride];
-  __shared__ Act const* token_data[2][keys_per_tile];  // element 0 of the slot in its page
+  __shared__ Act const* token_data[2][keys_per_tile];  // as slot_of says
 
   auto const find_tokens = [&](int j) {
     if (thread >= keys_per_tile) return;
     index_t const token = keys.first + index_t{j} * keys_per_tile + thread;
-    token_data[j & 1][thread] = token < keys.last ? key_value(kv, span, token, offset).key - kv.key_offset : nullptr;
+    token_data[j & 1][thread] = token < keys.last ? slot_of(kv, span, token, offset) : nullptr;
   };
   auto const copy_tile = [&](int j, index_t from_offset, Act(&to)[keys_per_tile][stride]) {
     for (int k = thread; k < keys_per_tile * packs; k += prefill_threads) {
@@ -149,7 +150,7 @@ __global__ void __launch_bounds__(prefill_threads)
       if (Act const* const from = token_data[j & 1][k / packs]; from != nullptr)
         copy16(from + from_offset + k % packs * 8, at);
       else
-        *reinterpret_cast<uint4*>(at) = uint4{0, 0, 0, 0};  // 0 times what lies there may be NaN
+        *aligned_as<uint4>(at) = uint4{0, 0, 0, 0};  // 0 times what lies there may be NaN
     }
   };
 
@@ -161,10 +162,9 @@ __global__ void __launch_bounds__(prefill_threads)
 #pragma unroll
     for (int part = 0; part < 4; ++part) {
       index_t const r = row[part % 2];
-      query[k][part] = r < last_row
-                           ? *reinterpret_cast<std::uint32_t const*>(q.row(span.first_row + r) + index_t{head} * Dim +
-                                                                     16 * k + 8 * (part / 2) + 2 * t)
-                           : 0;
+      query[k][part] = r < last_row ? *aligned_as<std::uint32_t const>(q.row(span.first_row + r) + index_t{head} * Dim +
+                                                                       16 * k + 8 * (part / 2) + 2 * t)
+                                    : 0;
     }
   float const scale = sizes.scale * 1.44269504088896341f;  // exponentials of 2
   float acc[Dim / 8][4] = {}, highest[2] = {nothing_seen, nothing_seen}, total[2] = {};
@@ -259,8 +259,7 @@ __global__ void __launch_bounds__(prefill_threads)
     Act* const to = out.row(span.first_row + row[half]) + index_t{head} * Dim + 2 * t;
 #pragma unroll
     for (int n = 0; n < Dim / 8; ++n)
-      *reinterpret_cast<std::uint32_t*>(to + 8 * n) =
-          pack2<Act>(acc[n][2 * half] * inverse, acc[n][2 * half + 1] * inverse);
+      *aligned_as<std::uint32_t>(to + 8 * n) = pack2<Act>(acc[n][2 * half] * inverse, acc[n][2 * half + 1] * inverse);
   }
 #endif
 }

@@ -27,7 +27,7 @@ class UploadRing {
       check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "cudaEventCreateWithFlags");
   }
   ~UploadRing() {
-    cudaFreeHost(data_);
+    give_back();
     for (auto const event : done_) cudaEventDestroy(event);
   }
   UploadRing(UploadRing const&) = delete;
@@ -51,13 +51,18 @@ class UploadRing {
  private:
   static constexpr std::size_t pieces = 4, minimum_piece = std::size_t{256} << 10;
 
-  void grow(std::size_t bytes) {
-    check(cudaStreamSynchronize(stream_), "cudaStreamSynchronize");
+  void give_back() {
+    std::lock_guard const lock(whole_device());
     cudaFreeHost(data_);
     data_ = nullptr;
     piece_bytes_ = 0;
+  }
+  void grow(std::size_t bytes) {
+    check(cudaStreamSynchronize(stream_), "cudaStreamSynchronize");
+    give_back();
     std::size_t const wanted = bytes > minimum_piece ? bytes : minimum_piece;
     void* memory = nullptr;
+    std::lock_guard const lock(whole_device());
     check(cudaHostAlloc(&memory, pieces * wanted, cudaHostAllocDefault), "cudaHostAlloc");
     data_ = static_cast<std::byte*>(memory);
     piece_bytes_ = wanted;
@@ -95,6 +100,17 @@ inline int device_attribute(cudaDeviceAttr attribute) {
   return value;
 }
 
+template <class>
+__global__ void no_work() {}
+
+/// What __CUDA_ARCH__ / 10 was when the kernels that run on the current GPU were compiled: less than the GPU's own
+/// compute capability where the program has no code for just this one. CudaError where it has none that runs there.
+inline int code_capability() {
+  cudaFuncAttributes attributes{};
+  check(cudaFuncGetAttributes(&attributes, no_work<void>), "cudaFuncGetAttributes");
+  return attributes.ptxVersion;
+}
+
 }  // namespace cuda
 
 /// Computes on the current NVIDIA GPU; one object per calling thread and stream. `Act` is the type of activations:
@@ -115,8 +131,7 @@ class CudaBackend {
       : stream_(stream),
         ring_(stream_.get()),
         sm_count_(cuda::device_attribute(cudaDevAttrMultiProcessorCount)),
-        capability_(10 * cuda::device_attribute(cudaDevAttrComputeCapabilityMajor) +
-                    cuda::device_attribute(cudaDevAttrComputeCapabilityMinor)) {}
+        capability_(cuda::code_capability()) {}
   CudaBackend(CudaBackend const&) = delete;
   CudaBackend& operator=(CudaBackend const&) = delete;
   /// Waits: memory that goes with the backend may still be in use.
@@ -161,7 +176,8 @@ class CudaBackend {
 
   /// Multiprocessors of the GPU.
   int sm_count() const { return sm_count_; }
-  /// Its compute capability, 90 for sm_90.
+  /// The compute capability that kernels here were compiled for, 90 for sm_90: what they can do, whatever more the GPU
+  /// could.
   int capability() const { return capability_; }
   cuda::UploadRing& upload_ring() { return ring_; }
   cuda::DenseProducts& dense_products() { return dense_products_; }

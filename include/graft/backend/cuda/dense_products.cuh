@@ -14,6 +14,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <mutex>
 
 namespace graft::cuda {
 
@@ -34,17 +35,21 @@ enum class Transpose : std::uint8_t { no, yes };
 /// A handle of cuBLASLt with, for every shape it has met, how cuBLASLt multiplies that shape.
 class DenseProducts {
  public:
-  DenseProducts() { check(cublasLtCreate(&handle_), "cublasLtCreate"); }
+  DenseProducts() {
+    std::lock_guard const lock(whole_device());
+    check(cublasLtCreate(&handle_), "cublasLtCreate");
+  }
   ~DenseProducts() {
     plans_.clear();
+    std::lock_guard const lock(whole_device());  // "will implicitly call cudaDeviceSynchronize()", says its manual
     cublasLtDestroy(handle_);
   }
   DenseProducts(DenseProducts const&) = delete;
   DenseProducts& operator=(DenseProducts const&) = delete;
 
   /// c = op(a) op(b) + bias, or += with `accumulate` (then without bias). Sums are in float, rounded to Out once at the
-  /// end; scratch comes from the arena. a [m, k] or its transpose, b [k, n] or its transpose, bias [n] or null, c
-  /// [m, n], none empty. CudaError when cuBLASLt has no way to do it.
+  /// end; scratch comes from the arena. a [m, k] or its transpose, b [k, n] or its transpose, bias [n] aligned to 16
+  /// bytes or null, c [m, n], none empty. CudaError when cuBLASLt has no way to do it.
   template <class Act, class Out>
   void multiply(cudaStream_t stream, BasicArena<DeviceSpace>& arena, MatrixView<Act const, DeviceSpace> a,
                 Transpose transpose_a, MatrixView<Act const, DeviceSpace> b, Transpose transpose_b, Out const* bias,
@@ -73,7 +78,8 @@ class DenseProducts {
       set(*plan, CUBLASLT_MATMUL_DESC_TRANSA, transpose_b == Transpose::yes ? CUBLAS_OP_T : CUBLAS_OP_N);
       set(*plan, CUBLASLT_MATMUL_DESC_TRANSB, transpose_a == Transpose::yes ? CUBLAS_OP_T : CUBLAS_OP_N);
       set(*plan, CUBLASLT_MATMUL_DESC_EPILOGUE, bias != nullptr ? CUBLASLT_EPILOGUE_BIAS : CUBLASLT_EPILOGUE_DEFAULT);
-      if (bias != nullptr) set(*plan, CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias);
+      // cuBLASLt looks at the address, not behind it: no later bias of the shape is aligned to less
+      if (bias != nullptr) set(*plan, CUBLASLT_MATMUL_DESC_BIAS_POINTER, reinterpret_cast<void const*>(bias_alignment));
       choose(*plan, key);
       found = plans_.emplace(key, std::move(plan)).first;
     }
@@ -117,6 +123,8 @@ class DenseProducts {
 
   // NVIDIA's advice for Hopper; other chips' kernels ask for less, and what is not asked for is not taken
   static constexpr std::size_t most_workspace = std::size_t{32} << 20;
+
+  static constexpr std::uintptr_t bias_alignment = 16;
 
   // No kernel loads more than 16 bytes at once.
   static std::int64_t alignment_of(void const* data) {

@@ -21,17 +21,16 @@ index_t slice_outputs(index_t inputs) {
 
 /// The bias in the type that cuBLASLt's epilogue wants, that of the result; null where there is none. Its rounding
 /// weighs as much as rounding the product before adding a float bias would, which takes a pass over y instead of one
-/// over the bias. Biases of a model in the activations' type lose nothing.
+/// over the bias. Biases of a model in the activations' type lose nothing. It is aligned to 16 bytes, as DenseProducts
+/// wants it.
 template <class Act>
 Act const* epilogue_bias(CudaBackend<Act>& be, VectorView<float const, DeviceSpace> bias) {
   if (bias.empty()) return nullptr;
-  if constexpr (std::same_as<Act, float>) {
-    return bias.data;
-  } else {
-    auto const rounded = be.arena().template matrix<Act>(1, bias.size);
-    convert(be, MatrixView<float const, DeviceSpace>{bias.data, 1, bias.size, bias.size}, rounded);
-    return rounded.data;
-  }
+  if constexpr (std::same_as<Act, float>)
+    if (aligned16(bias.data)) return bias.data;
+  auto const copy = be.arena().template matrix<Act>(1, bias.size);
+  convert(be, MatrixView<float const, DeviceSpace>{bias.data, 1, bias.size, bias.size}, copy);
+  return copy.data;
 }
 
 /// f(dense, first) for the weight as activations, in slices of outputs from `first` on: as a whole where it is stored
