@@ -3,8 +3,9 @@
 // their own, beside the same without adapters, in turns.
 //     cuda_model [--small] [decode prefill requests lengths]      all four where none is named
 // decode    32 requests, each with a context of 512 tokens; every row has the bytes that must move (weights, keys and
-//           values, adapters), their share of the copy bandwidth of the same run, and the overhead over the step without
-//           adapters with its floor, the bytes the adapters add. Decode steps are recorded where nothing else is said.
+//           values, adapters), their share of the copy bandwidth of the same run, and the overhead over the step
+//           without adapters with its floor, the bytes the adapters add. Decode steps are recorded where nothing else
+//           is said.
 // prefill   4 prompts of 1,024 tokens, beside the model's products alone, as cuBLASLt does them
 // requests  tokens per second against the number of requests, each with a module of its own
 // lengths   tokens per second against the number of generated tokens
@@ -196,10 +197,12 @@ class Bench {
     index_t const most = small_ ? 4 : 256, most_lora = 64;  // a module of LoRA has 160 MB in f32
     for (index_t batch = 1; batch <= most; batch *= 2)
       for (std::string const kind : {"none", "road 1", "lora", "pedro"}) {
-        if (kv_bytes(batch, past()) > 0.8 * (bench::free_memory() + static_cast<double>(runner_.context().cache().bytes())))
+        if (kv_bytes(batch, past()) >
+            0.8 * (bench::free_memory() + static_cast<double>(runner_.context().cache().bytes())))
           return;
         index_t const distinct = kind == "none" ? 0 : kind == "lora" ? std::min(batch, most_lora) : batch;
-        auto sequences = runner_.start(batch, past(), distinct == 0 ? Uses(none) : modules_.each(kind, distinct, distinct));
+        auto sequences =
+            runner_.start(batch, past(), distinct == 0 ? Uses(none) : modules_.each(kind, distinct, distinct));
         double const seconds = bench::median_seconds(be_, 4, [&] { runner_.decode(sequences); });
         Row("requests")
             .with("model", sizes_.name)
@@ -261,7 +264,8 @@ class Bench {
   }
 
   double kv_bytes(index_t batch, index_t tokens) const {
-    return 2. * 2 * static_cast<double>(sizes_.layers * batch * tokens * sizes_.kv_heads * (sizes_.width / sizes_.heads));
+    return 2. * 2 *
+           static_cast<double>(sizes_.layers * batch * tokens * sizes_.kv_heads * (sizes_.width / sizes_.heads));
   }
   /// Of distinct sets' coefficients and factors, as the kernels read them.
   double adapter_bytes(Sequences& sequences) const {
@@ -310,7 +314,8 @@ class Bench {
         .at_least("share_of_copy_bandwidth", bytes / seconds / bandwidth, 0.8);
     Runner<BenchModel> one_by_one(model_, be_, {.decode_graphs = 0});
     auto others = one_by_one.start(batch, past(), none);
-    auto const times = bench::compare(be_, 8, [&] { runner_.decode(sequences); }, [&] { one_by_one.decode(others); });
+    auto const times = bench::compare(
+        be_, 8, [&] { runner_.decode(sequences); }, [&] { one_by_one.decode(others); });
     decode_row("none, kernels launched one by one", batch, 0, times.other)->with("overhead", times.ratio - 1);
     double const alone = bench::median_seconds(be_, 4, products(batch));
     Row("products alone")
@@ -326,7 +331,8 @@ class Bench {
     BareModel bare(bench::config_of(sizes_), weights_);
     Runner<BareModel> bare_runner(bare, be_);
     auto plain = bare_runner.start(batch, past(), none), sequences = runner_.start(batch, past(), none);
-    auto const times = bench::compare(be_, 8, [&] { bare_runner.decode(plain); }, [&] { runner_.decode(sequences); });
+    auto const times = bench::compare(
+        be_, 8, [&] { bare_runner.decode(plain); }, [&] { runner_.decode(sequences); });
     decode_row("loaded and not used", batch, 0, times.other)
         ->with("lowest", times.low - 1)
         .with("highest", times.high - 1)
@@ -337,7 +343,8 @@ class Bench {
   void decode(std::string const& adapters, index_t batch, index_t modules, std::optional<double> above_floor,
               Uses const& uses) {
     auto plain = runner_.start(batch, past(), none), sequences = runner_.start(batch, past(), uses);
-    auto const times = bench::compare(be_, 8, [&] { runner_.decode(plain); }, [&] { runner_.decode(sequences); });
+    auto const times = bench::compare(
+        be_, 8, [&] { runner_.decode(plain); }, [&] { runner_.decode(sequences); });
     double const base = weight_bytes_ + kv_bytes(batch, past()), added = adapter_bytes(sequences);
     decode_row(adapters, batch, modules, times.other)
         ->with("bytes", base + added)
@@ -355,8 +362,8 @@ class Bench {
   Runner<BenchModel> runner_;
   Modules modules_;
   Storage<bf16, DeviceSpace> x_, y_;  ///< of the products alone
-  double weight_bytes_ = 0;  ///< that a decode step reads
-  double parameters_ = 0;    ///< of the products inside the layers
+  double weight_bytes_ = 0;           ///< that a decode step reads
+  double parameters_ = 0;             ///< of the products inside the layers
 };
 
 }  // namespace

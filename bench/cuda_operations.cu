@@ -70,8 +70,7 @@ class Bench {
       Weight const w{weights + k % copies * size, format, shape.out, shape.in, nullptr};
       product(be_, ConstView(x), w, VectorView<float const, DeviceSpace>{}, y);
     });
-    auto const bytes =
-        static_cast<double>(shape.out * row_bytes(format, shape.in) + 2 * rows * (shape.in + shape.out));
+    auto const bytes = static_cast<double>(shape.out * row_bytes(format, shape.in) + 2 * rows * (shape.in + shape.out));
     Row("product")
         .with("shape", shape.name)
         .with("weights", std::string(format_info(format).name))

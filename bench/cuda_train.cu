@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Training steps on a GPU: a model of SmolLM2's shapes with made-up weights in bf16, 32 sequences of 128 tokens, adapters
-// at all linear layers, AdamW, the norm clipped at 1.
+// Training steps on a GPU: a model of SmolLM2's shapes with made-up weights in bf16, 32 sequences of 128 tokens,
+// adapters at all linear layers, AdamW, the norm clipped at 1.
 //     cuda_train [--small]
 // A row is one method: the median of the steps behind the first ones, and what the device's free memory has shrunk by
 // since before the model was made, which is the program's own memory and no part of CUDA's.
@@ -26,8 +26,7 @@ void train(char const* name, P const& policy, bool small, bool recompute) {
   bench::Sizes const sizes = small ? bench::small_sizes() : bench::smollm2();
   index_t const batch = small ? 2 : 32, length = small ? 12 : 128, warm = 3, steps = warm + (small ? 2 : 20);
   BenchModel model(bench::config_of(sizes), bench::weights_of(sizes));
-  auto module =
-      make_module<P, B>("trained", policy, model.sites(), bench::sites_of(model.sites(), SiteKind::linear));
+  auto module = make_module<P, B>("trained", policy, model.sites(), bench::sites_of(model.sites(), SiteKind::linear));
   TrainingData data;
   Random random(3);
   for (index_t k = 0; k < batch; ++k) {
