@@ -88,7 +88,7 @@ test_files() {
           > "$state/$name:$file.log" 2>&1 || status=$?
       fi
       note "$name/$file" "$status"
-      if [ "$status" != 0 ]; then echo "$name/$file: status $status" && grep -hE '^skipped: ' "$state/$name:$file.log" | sort -u; fi
+      if [ "$status" != 0 ]; then echo "$name/$file: status $status" && grep -hsE '^skipped: ' "$state/$name:$file.log" | sort -u; fi
     ) &
   done
 }
