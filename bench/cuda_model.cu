@@ -339,12 +339,14 @@ class Bench {
         .at_most("overhead", times.ratio - 1, 0.005);
   }
 
-  // Beside the same requests without adapters; above_floor: points that the overhead may be above the bytes' share
+  // Beside the same requests without adapters; above_floor: points that the overhead may be above the bytes' share. In
+  // a context of its own, because one that has met many mixtures records a step that serves them all.
   void decode(std::string const& adapters, index_t batch, index_t modules, std::optional<double> above_floor,
               Uses const& uses) {
-    auto plain = runner_.start(batch, past(), none), sequences = runner_.start(batch, past(), uses);
+    Runner<BenchModel> runner(model_, be_);
+    auto plain = runner.start(batch, past(), none), sequences = runner.start(batch, past(), uses);
     auto const times = bench::compare(
-        be_, 8, [&] { runner_.decode(plain); }, [&] { runner_.decode(sequences); });
+        be_, 8, [&] { runner.decode(plain); }, [&] { runner.decode(sequences); });
     double const base = weight_bytes_ + kv_bytes(batch, past()), added = adapter_bytes(sequences);
     decode_row(adapters, batch, modules, times.other)
         ->with("bytes", base + added)

@@ -132,7 +132,8 @@ tests_stage() {
   at_once=8
   test_files tests 300
   collect
-  run tests/07_embed_cuda 60 "$build/bin/07_embed_cuda"
+  run tests/07_embed_cuda 60 cmake -DPROGRAM="$PWD/$build/bin/07_embed_cuda" \
+    -DEXPECTED="$PWD/examples/07_embed_cuda.expected" -P cmake/check_output.cmake
   # the command's own tests, with everything that computes on the GPU
   local command=$state/graft_on_gpu script
   printf '#!/bin/sh\ncase $1 in logits|generate|eval|train) set -- "$@" --device cuda ;; esac\nexec "%s" "$@"\n' \
