@@ -84,6 +84,7 @@ function(graft_nvcc_objects list)
 endfunction()
 
 if(GRAFT_WITH_CUDA)
+  string(REPLACE "-O2" "-O1" CMAKE_CUDA_FLAGS_RELEASE "${CMAKE_CUDA_FLAGS_RELEASE}")  # the host's part, as above
   add_executable(test_cuda_device ${device_sources} main.cpp)
   target_link_libraries(test_cuda_device PRIVATE graft::cuda graft::text graft::kernels Catch2::Catch2
                                                  graft_development)
