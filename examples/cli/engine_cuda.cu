@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The engines on a GPU, which are compiled one by one (cuda_unit.cu.in).
+// The engines on a GPU, which are compiled one by one (engine_cuda_unit.cu.in).
 #include <examples/cli/cuda_owner.cuh>
 
 #include <graft/arch/architectures.hpp>

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// graft train on a GPU, whose trainers are compiled architecture by architecture (cuda_unit.cu.in).
+// graft train on a GPU, whose trainers are compiled architecture by architecture (train_cuda_unit.cu.in).
 #include <examples/cli/cuda_owner.cuh>
 #include <examples/cli/train.hpp>
 
