@@ -74,9 +74,9 @@ class Modules {
       Random random(std::hash<std::string>{}(like));
       for (auto& value : first->parameters()) value += static_cast<float>(random.uniform(-0.01, 0.01));
     }
-    auto module = first->clone();
-    module.name = std::move(name);
-    model_.bank().load(be_, std::move(module));
+    auto copy = first->clone();
+    copy.name = std::move(name);
+    model_.bank().load(be_, std::move(copy));
   }
   template <class P>
   std::map<std::string, std::optional<Module<P, B>>>& patterns() {
@@ -144,7 +144,7 @@ class Bench {
   }
 
   void decode() {
-    index_t const batch = small_ ? 4 : 32;
+    index_t const batch = small_ ? 2 : 32;
     double const floor_of_maps = 0.01;  // points above what the bytes ask for
     plain_decode(batch);
     unused(batch);
@@ -158,7 +158,7 @@ class Bench {
   }
 
   void prefill() {
-    index_t const prompts = small_ ? 2 : 4, tokens = small_ ? 24 : 1024, rows = prompts * tokens;
+    index_t const prompts = small_ ? 1 : 4, tokens = small_ ? 8 : 1024, rows = prompts * tokens;
     double const flops = 2 * parameters_ * static_cast<double>(rows);
     auto const start = [&](Uses const& uses) {
       return [&, uses] {
@@ -194,7 +194,7 @@ class Bench {
 
   /// As many as the keys and values leave room for.
   void requests() {
-    index_t const most = small_ ? 4 : 256, most_lora = 64;  // a module of LoRA has 160 MB in f32
+    index_t const most = small_ ? 1 : 256, most_lora = 64;  // a module of LoRA has 160 MB in f32
     for (index_t batch = 1; batch <= most; batch *= 2)
       for (std::string const kind : {"none", "road 1", "lora", "pedro"}) {
         if (kv_bytes(batch, past()) >
@@ -217,12 +217,12 @@ class Bench {
 
   /// Of a few requests from a short prompt on, over all that was generated so far.
   void lengths() {
-    index_t const batch = small_ ? 2 : 8, prompt = 16, longest = small_ ? 32 : 4096;
+    index_t const batch = small_ ? 1 : 8, prompt = small_ ? 2 : 16, longest = small_ ? 16 : 4096;
     for (std::string const kind : {"none", "road 1", "lora", "pedro"}) {
       auto sequences = runner_.start(batch, prompt, kind == "none" ? Uses(none) : modules_.each(kind, batch));
       be_.synchronize();
       double const begin = bench::now();
-      index_t next = longest / 16;
+      index_t next = longest / 16;  // 256, 512, ..., 4096
       for (index_t length = 1; length <= longest; ++length) {
         runner_.forward(sequences, 1);
         if (length != next) continue;
@@ -241,7 +241,7 @@ class Bench {
   }
 
  private:
-  index_t past() const { return small_ ? 16 : 512; }
+  index_t past() const { return small_ ? 3 : 512; }
 
   std::vector<Linear<B> const*> linears() const {
     std::vector<Linear<B> const*> all;

@@ -24,9 +24,9 @@ void train(char const* name, P const& policy, bool small, bool recompute) {
   B be;
   double const free_at_first = bench::free_memory();
   bench::Sizes const sizes = small ? bench::small_sizes() : bench::smollm2();
-  index_t const batch = small ? 2 : 32, length = small ? 12 : 128, warm = 3, steps = warm + (small ? 2 : 20);
+  index_t const batch = small ? 1 : 32, length = small ? 4 : 128, warm = small ? 0 : 3, steps = warm + (small ? 1 : 20);
   BenchModel model(bench::config_of(sizes), bench::weights_of(sizes));
-  auto module = make_module<P, B>("trained", policy, model.sites(), bench::sites_of(model.sites(), SiteKind::linear));
+  auto trained = make_module<P, B>("trained", policy, model.sites(), bench::sites_of(model.sites(), SiteKind::linear));
   TrainingData data;
   Random random(3);
   for (index_t k = 0; k < batch; ++k) {
@@ -37,7 +37,7 @@ void train(char const* name, P const& policy, bool small, bool recompute) {
   }
   TrainerOptions options;
   options.steps = steps, options.batch = batch, options.recompute = recompute;
-  Trainer<BenchModel, P> trainer(model, be, module, std::move(data), options);
+  Trainer<BenchModel, P> trainer(model, be, trained, std::move(data), options);
 
   std::vector<double> seconds, losses;
   double last = bench::now(), least_free = free_at_first;
