@@ -16,7 +16,7 @@ function(graft_emulated name source)
   target_link_libraries(${name} PRIVATE graft::text graft::kernels graft_development)
   target_include_directories(${name} BEFORE PRIVATE ${CMAKE_CURRENT_SOURCE_DIR}/cuda/emulation ${PROJECT_SOURCE_DIR})
   target_compile_definitions(${name} PRIVATE GRAFT_CUDA_EMULATION)
-  target_compile_options(${name} PRIVATE -Wno-unknown-pragmas)
+  target_compile_options(${name} PRIVATE -Wno-unknown-pragmas $<$<CONFIG:Release>:-O1>)
 endfunction()
 
 # examples/NN_name.cu are tests
