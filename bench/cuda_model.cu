@@ -1,11 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
-// A whole model on a GPU, its weights made up: decoding of requests with adapters of their own, and prefill.
-//     cuda_model [LAYERS WIDTH FFN HEADS KV_HEADS VOCABULARY BATCH CONTEXT ADAPTERS]      default: LLaMA-2-7B, 32 x 512
-// Prints one JSON object per line: seconds are medians; every row has the bytes that must move (weights, keys and
-// values, adapters), their share of the copy bandwidth measured in the same run, and the overhead over the step without
-// adapters with its floor, the bytes the adapters add. Decode steps are recorded, but for the row that says otherwise.
-// Last come tokens per second against the number of requests, and against the length they have generated; a merged
-// module costs what none does.
+// A whole model on a GPU, its weights made up in LLaMA-2-7B's shapes: decoding and prefill of requests with adapters of
+// their own, beside the same without adapters, in turns.
+//     cuda_model [--small] [decode prefill requests lengths]      all four where none is named
+// decode    32 requests, each with a context of 512 tokens; every row has the bytes that must move (weights, keys and
+//           values, adapters), their share of the copy bandwidth of the same run, and the overhead over the step
+//           without adapters with its floor, the bytes the adapters add. Decode steps are recorded where nothing else
+//           is said.
+// prefill   4 prompts of 1,024 tokens, beside the model's products alone, as cuBLASLt does them
+// requests  tokens per second against the number of requests, each with a module of its own
+// lengths   tokens per second against the number of generated tokens
+// A module merged into the weights costs what none does. --small: sizes for a machine that emulates a GPU.
 #include <graft/adapter/ia3.hpp>
 #include <graft/adapter/lora.hpp>
 #include <graft/adapter/pedro.hpp>
@@ -14,323 +18,364 @@
 #include <graft/backend/cuda/cuda.cuh>
 #include <graft/model/context.hpp>
 
-#include <algorithm>
-#include <chrono>
 #include <cstdio>
-#include <cstdlib>
 #include <functional>
 #include <map>
+#include <optional>
 #include <set>
-#include <string>
-#include <vector>
+#include <span>
+
+#include <bench/on_device.cuh>
 
 namespace {
 
 using namespace graft;
+using bench::Row;
 using B = CudaBackend<bf16>;
 using BenchModel = Model<Llama, Adapters<IA3Scaling, RoAdRotation, LoRADelta, PedroGenerator>, B>;
+using BareModel = Model<Llama, Adapters<>, B>;
 
-struct Sizes {
-  index_t layers = 32, width = 4096, ffn = 11008, heads = 32, kv_heads = 32, vocabulary = 32000, batch = 32,
-          context = 512, adapters = 32;
+using Sequences = std::vector<Sequence<B>>;
+using Uses = std::function<std::vector<AdapterUse>(index_t request)>;
+std::vector<AdapterUse> none(index_t) { return {}; }
+
+/// Modules of one kind, "road0", "road1", ..., made when they are asked for: all have the same numbers, each in memory
+/// of its own.
+class Modules {
+ public:
+  Modules(BenchModel& model, B& be) : model_(model), be_(be) {}
+
+  /// Request k uses module k, and of more requests than `most` several use the same.
+  Uses each(std::string const& kind, index_t count, index_t most = 1 << 20) {
+    index_t const distinct = std::min(count, most);
+    for (index_t k = loaded_[kind]; k < distinct; ++k) load(kind, k);
+    loaded_[kind] = std::max(loaded_[kind], distinct);
+    return [=](index_t k) { return std::vector<AdapterUse>{{text(kind, k % distinct)}}; };
+  }
+
+ private:
+  void load(std::string const& kind, index_t k) {
+    using Variant = RoAdRotation::Variant;
+    std::string const name = text(kind, k);
+    if (kind == "road 1") return load(name, kind, RoAdRotation{}, SiteKind::linear);
+    if (kind == "road 2") return load(name, kind, RoAdRotation{.variant = Variant::road_2}, SiteKind::linear);
+    if (kind == "road 4") return load(name, kind, RoAdRotation{.variant = Variant::road_4}, SiteKind::linear);
+    if (kind == "ia3") return load(name, kind, IA3Scaling{}, SiteKind::linear);
+    if (kind == "pedro") return load(name, kind, PedroGenerator{}, SiteKind::hidden);
+    index_t const rank = kind == "lora, ranks 8 to 64" ? index_t{8} << k % 4 : 16;
+    load(name, text("lora", rank), LoRADelta{.rank = rank, .alpha = 16}, SiteKind::linear);
+  }
+  // clones of the first module with these numbers
+  template <class P>
+  void load(std::string name, std::string const& like, P const& policy, SiteKind where) {
+    auto& first = patterns<P>()[like];
+    if (!first) {
+      first = make_module<P, B>(like, policy, model_.sites(), bench::sites_of(model_.sites(), where));
+      Random random(std::hash<std::string>{}(like));
+      for (auto& value : first->parameters()) value += static_cast<float>(random.uniform(-0.01, 0.01));
+    }
+    auto copy = first->clone();
+    copy.name = std::move(name);
+    model_.bank().load(be_, std::move(copy));
+  }
+  template <class P>
+  std::map<std::string, std::optional<Module<P, B>>>& patterns() {
+    static std::map<std::string, std::optional<Module<P, B>>> all;
+    return all;
+  }
+
+  BenchModel& model_;
+  B& be_;
+  std::map<std::string, index_t> loaded_;
 };
 
-ModelConfig config_of(Sizes const& s) {
-  ModelConfig c;
-  c.architecture = "llama", c.prefix = "model.", c.name = "made up";
-  c.vocabulary = s.vocabulary, c.width = s.width, c.layers = s.layers;
-  c.heads = s.heads, c.kv_heads = s.kv_heads, c.head_dim = s.width / s.heads, c.ffn = s.ffn;
-  c.positions = 4096, c.tied = false;
-  c.rope.dimensions = c.head_dim;
-  return c;
-}
-
-/// All layers of a kind share one piece of host memory; on the device each has its own.
-WeightMap weights_of(Sizes const& s) {
-  index_t const most = std::max({s.vocabulary * s.width, s.ffn * s.width, s.width * s.width});
-  auto const values = std::make_shared<std::vector<bf16>>(static_cast<std::size_t>(most));
-  Random random(1);
-  for (auto& v : *values) v = bf16(static_cast<float>(random.uniform(-1, 1) / std::sqrt(static_cast<double>(s.width))));
-  auto const ones = std::make_shared<std::vector<float>>(static_cast<std::size_t>(s.width), 1.f);
-  WeightMap map;
-  map.keep = {values, ones};
-  auto const matrix = [&](std::string const& name, index_t rows, index_t cols) {
-    map.tensors[name] = {reinterpret_cast<std::byte const*>(values->data()), Format::bf16, rows, cols, nullptr};
-  };
-  auto const norm = [&](std::string const& name) {
-    map.tensors[name] = {reinterpret_cast<std::byte const*>(ones->data()), Format::f32, 1, s.width, nullptr};
-  };
-  index_t const kv = s.kv_heads * (s.width / s.heads);
-  for (index_t l = 0; l < s.layers; ++l) {
-    std::string const path = text("model.layers.", l);
-    matrix(path + ".self_attn.q_proj.weight", s.width, s.width);
-    matrix(path + ".self_attn.k_proj.weight", kv, s.width);
-    matrix(path + ".self_attn.v_proj.weight", kv, s.width);
-    matrix(path + ".self_attn.o_proj.weight", s.width, s.width);
-    matrix(path + ".mlp.gate_proj.weight", s.ffn, s.width);
-    matrix(path + ".mlp.up_proj.weight", s.ffn, s.width);
-    matrix(path + ".mlp.down_proj.weight", s.width, s.ffn);
-    norm(path + ".input_layernorm.weight");
-    norm(path + ".post_attention_layernorm.weight");
+/// A context and its steps.
+template <class M>
+class Runner {
+ public:
+  Runner(M& model, B& be, ContextOptions const& options = {}) : context_(model, be, options) {
+    for (index_t k = 0; k < 4096; ++k) tokens_.push_back(static_cast<std::int32_t>(17 * k % model.config().vocabulary));
   }
-  matrix("model.embed_tokens.weight", s.vocabulary, s.width);
-  matrix("lm_head.weight", s.vocabulary, s.width);
-  norm("model.norm.weight");
-  return map;
-}
+  Context<M>& context() { return context_; }
 
-template <class P>
-void load(B& be, BenchModel& model, std::string name, P const& policy, SiteKind kind) {
-  std::vector<index_t> all;
-  for (index_t k = 0; k < model.sites().size(); ++k)
-    if (model.sites()[k].kind == kind && model.sites()[k].layer >= 0) all.push_back(k);
-  auto module = make_module<P, B>(std::move(name), policy, model.sites(), all);
-  Random random(std::hash<std::string>{}(module.name));
-  for (auto& value : module.parameters()) value += static_cast<float>(random.uniform(-0.01, 0.01));
-  model.bank().load(be, std::move(module));
-}
-
-double median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  return values[values.size() / 2];
-}
-
-/// Seconds of f, which only puts work on the stream: several calls between two waits.
-double seconds_of(B& be, int calls, std::function<void()> const& f) {
-  std::vector<double> all;
-  for (int k = 0; k < 7; ++k) {
-    be.synchronize();
-    auto const start = std::chrono::steady_clock::now();
-    for (int call = 0; call < calls; ++call) f();
-    be.synchronize();
-    all.push_back(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count() / calls);
-  }
-  return median(all);
-}
-
-/// Bytes per second that a copy on the device reads and writes.
-double copy_bandwidth(B& be, std::size_t bytes) {
-  Storage<std::byte, DeviceSpace> from(static_cast<index_t>(bytes)), to(static_cast<index_t>(bytes));
-  double const seconds = seconds_of(be, 10, [&] {
-    cuda::check(cudaMemcpyAsync(to.data(), from.data(), bytes, cudaMemcpyDeviceToDevice, be.stream()),
-                "cudaMemcpyAsync");
-  });
-  return 2 * static_cast<double>(bytes) / seconds;
-}
-
-struct Bench {
-  static constexpr index_t most_requests = 256;
-
-  explicit Bench(Sizes const& s) : sizes(s), model(config_of(s), weights_of(s)), recording(model, be) {
-    for (auto const& [name, weight] : model.weights().tensors)
-      if (name != "model.embed_tokens.weight") weight_bytes += static_cast<double>(weight.bytes());
-    linear_parameters = weight_bytes / 2;
-    bandwidth = copy_bandwidth(be, std::min<std::size_t>(std::size_t{1} << 30, static_cast<std::size_t>(weight_bytes)));
-    logits = Storage<bf16, DeviceSpace>(std::max(s.batch, most_requests) * s.vocabulary);
-    for (index_t k = 0; k < 4096; ++k) tokens.push_back(static_cast<std::int32_t>(17 * k % s.vocabulary));
-  }
-
-  void load_adapters() {
-    for (index_t k = 0; k < sizes.adapters; ++k) {
-      load(be, model, text("road", k), RoAdRotation{}, SiteKind::linear);
-      load(be, model, text("road4", k), RoAdRotation{.variant = RoAdRotation::Variant::road_4}, SiteKind::linear);
-      load(be, model, text("ia3", k), IA3Scaling{}, SiteKind::linear);
-      load(be, model, text("lora", k), LoRADelta{.rank = 16, .alpha = 16}, SiteKind::linear);
-      load(be, model, text("mixed", k), LoRADelta{.rank = 8 << (k % 4), .alpha = 16}, SiteKind::linear);
-      load(be, model, text("pedro", k), PedroGenerator{}, SiteKind::hidden);
-    }
-  }
-
-  using Uses = std::function<std::vector<AdapterUse>(index_t request)>;
-  using BenchContext = Context<BenchModel>;
-
-  /// Requests with a past of `past` tokens; no more rows at once than scratch is wanted for.
-  std::vector<Sequence<B>> start(BenchContext& context, index_t batch, index_t past, Uses const& uses) {
-    std::vector<Sequence<B>> sequences;
-    for (index_t k = 0; k < batch; ++k) {
-      sequences.push_back(context.start(uses(k)));
-      forward(context, std::span(sequences).last(1), past);
-    }
+  /// Requests whose past are `past` tokens.
+  Sequences start(index_t batch, index_t past, Uses const& uses) {
+    Sequences sequences;
+    for (index_t k = 0; k < batch; ++k) sequences.push_back(context_.start(uses(k)));
+    std::size_t const at_once = static_cast<std::size_t>(std::max<index_t>(1, 4096 / past));
+    for (std::size_t k = 0; k < sequences.size(); k += at_once)
+      forward(std::span(sequences).subspan(k, std::min(at_once, sequences.size() - k)), past);
     return sequences;
   }
-  void forward(BenchContext& context, std::span<Sequence<B>> sequences, index_t count) {
-    std::vector<SequenceInput<B>> inputs;
+  void forward(std::span<Sequence<B>> sequences, index_t count) {
+    inputs_.clear();
     for (auto& sequence : sequences)
-      inputs.push_back({&sequence, std::span<std::int32_t const>(tokens).first(static_cast<std::size_t>(count))});
-    context.forward_last(
-        std::span<SequenceInput<B> const>(inputs),
-        matrix_view<DeviceSpace>(logits.data(), static_cast<index_t>(inputs.size()), sizes.vocabulary));
+      inputs_.push_back({&sequence, std::span<std::int32_t const>(tokens_).first(static_cast<std::size_t>(count))});
+    index_t const rows = static_cast<index_t>(inputs_.size()), width = context_.model().ends().output_width();
+    if (logits_.size() < rows * width) logits_ = Storage<bf16, DeviceSpace>(rows * width);
+    context_.forward_last(std::span<SequenceInput<B> const>(inputs_),
+                          matrix_view<DeviceSpace>(logits_.data(), rows, width));
+  }
+  /// One more token for every sequence, which is forgotten at once.
+  void decode(Sequences& sequences) {
+    forward(sequences, 1);
+    for (auto& sequence : sequences) sequence.truncate(sequence.length() - 1);
   }
 
-  double kv_bytes(index_t batch, index_t past) const {
-    return 2. * 2 * static_cast<double>(sizes.layers * batch * past * sizes.kv_heads * (sizes.width / sizes.heads));
+ private:
+  Context<M> context_;
+  std::vector<std::int32_t> tokens_;
+  std::vector<SequenceInput<B>> inputs_;
+  Storage<bf16, DeviceSpace> logits_;
+};
+
+class Bench {
+ public:
+  explicit Bench(bool small)
+      : small_(small),
+        sizes_(small ? bench::small_sizes() : bench::llama_2_7b()),
+        weights_(bench::weights_of(sizes_)),
+        model_(bench::config_of(sizes_), weights_),
+        runner_(model_, be_),
+        modules_(model_, be_) {
+    for (auto const& [name, weight] : weights_.tensors)
+      if (name != "model.embed_tokens.weight") weight_bytes_ += static_cast<double>(weight.bytes());
+    for (auto const* linear : linears()) parameters_ += static_cast<double>(linear->weight.rows * linear->weight.cols);
+  }
+
+  void decode() {
+    index_t const batch = small_ ? 2 : 32;
+    double const floor_of_maps = 0.01;  // points above what the bytes ask for
+    plain_decode(batch);
+    unused(batch);
+    for (auto const* kind : {"road 1", "road 2", "road 4", "ia3", "pedro"})
+      decode(kind, batch, batch, floor_of_maps, modules_.each(kind, batch));
+    decode("lora", batch, batch, 0.05, modules_.each("lora", batch));
+    decode("lora, ranks 8 to 64", batch, batch, 0.06, modules_.each("lora, ranks 8 to 64", batch));
+    auto const road = modules_.each("road 1", batch), lora = modules_.each("lora", batch);
+    decode("half road 1, half lora", batch, batch, 0.04, [=](index_t k) { return k % 2 == 0 ? road(k) : lora(k); });
+    decode("one lora for all", batch, 1, {}, [=](index_t) { return lora(0); });
+  }
+
+  void prefill() {
+    index_t const prompts = small_ ? 1 : 4, tokens = small_ ? 8 : 1024, rows = prompts * tokens;
+    double const flops = 2 * parameters_ * static_cast<double>(rows);
+    auto const start = [&](Uses const& uses) {
+      return [&, uses] {
+        Sequences sequences;
+        for (index_t k = 0; k < prompts; ++k) sequences.push_back(runner_.context().start(uses(k)));
+        runner_.forward(sequences, tokens);
+      };
+    };
+    auto const row = [&](char const* adapters) {
+      auto made = std::make_unique<Row>("prefill");
+      made->with("model", sizes_.name).with("adapters", adapters).with("requests", prompts).with("tokens", tokens);
+      return made;
+    };
+    {
+      auto const alone = bench::compare(be_, 1, products(rows), start(none));
+      row("none")
+          ->with("seconds", alone.other)
+          .with("tokens_per_second", static_cast<double>(rows) / alone.other)
+          .with("products_flops_per_second", flops / alone.plain)
+          .with("model_flops_per_second", flops / alone.other)
+          .at_least("share_of_products", 1 / alone.ratio, 0.75);
+    }
+    for (auto const* kind : {"road 1", "road 2", "road 4", "ia3", "pedro", "lora"}) {
+      auto const times = bench::compare(be_, 1, start(none), start(modules_.each(kind, prompts)));
+      row(kind)
+          ->with("seconds", times.other)
+          .with("tokens_per_second", static_cast<double>(rows) / times.other)
+          .with("lowest", times.low - 1)
+          .with("highest", times.high - 1)
+          .at_most("overhead", times.ratio - 1, kind == std::string("lora") ? 0.08 : 0.02);
+    }
+  }
+
+  /// As many as the keys and values leave room for.
+  void requests() {
+    index_t const most = small_ ? 1 : 256, most_lora = 64;  // a module of LoRA has 160 MB in f32
+    for (index_t batch = 1; batch <= most; batch *= 2)
+      for (std::string const kind : {"none", "road 1", "lora", "pedro"}) {
+        if (kv_bytes(batch, past()) >
+            0.8 * (bench::free_memory() + static_cast<double>(runner_.context().cache().bytes())))
+          return;
+        index_t const distinct = kind == "none" ? 0 : kind == "lora" ? std::min(batch, most_lora) : batch;
+        auto sequences =
+            runner_.start(batch, past(), distinct == 0 ? Uses(none) : modules_.each(kind, distinct, distinct));
+        double const seconds = bench::median_seconds(be_, 4, [&] { runner_.decode(sequences); });
+        Row("requests")
+            .with("model", sizes_.name)
+            .with("adapters", kind)
+            .with("batch", batch)
+            .with("modules", distinct)
+            .with("context", past())
+            .with("seconds", seconds)
+            .with("tokens_per_second", static_cast<double>(batch) / seconds);
+      }
+  }
+
+  /// Of a few requests from a short prompt on, over all that was generated so far.
+  void lengths() {
+    index_t const batch = small_ ? 1 : 8, prompt = small_ ? 2 : 16, longest = small_ ? 16 : 4096;
+    for (std::string const kind : {"none", "road 1", "lora", "pedro"}) {
+      auto sequences = runner_.start(batch, prompt, kind == "none" ? Uses(none) : modules_.each(kind, batch));
+      be_.synchronize();
+      double const begin = bench::now();
+      index_t next = longest / 16;  // 256, 512, ..., 4096
+      for (index_t length = 1; length <= longest; ++length) {
+        runner_.forward(sequences, 1);
+        if (length != next) continue;
+        next *= 2;
+        be_.synchronize();
+        double const seconds = bench::now() - begin;
+        Row("lengths")
+            .with("model", sizes_.name)
+            .with("adapters", kind)
+            .with("batch", batch)
+            .with("length", length)
+            .with("seconds", seconds)
+            .with("tokens_per_second", static_cast<double>(batch * length) / seconds);
+      }
+    }
+  }
+
+ private:
+  index_t past() const { return small_ ? 3 : 512; }
+
+  std::vector<Linear<B> const*> linears() const {
+    std::vector<Linear<B> const*> all;
+    for (auto const& layer : model_.layers()) {
+      auto const& b = layer.block();
+      all.insert(all.end(), {&b.q, &b.k, &b.v, &b.o, &b.gate, &b.up, &b.down});
+    }
+    return all;
+  }
+  /// All products inside the layers, as the model asks for them.
+  std::function<void()> products(index_t rows) {
+    index_t const size = rows * std::max(sizes_.width, sizes_.ffn);
+    x_ = Storage<bf16, DeviceSpace>(size), y_ = Storage<bf16, DeviceSpace>(size);
+    bench::fill(be_, x_.data(), 2 * size);
+    return [this, rows] {
+      for (auto const* linear : linears())
+        product(be_, matrix_view<DeviceSpace>(static_cast<bf16 const*>(x_.data()), rows, linear->weight.cols),
+                linear->weight, linear->bias, matrix_view<DeviceSpace>(y_.data(), rows, linear->weight.rows));
+    };
+  }
+
+  double kv_bytes(index_t batch, index_t tokens) const {
+    return 2. * 2 *
+           static_cast<double>(sizes_.layers * batch * tokens * sizes_.kv_heads * (sizes_.width / sizes_.heads));
   }
   /// Of distinct sets' coefficients and factors, as the kernels read them.
-  double adapter_bytes(std::vector<Sequence<B>>& sequences) const {
+  double adapter_bytes(Sequences& sequences) const {
     double bytes = 0;
     std::set<void const*> seen;
-    auto const of_maps = [&](std::vector<RowMapRow<float const>> const& table) {
-      for (auto const& map : table)
-        bytes += 4. * static_cast<double>(map.size) * ((map.c1 != nullptr) + (map.d != nullptr) + (map.e != nullptr));
-    };
     for (auto& sequence : sequences) {
       auto const set = sequence.state().adapters();
       if (set == nullptr) continue;
-      if (set->generates()) {  // the request's own vectors
-        for (auto const& layer : model.sites().layers())
+      if (set->generates())  // the request's own vectors
+        for (auto const& layer : model_.sites().layers())
           bytes += 4. * static_cast<double>(layer.query.size + layer.value.size + layer.up.size);
-      }
       if (!seen.insert(set.get()).second) continue;
-      for (auto const& table : set->maps) of_maps(table);
+      for (auto const& table : set->maps)
+        for (auto const& map : table)
+          bytes += 4. * static_cast<double>(map.size) * ((map.c1 != nullptr) + (map.d != nullptr) + (map.e != nullptr));
       for (auto const& member : set->members)
         for (std::size_t s = 0; s < member.module->factors.size(); ++s) {
-          auto const& info = model.sites()[static_cast<index_t>(s)];
-          bytes += 4. * static_cast<double>(member.module->factors[s].rank * (info.in + info.out));
+          auto const& site = model_.sites()[static_cast<index_t>(s)];
+          bytes += 4. * static_cast<double>(member.module->factors[s].rank * (site.in + site.out));
         }
     }
     return bytes;
   }
 
-  void decode(char const* name, Uses const& uses) { decode(name, uses, recording, sizes.batch); }
-  void decode(char const* name, Uses const& uses, BenchContext& context, index_t batch) {
-    auto sequences = start(context, batch, sizes.context, uses);
-    auto const step = [&] {
-      forward(context, sequences, 1);
-      for (auto& sequence : sequences) sequence.truncate(sizes.context);
-    };
-    step();
-    double const seconds = seconds_of(be, 8, step);
-    double const base = weight_bytes + kv_bytes(batch, sizes.context), added = adapter_bytes(sequences);
-    auto const plain = plain_seconds.try_emplace(batch, seconds).first->second;
-    std::printf(
-        "{\"step\": \"decode\", \"adapters\": \"%s\", \"batch\": %lld, \"context\": %lld, \"seconds\": %.6f, "
-        "\"tokens_per_second\": %.1f, \"bytes\": %.0f, \"share_of_copy_bandwidth\": %.3f, \"overhead\": %.4f, "
-        "\"overhead_floor\": %.4f}\n",
-        name, static_cast<long long>(batch), static_cast<long long>(sizes.context), seconds,
-        static_cast<double>(batch) / seconds, base + added, (base + added) / seconds / bandwidth, seconds / plain - 1,
-        added / base);
-    std::fflush(stdout);
+  std::unique_ptr<Row> decode_row(std::string const& adapters, index_t batch, index_t modules, double seconds) const {
+    auto row = std::make_unique<Row>("decode");
+    row->with("model", sizes_.name)
+        .with("adapters", adapters)
+        .with("batch", batch)
+        .with("modules", modules)
+        .with("context", past())
+        .with("seconds", seconds)
+        .with("tokens_per_second", static_cast<double>(batch) / seconds);
+    return row;
   }
 
-  /// Tokens per second of a few requests from a short prompt on, over all that was generated so far.
-  void generated(char const* name, index_t batch, index_t longest, Uses const& uses) {
-    auto sequences = start(recording, batch, std::min<index_t>(16, sizes.context), uses);
-    be.synchronize();
-    auto const begin = std::chrono::steady_clock::now();
-    index_t next = std::max<index_t>(1, longest / 16);
-    for (index_t length = 1; length <= longest; ++length) {
-      forward(recording, sequences, 1);
-      if (length != next) continue;
-      next *= 2;
-      be.synchronize();
-      double const seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
-      std::printf(
-          "{\"step\": \"generate\", \"adapters\": \"%s\", \"requests\": %lld, \"length\": %lld, \"seconds\": %.4f, "
-          "\"tokens_per_second\": %.1f}\n",
-          name, static_cast<long long>(batch), static_cast<long long>(length), seconds,
-          static_cast<double>(batch * length) / seconds);
-      std::fflush(stdout);
-    }
+  // Beside the driver's copy, and beside the same kernels launched one by one.
+  void plain_decode(index_t batch) {
+    double const bandwidth = bench::copy_bandwidth(be_, small_ ? index_t{1} << 16 : index_t{1} << 30);
+    double const bytes = weight_bytes_ + kv_bytes(batch, past());
+    auto sequences = runner_.start(batch, past(), none);
+    double const seconds = bench::median_seconds(be_, 8, [&] { runner_.decode(sequences); });
+    decode_row("none", batch, 0, seconds)
+        ->with("bytes", bytes)
+        .with("copy_bandwidth", bandwidth)
+        .at_least("share_of_copy_bandwidth", bytes / seconds / bandwidth, 0.8);
+    Runner<BenchModel> one_by_one(model_, be_, {.decode_graphs = 0});
+    auto others = one_by_one.start(batch, past(), none);
+    auto const times = bench::compare(
+        be_, 8, [&] { runner_.decode(sequences); }, [&] { one_by_one.decode(others); });
+    decode_row("none, kernels launched one by one", batch, 0, times.other)->with("overhead", times.ratio - 1);
+    double const alone = bench::median_seconds(be_, 4, products(batch));
+    Row("products alone")
+        .with("model", sizes_.name)
+        .with("rows", batch)
+        .with("seconds", alone)
+        .with("share_of_copy_bandwidth", 2 * parameters_ / alone / bandwidth);
   }
 
-  void prefill(char const* name, index_t requests, index_t count, Uses const& uses) {
-    std::vector<Sequence<B>> sequences;
-    double const seconds = seconds_of(be, 1, [&] {
-      sequences.clear();
-      for (index_t k = 0; k < requests; ++k) sequences.push_back(recording.start(uses(k)));
-      forward(recording, sequences, count);
-    });
-    double const flops = 2 * linear_parameters * static_cast<double>(requests * count);
-    std::printf(
-        "{\"step\": \"prefill\", \"adapters\": \"%s\", \"requests\": %lld, \"tokens\": %lld, \"seconds\": %.6f, "
-        "\"model_flops_per_second\": %.4g}\n",
-        name, static_cast<long long>(requests), static_cast<long long>(count), seconds, flops / seconds);
-    std::fflush(stdout);
+  // A model that could have adapters and has some loaded, beside one that was compiled without any.
+  void unused(index_t batch) {
+    modules_.each("road 1", batch), modules_.each("lora", batch);
+    BareModel bare(bench::config_of(sizes_), weights_);
+    Runner<BareModel> bare_runner(bare, be_);
+    auto plain = bare_runner.start(batch, past(), none), sequences = runner_.start(batch, past(), none);
+    auto const times = bench::compare(
+        be_, 8, [&] { bare_runner.decode(plain); }, [&] { runner_.decode(sequences); });
+    decode_row("loaded and not used", batch, 0, times.other)
+        ->with("lowest", times.low - 1)
+        .with("highest", times.high - 1)
+        .at_most("overhead", times.ratio - 1, 0.005);
   }
 
-  /// What cuBLASLt does on the model's products alone.
-  void products(index_t rows) {
-    auto const scope = be.scope();
-    auto const x = be.arena().matrix<bf16>(rows, std::max(sizes.width, sizes.ffn));
-    auto const y = be.arena().matrix<bf16>(rows, std::max(sizes.width, sizes.ffn));
-    cuda::check(cudaMemsetAsync(x.data, 0, static_cast<std::size_t>(x.size()) * 2, be.stream()), "cudaMemsetAsync");
-    auto const one = [&](Linear<B> const& layer) {
-      product(be, matrix_view<DeviceSpace>(static_cast<bf16 const*>(x.data), rows, layer.weight.cols), layer.weight,
-              layer.bias, matrix_view<DeviceSpace>(y.data, rows, layer.weight.rows));
-    };
-    double parameters = 0;
-    auto const all = [&] {
-      for (auto const& layer : model.layers()) {
-        auto const& b = layer.block();
-        for (auto const* linear : {&b.q, &b.k, &b.v, &b.o, &b.gate, &b.up, &b.down}) one(*linear);
-      }
-    };
-    for (auto const& layer : model.layers()) {
-      auto const& b = layer.block();
-      for (auto const* linear : {&b.q, &b.k, &b.v, &b.o, &b.gate, &b.up, &b.down})
-        parameters += static_cast<double>(linear->weight.rows * linear->weight.cols);
-    }
-    double const seconds = seconds_of(be, 1, all);
-    std::printf(
-        "{\"step\": \"products alone\", \"rows\": %lld, \"seconds\": %.6f, \"flops_per_second\": %.4g, "
-        "\"share_of_copy_bandwidth\": %.3f}\n",
-        static_cast<long long>(rows), seconds, 2 * parameters * static_cast<double>(rows) / seconds,
-        2 * parameters / seconds / bandwidth);
-    std::fflush(stdout);
+  // Beside the same requests without adapters; above_floor: points that the overhead may be above the bytes' share. In
+  // a context of its own, because one that has met many mixtures records a step that serves them all.
+  void decode(std::string const& adapters, index_t batch, index_t modules, std::optional<double> above_floor,
+              Uses const& uses) {
+    Runner<BenchModel> runner(model_, be_);
+    auto plain = runner.start(batch, past(), none), sequences = runner.start(batch, past(), uses);
+    auto const times = bench::compare(
+        be_, 8, [&] { runner.decode(plain); }, [&] { runner.decode(sequences); });
+    double const base = weight_bytes_ + kv_bytes(batch, past()), added = adapter_bytes(sequences);
+    decode_row(adapters, batch, modules, times.other)
+        ->with("bytes", base + added)
+        .with("overhead_floor", added / base)
+        .with("lowest", times.low - 1)
+        .with("highest", times.high - 1)
+        .at_most("overhead", times.ratio - 1, above_floor ? added / base + *above_floor : 0.02);
   }
 
-  Sizes sizes;
-  B be;
-  BenchModel model;
-  BenchContext recording;
-  Storage<bf16, DeviceSpace> logits;
-  std::vector<std::int32_t> tokens;
-  double weight_bytes = 0, linear_parameters = 0, bandwidth = 0;
-  std::map<index_t, double> plain_seconds;  ///< by batch: the first row of its size
+  bool small_;
+  bench::Sizes sizes_;
+  WeightMap weights_;
+  B be_;
+  BenchModel model_;
+  Runner<BenchModel> runner_;
+  Modules modules_;
+  Storage<bf16, DeviceSpace> x_, y_;  ///< of the products alone
+  double weight_bytes_ = 0;           ///< that a decode step reads
+  double parameters_ = 0;             ///< of the products inside the layers
 };
 
 }  // namespace
 
 int main(int argc, char** argv) {
-  Sizes s;
-  index_t* const members[] = {&s.layers,     &s.width, &s.ffn,     &s.heads,   &s.kv_heads,
-                              &s.vocabulary, &s.batch, &s.context, &s.adapters};
-  for (int k = 1; k < argc && k <= 9; ++k) *members[k - 1] = std::atoll(argv[k]);
-  Bench bench(s);
-  std::printf("{\"step\": \"copy\", \"bytes_per_second\": %.4g}\n", bench.bandwidth);
-  auto const none = [](index_t) { return std::vector<AdapterUse>{}; };
-  auto const each = [&](char const* kind) -> Bench::Uses {
-    return [=](index_t k) { return std::vector<AdapterUse>{{text(kind, k % s.adapters)}}; };
-  };
-  bench.products(s.batch);
-  bench.decode("none", none);
-  {
-    Context<BenchModel> one_by_one(bench.model, bench.be, {.decode_graphs = 0});
-    bench.decode("none, kernels launched one by one", none, one_by_one, s.batch);
-  }
-  bench.load_adapters();
-  bench.decode("none, adapters loaded and not used", none);
-  for (auto const* kind : {"road", "road4", "ia3", "pedro", "lora"}) bench.decode(kind, each(kind));
-  bench.decode("lora, mixed ranks", each("mixed"));
-  bench.decode("half road, half lora", [&](index_t k) {
-    return std::vector<AdapterUse>{{text(k % 2 == 0 ? "road" : "lora", k % s.adapters)}};
-  });
-  bench.decode("one lora for all", [](index_t) { return std::vector<AdapterUse>{{"lora0"}}; });
-  bench.decode("none, again", none);
-  index_t const prompts = std::min<index_t>(4, s.batch), prompt = std::min<index_t>(1024, 2 * s.context);
-  bench.products(prompts * prompt);
-  for (auto const* kind : {"road", "ia3", "pedro", "lora"}) bench.prefill(kind, prompts, prompt, each(kind));
-  bench.prefill("none", prompts, prompt, none);
-
-  auto const kinds = {std::pair{"none", Bench::Uses(none)}, std::pair{"lora", each("lora")},
-                      std::pair{"road", each("road")}, std::pair{"pedro", each("pedro")}};
-  std::size_t free = 0, total = 0;
-  for (index_t batch = 1; batch <= Bench::most_requests; batch *= 2) {
-    cuda::check(cudaMemGetInfo(&free, &total), "cudaMemGetInfo");
-    if (bench.kv_bytes(batch, s.context + 64) > 0.8 * static_cast<double>(free + bench.recording.cache().bytes()))
-      break;
-    for (auto const& [name, uses] : kinds) bench.decode(name, uses, bench.recording, batch);
-  }
-  for (auto const& [name, uses] : kinds) bench.generated(name, std::min<index_t>(8, s.batch), 8 * s.context, uses);
+  bench::Arguments const arguments(argc, argv);
+  Bench bench(arguments.small);
+  if (arguments.wants("decode")) bench.decode();
+  if (arguments.wants("prefill")) bench.prefill();
+  if (arguments.wants("requests")) bench.requests();
+  if (arguments.wants("lengths")) bench.lengths();
   return 0;
 }

@@ -1,123 +1,97 @@
 // SPDX-License-Identifier: Apache-2.0
-// Operations of the CUDA backend on a GPU, timed by its own events, next to the bandwidth of a plain copy measured in
-// the same run. Weights are rotated, so that no cache holds them. Never run so far: no number of it is known.
+// Operations of the CUDA backend on a GPU, next to the bandwidth of a plain copy measured in the same run.
+//     cuda_operations [--small] [products rows]      both where none is named
+// Weights are rotated, so that no cache holds them; what is computed with is random bits.
 #include <graft/backend/cuda/cuda.cuh>
 
-#include <benchmark/benchmark.h>
-
+#include <bench/on_device.cuh>
 #include <bench/shapes.hpp>
-
-#include <string>
 
 namespace {
 
 using namespace graft;
+using bench::Row;
+using B = CudaBackend<bf16>;
+using View = MatrixView<bf16, DeviceSpace>;
+using ConstView = MatrixView<bf16 const, DeviceSpace>;
 
-/// Runs `work(k)` for k = 0, 1, ... and notes the device's own time.
-template <class Act, class Work>
-void time_on_device(benchmark::State& state, CudaBackend<Act>& be, Work work) {
-  cudaEvent_t start, stop;
-  cuda::check(cudaEventCreate(&start), "cudaEventCreate");
-  cuda::check(cudaEventCreate(&stop), "cudaEventCreate");
-  index_t k = 0;
-  for (; k < 4; ++k) work(k);  // memory is taken, algorithms are chosen
-  for (auto _ : state) {
-    cuda::check(cudaEventRecord(start, be.stream()), "cudaEventRecord");
-    work(k++);
-    cuda::check(cudaEventRecord(stop, be.stream()), "cudaEventRecord");
-    cuda::check(cudaEventSynchronize(stop), "cudaEventSynchronize");
-    float milliseconds = 0;
-    cuda::check(cudaEventElapsedTime(&milliseconds, start, stop), "cudaEventElapsedTime");
-    state.SetIterationTime(static_cast<double>(milliseconds) * 1e-3);
+class Bench {
+ public:
+  explicit Bench(bool small) : small_(small) {
+    bandwidth_ = bench::copy_bandwidth(be_, small ? index_t{1} << 16 : index_t{1} << 30);
+    Row("copy").with("bytes_per_second", bandwidth_);
   }
-  cudaEventDestroy(start);
-  cudaEventDestroy(stop);
-}
 
-/// Memory of the device, zeros.
-template <class T>
-T* zeros(CudaBackend<bf16>& be, index_t n) {
-  T* const data = be.arena().template allocate<T>(n);
-  cuda::check(cudaMemsetAsync(data, 0, static_cast<std::size_t>(n) * sizeof(T), be.stream()), "cudaMemsetAsync");
-  return data;
-}
+  void products() {
+    for (auto const& shape : bench::shapes)
+      for (Format const format : {Format::bf16, Format::q8_0, Format::q4_0, Format::q4_1, Format::q6_k})
+        for (index_t const rows : {1, 8, 32, 256, 4096})
+          if (shape.in % format_info(format).block == 0 && (!small_ || shape.in * shape.out * rows < 400'000))
+            one_product(shape, format, rows);
+  }
 
-void rate(benchmark::State& state, char const* name, double per_iteration) {
-  state.counters[name] = benchmark::Counter(per_iteration, benchmark::Counter::kIsIterationInvariantRate);
-}
+  void rows() {
+    for (index_t const rows : {1, 32, 4096}) {
+      if (small_ && rows > 1) continue;
+      auto const scope = be_.scope();
+      index_t const d = small_ ? 64 : 4096, f = small_ ? 128 : 11008;
+      auto const x = matrix(rows, d), y = matrix(rows, d), gate = matrix(rows, f), up = matrix(rows, f);
+      VectorView<float const, DeviceSpace> const weight{bench::filled<float>(be_, d), d};
+      time("rms_norm", rows, d, 4., [&](index_t) { rms_norm(be_, ConstView(x), weight, 1e-5, y); });
+      time("activate_gated", rows, f, 6., [&](index_t) { activate_gated(be_, Activation::silu, gate, ConstView(up)); });
+    }
+  }
 
-/// Bytes read and written per second by the driver's own copy.
-void copy_bandwidth(benchmark::State& state) {
-  CudaBackend<bf16> be;
-  auto const scope = be.scope();
-  index_t const bytes = index_t{1} << 30;
-  auto* const from = zeros<std::byte>(be, bytes);
-  auto* const to = zeros<std::byte>(be, bytes);
-  time_on_device(state, be, [&](index_t) {
-    cuda::check(cudaMemcpyAsync(to, from, static_cast<std::size_t>(bytes), cudaMemcpyDeviceToDevice, be.stream()),
-                "cudaMemcpyAsync");
-  });
-  rate(state, "bytes", 2.0 * static_cast<double>(bytes));
-}
+ private:
+  View matrix(index_t rows, index_t cols) { return {bench::filled<bf16>(be_, rows * cols), rows, cols, cols}; }
 
-void products(benchmark::State& state, bench::Shape const& shape, Format format, index_t rows) {
-  CudaBackend<bf16> be;
-  auto const scope = be.scope();
-  index_t const size = round_up(shape.out * row_bytes(format, shape.in), 256);
-  index_t const copies = (index_t{512} << 20) / size + 1;  // more than any cache holds
-  auto* const weights = zeros<std::byte>(be, copies * size);
-  MatrixView<bf16, DeviceSpace> const x{zeros<bf16>(be, rows * shape.in), rows, shape.in, shape.in};
-  MatrixView<bf16, DeviceSpace> const y{zeros<bf16>(be, rows * shape.out), rows, shape.out, shape.out};
-  time_on_device(state, be, [&](index_t k) {
-    Weight const w{weights + k % copies * size, format, shape.out, shape.in, nullptr};
-    product(be, MatrixView<bf16 const, DeviceSpace>(x), w, VectorView<float const, DeviceSpace>{}, y);
-  });
-  rate(state, "bytes",
-       static_cast<double>(shape.out * row_bytes(format, shape.in) + 2 * rows * (shape.in + shape.out)));
-  rate(state, "flops", 2.0 * static_cast<double>(rows * shape.in * shape.out));
-}
+  // Seconds of work(0), work(1), ...
+  double seconds_of(auto&& work) {
+    index_t k = 0;
+    return bench::median_seconds(be_, small_ ? 2 : 20, [&] { work(k++); });
+  }
 
-void norms(benchmark::State& state, index_t rows, index_t d) {
-  CudaBackend<bf16> be;
-  auto const scope = be.scope();
-  MatrixView<bf16, DeviceSpace> const x{zeros<bf16>(be, rows * d), rows, d, d};
-  MatrixView<bf16, DeviceSpace> const y{zeros<bf16>(be, rows * d), rows, d, d};
-  VectorView<float const, DeviceSpace> const weight{zeros<float>(be, d), d};
-  time_on_device(state, be, [&](index_t) { rms_norm(be, MatrixView<bf16 const, DeviceSpace>(x), weight, 1e-5, y); });
-  rate(state, "bytes", 4.0 * static_cast<double>(rows * d));
-}
+  void time(char const* operation, index_t rows, index_t cols, double bytes_of_each, auto&& work) {
+    double const seconds = seconds_of(work), bytes = bytes_of_each * static_cast<double>(rows * cols);
+    Row("operation")
+        .with("operation", operation)
+        .with("rows", rows)
+        .with("cols", cols)
+        .with("seconds", seconds)
+        .with("share_of_copy_bandwidth", bytes / seconds / bandwidth_);
+  }
 
-void gates(benchmark::State& state, index_t rows, index_t f) {
-  CudaBackend<bf16> be;
-  auto const scope = be.scope();
-  MatrixView<bf16, DeviceSpace> const gate{zeros<bf16>(be, rows * f), rows, f, f};
-  MatrixView<bf16, DeviceSpace> const up{zeros<bf16>(be, rows * f), rows, f, f};
-  time_on_device(state, be,
-                 [&](index_t) { activate_gated(be, Activation::silu, gate, MatrixView<bf16 const, DeviceSpace>(up)); });
-  rate(state, "bytes", 6.0 * static_cast<double>(rows * f));
-}
+  void one_product(bench::Shape const& shape, Format format, index_t rows) {
+    auto const scope = be_.scope();
+    index_t const size = round_up(shape.out * row_bytes(format, shape.in), 256);
+    index_t const copies = small_ ? 2 : (index_t{512} << 20) / size + 1;  // more than any cache holds
+    auto* const weights = bench::filled<std::byte>(be_, copies * size);
+    auto const x = matrix(rows, shape.in), y = matrix(rows, shape.out);
+    double const seconds = seconds_of([&](index_t k) {
+      Weight const w{weights + k % copies * size, format, shape.out, shape.in, nullptr};
+      product(be_, ConstView(x), w, VectorView<float const, DeviceSpace>{}, y);
+    });
+    auto const bytes = static_cast<double>(shape.out * row_bytes(format, shape.in) + 2 * rows * (shape.in + shape.out));
+    Row("product")
+        .with("shape", shape.name)
+        .with("weights", std::string(format_info(format).name))
+        .with("rows", rows)
+        .with("seconds", seconds)
+        .with("share_of_copy_bandwidth", bytes / seconds / bandwidth_)
+        .with("flops_per_second", 2 * static_cast<double>(rows * shape.in * shape.out) / seconds);
+  }
 
-benchmark::internal::Benchmark* on_device(benchmark::internal::Benchmark* b) {
-  return b->UseManualTime()->Unit(benchmark::kMicrosecond);
-}
+  bool small_;
+  B be_;
+  double bandwidth_ = 0;
+};
 
 }  // namespace
 
 int main(int argc, char** argv) {
-  benchmark::Initialize(&argc, argv);
-  on_device(benchmark::RegisterBenchmark("copy", copy_bandwidth));
-  for (auto const& shape : bench::shapes)
-    for (Format const format : {Format::bf16, Format::q8_0, Format::q4_0})
-      for (index_t const rows : {1, 8, 32, 256, 4096})
-        on_device(benchmark::RegisterBenchmark(
-            text("product/", shape.name, "/", format_info(format).name, "/rows:", rows).c_str(),
-            [&shape, format, rows](benchmark::State& state) { products(state, shape, format, rows); }));
-  for (index_t const rows : {1, 32, 4096}) {
-    on_device(benchmark::RegisterBenchmark(text("rms_norm/4096/rows:", rows).c_str(),
-                                           [rows](benchmark::State& state) { norms(state, rows, 4096); }));
-    on_device(benchmark::RegisterBenchmark(text("activate_gated/11008/rows:", rows).c_str(),
-                                           [rows](benchmark::State& state) { gates(state, rows, 11008); }));
-  }
-  benchmark::RunSpecifiedBenchmarks();
+  bench::Arguments const arguments(argc, argv);
+  Bench bench(arguments.small);
+  if (arguments.wants("products")) bench.products();
+  if (arguments.wants("rows")) bench.rows();
   return 0;
 }

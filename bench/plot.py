@@ -6,12 +6,49 @@
     bench/plot.py product.json model.json          # Markdown on stdout
 """
 import json
+import math
 import sys
 
 
 def table(head, rows):
     lines = ["| " + " | ".join(head) + " |", "| --- |" + " ---: |" * (len(head) - 1)]
     return "\n".join(lines + ["| " + " | ".join(str(cell) for cell in row) + " |" for row in rows])
+
+
+def lines(series, x_label, y_label):
+    """{name: [(x, y)]} as SVG: a line each, both axes logarithmic."""
+    width, height, left, right, bottom = 720, 340, 60, 500, 290
+    points = [point for line in series.values() for point in line]
+    places = sorted({x for x, _ in points})
+    low, high = math.floor(math.log10(min(y for _, y in points))), math.ceil(math.log10(max(y for _, y in points)))
+    first, last = math.log(places[0]), math.log(places[-1])
+
+    def x(value):
+        return left + 10 + (math.log(value) - first) / ((last - first) or 1) * (right - left - 20)
+
+    def y(value):
+        return bottom - (math.log10(value) - low) / ((high - low) or 1) * (bottom - 20)
+
+    out = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="12">',
+           f'<rect width="{width}" height="{height}" fill="white"/>']
+    out += [f'<text x="{x(value):.0f}" y="{bottom + 18}" text-anchor="middle">{value}</text>' for value in places]
+    for power in range(low, high + 1):
+        for step in (1, 2, 5):
+            if power < high or step == 1:
+                at, value = y(step * 10**power), step * 10**power
+                out.append(f'<path d="M{left} {at:.1f}H{right}" stroke="#ddd"/>'
+                           f'<text x="{left - 8}" y="{at + 4:.1f}" text-anchor="end">{value:g}</text>')
+    colours = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000"]  # Okabe and Ito's
+    for k, (name, line) in enumerate(series.items()):
+        colour = colours[k % len(colours)]
+        path = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in line)
+        out.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
+        out += [f'<circle cx="{x(a):.1f}" cy="{y(b):.1f}" r="3" fill="{colour}"/>' for a, b in line]
+        out.append(f'<circle cx="{right + 16}" cy="{30 + 18 * k}" r="4" fill="{colour}"/>'
+                   f'<text x="{right + 26}" y="{34 + 18 * k}">{name}</text>')
+    out.append(f'<text x="{(left + right) / 2:.0f}" y="{height - 8}" text-anchor="middle">{x_label}</text>'
+               f'<text transform="translate(16 {bottom / 2:.0f}) rotate(-90)" text-anchor="middle">{y_label}</text></svg>')
+    return "\n".join(out) + "\n"
 
 
 def products(cases):

@@ -68,6 +68,10 @@ struct EngineOptions {
   Device device = Device::cpu;
 };
 
+/// Of one architecture; Owner is made from EngineOptions and holds a backend: owner.backend(). Defined in engine_of.hpp.
+template <class Arch, class Owner>
+std::unique_ptr<Engine> make_engine_of(ModelFiles files, EngineOptions const& options);
+
 /// FormatError when the files are not a whole model.
 std::unique_ptr<Engine> make_engine(ModelFiles files, EngineOptions const& options);
 /// ContractError in a build without CUDA.

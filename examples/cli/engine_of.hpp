@@ -1,15 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// The engine of one backend; engine_cpu.cpp and engine_cuda.cu say which.
+// The engine of one architecture on one backend; engine_cpu.cpp and engine_cuda.cu say which.
 #pragma once
 
 #include <examples/cli/engine.hpp>
 
-#include <graft/arch/architectures.hpp>
 #include <graft/io/gguf_lora.hpp>
 
 namespace graft::cli {
 
-/// Owner is made from EngineOptions and holds a backend: owner.backend().
 template <class Arch, class Owner>
 class ArchitectureEngine final : public Engine {
  public:
@@ -124,12 +122,9 @@ class ArchitectureEngine final : public Engine {
   Context<Model<Arch, CommandAdapters, B>> context_;
 };
 
-template <class Owner>
+template <class Arch, class Owner>
 std::unique_ptr<Engine> make_engine_of(ModelFiles files, EngineOptions const& options) {
-  std::string const architecture = files.config.architecture;
-  return with_architecture(architecture, [&]<class Arch>() -> std::unique_ptr<Engine> {
-    return std::make_unique<ArchitectureEngine<Arch, Owner>>(std::move(files), options);
-  });
+  return std::make_unique<ArchitectureEngine<Arch, Owner>>(std::move(files), options);
 }
 
 }  // namespace graft::cli

@@ -32,6 +32,10 @@ nlohmann::ordered_json train(TrainCommand const& command);
 /// The same on a GPU: activations in f32, in native precision in bf16. ContractError in a build without CUDA.
 nlohmann::ordered_json train_on_cuda(TrainCommand const& command);
 
+/// Of one architecture; Owner is made from EngineOptions and holds a backend: owner.backend(). Defined in train_of.hpp.
+template <class Arch, class Owner>
+nlohmann::ordered_json train_of(TrainCommand const& command, ModelFiles const& files);
+
 /// What a method begins with: `rate` is a learning rate that works for many models, targets are PEFT's.
 template <class P>
 struct MethodDefaults;

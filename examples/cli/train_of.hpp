@@ -5,7 +5,6 @@
 
 #include <examples/cli/train.hpp>
 
-#include <graft/arch/architectures.hpp>
 #include <graft/text/model_tokenizer.hpp>
 #include <graft/train/examples.hpp>
 #include <graft/train/trainer.hpp>
@@ -309,13 +308,9 @@ Json run_method(TrainCommand const& c, ModelFiles const& files, Adapters<Ps...>)
 
 }  // namespace train_run_parts
 
-/// Owner is made from EngineOptions and holds a backend: owner.backend().
-template <class Owner>
-nlohmann::ordered_json train_of(TrainCommand const& command) {
-  using namespace train_run_parts;
-  auto const files = open_model(command.model.model);
-  return with_architecture(files.config.architecture,
-                           [&]<class Arch>() { return run_method<Owner, Arch>(command, files, CommandAdapters{}); });
+template <class Arch, class Owner>
+nlohmann::ordered_json train_of(TrainCommand const& command, ModelFiles const& files) {
+  return train_run_parts::run_method<Owner, Arch>(command, files, CommandAdapters{});
 }
 
 }  // namespace graft::cli

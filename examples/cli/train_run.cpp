@@ -3,12 +3,16 @@
 #include <examples/cli/cpu_owner.hpp>
 #include <examples/cli/train_of.hpp>
 
+#include <graft/arch/architectures.hpp>
+
 namespace graft::cli {
 nlohmann::ordered_json train(TrainCommand const& command) {
   if (command.model.device == "cuda") return train_on_cuda(command);
   if (command.model.precision == "native")
     throw UsageError("graft train: --precision native is for --device cuda; the processor trains in exact precision");
-  return train_of<CpuOwner>(command);
+  auto const files = open_model(command.model.model);
+  return with_architecture(files.config.architecture,
+                           [&]<class Arch>() { return train_of<Arch, CpuOwner>(command, files); });
 }
 
 #if !GRAFT_WITH_CUDA

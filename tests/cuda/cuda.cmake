@@ -16,18 +16,24 @@ if(GRAFT_HAS_FMA)
   target_compile_options(test_cuda PRIVATE -mfma -ffp-contract=fast)
 endif()
 
-# examples/NN_name.cu run in the emulation too
+# graft_emulated(<name> <source>): a program of a .cu file that runs in the emulation.
+function(graft_emulated name source)
+  set(unit ${CMAKE_CURRENT_BINARY_DIR}/cuda/${name}.cpp)
+  file(CONFIGURE OUTPUT ${unit} CONTENT "#include <${source}>\n")
+  add_executable(${name} EXCLUDE_FROM_ALL ${unit})
+  target_link_libraries(${name} PRIVATE graft::text graft::kernels graft_development)
+  target_include_directories(${name} BEFORE PRIVATE ${CMAKE_CURRENT_SOURCE_DIR}/cuda/emulation ${PROJECT_SOURCE_DIR})
+  target_compile_definitions(${name} PRIVATE GRAFT_CUDA_EMULATION)
+  target_compile_options(${name} PRIVATE -Wno-unknown-pragmas $<$<CONFIG:Release>:-O1>)
+endfunction()
+
+# examples/NN_name.cu are tests
 file(GLOB cuda_examples CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/examples/*.cu)
 foreach(example IN LISTS cuda_examples)
   cmake_path(GET example STEM stem)
-  set(source ${CMAKE_CURRENT_BINARY_DIR}/cuda/${stem}.cpp)
-  file(CONFIGURE OUTPUT ${source} CONTENT "#include <examples/${stem}.cu>\n")
   set(name ${stem}_emulated)
-  add_executable(${name} ${source})
-  target_link_libraries(${name} PRIVATE graft::graft graft::kernels graft_development)
-  target_include_directories(${name} BEFORE PRIVATE ${CMAKE_CURRENT_SOURCE_DIR}/cuda/emulation ${PROJECT_SOURCE_DIR})
-  target_compile_definitions(${name} PRIVATE GRAFT_CUDA_EMULATION)
-  target_compile_options(${name} PRIVATE -Wno-unknown-pragmas)
+  graft_emulated(${name} examples/${stem}.cu)
+  set_target_properties(${name} PROPERTIES EXCLUDE_FROM_ALL OFF)
   graft_add_build_test(build.${name} ${name})
   set_tests_properties(build.${name} PROPERTIES FIXTURES_SETUP ${name})
   add_test(NAME example.${stem}.emulated
@@ -35,6 +41,12 @@ foreach(example IN LISTS cuda_examples)
                    -DEXPECTED=${PROJECT_SOURCE_DIR}/examples/${stem}.expected
                    -P ${PROJECT_SOURCE_DIR}/cmake/check_output.cmake)
   set_tests_properties(example.${stem}.emulated PROPERTIES LABELS "example;cuda" FIXTURES_REQUIRED ${name})
+endforeach()
+# and bench/name.cu can be tried before it meets a GPU: cmake --build build --target name_emulated, name_emulated --small
+file(GLOB cuda_benchmarks CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/bench/*.cu)
+foreach(benchmark IN LISTS cuda_benchmarks)
+  cmake_path(GET benchmark STEM stem)
+  graft_emulated(${stem}_emulated bench/${stem}.cu)
 endforeach()
 
 file(GLOB device_tests RELATIVE ${CMAKE_CURRENT_SOURCE_DIR} CONFIGURE_DEPENDS cuda/*.cpp)
@@ -81,6 +93,7 @@ function(graft_nvcc_objects list)
 endfunction()
 
 if(GRAFT_WITH_CUDA)
+  string(REPLACE "-O2" "-O1" CMAKE_CUDA_FLAGS_RELEASE "${CMAKE_CUDA_FLAGS_RELEASE}")  # the host's part, as above
   add_executable(test_cuda_device ${device_sources} main.cpp)
   target_link_libraries(test_cuda_device PRIVATE graft::cuda graft::files graft::kernels Catch2::Catch2
                                                  graft_development)

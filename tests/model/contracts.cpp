@@ -184,5 +184,5 @@ TEST_CASE("options out of range are refused") {
   SerialExecutor executor;
   CHECK(refused([&] { model->context(executor, {0, 16}); }) == "graft: a KV page holds 1 to 64 tokens, not 0");
   CHECK(refused([&] { model->context(executor, {65, 16}); }) == "graft: a KV page holds 1 to 64 tokens, not 65");
-  CHECK(refused([&] { model->context(executor, {32, 0}); }) == "graft: chunk_rows must be positive");
+  CHECK(refused([&] { model->context(executor, {32, -1}); }) == "graft: chunk_rows must not be negative");
 }

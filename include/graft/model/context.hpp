@@ -29,7 +29,9 @@ struct SequenceInput {
 
 struct ContextOptions {
   index_t page_tokens = 32;
-  index_t chunk_rows = 512;  ///< rows that pass through a layer together; bounds scratch memory, not results
+  /// Rows that pass through a layer together; bounds scratch memory, not results. 0: as many as keep the backend busy,
+  /// 512 on the host and 4096 on a device, where a product of 512 rows leaves half of the multiprocessors idle.
+  index_t chunk_rows = 0;
   /// On a device: how many recorded decode steps are kept, one for each size of batch; 0: none is recorded.
   index_t decode_graphs = 32;
 };
@@ -48,7 +50,8 @@ class Context {
         options_(options),
         cache_(model.config().layers, model.config().kv_heads * model.config().head_dim, options.page_tokens),
         graphs_(options.decode_graphs) {
-    expects(options.chunk_rows > 0, "graft: chunk_rows must be positive");
+    expects(options.chunk_rows >= 0, "graft: chunk_rows must not be negative");
+    if (options.chunk_rows == 0) options_.chunk_rows = on_host ? 512 : 4096;
   }
 
   M& model() { return model_; }
