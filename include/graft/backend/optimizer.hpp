@@ -58,7 +58,7 @@ struct RangeStep {
 };
 
 /// What a gradient is multiplied with so that its norm is at most `most`, as torch's clip_grad_norm_, whose 1e-6 it
-/// keeps. A norm that is not finite changes nothing.
+/// keeps.
 GRAFT_HOST_DEVICE inline double clip_scale(double norm, double most) {
   double const scale = most / (norm + 1e-6);
   return scale < 1 ? scale : 1;  // 1 for NaN
