@@ -106,8 +106,8 @@ class Trainer {
       bool const last = step_ == steps();
       bool const validates = !data_.validation.empty() &&
                              (last || step_ % (options_.validate_every > 0 ? options_.validate_every : epoch) == 0);
-      bool const due =
-          options_.save_every > 0 ? step_ % options_.save_every == 0 : step_ % epoch == 0 || seconds() - saved_at > 30;
+      bool const due = hooks.save && (options_.save_every > 0 ? step_ % options_.save_every == 0
+                                                              : step_ % epoch == 0 || seconds() - saved_at > 30);
       auto const stop = [&] { return hooks.stop != nullptr && hooks.stop->load(); };
       if (on_host || last || validates || due || stop()) {
         tell(step, validates);
