@@ -7,11 +7,10 @@
 #include <graft/io/output_folder.hpp>
 #include <graft/text/byte_level_bpe.hpp>
 #include <graft/text/hf_tokenizer_writer.hpp>
-#include <graft/train/clip.hpp>
+#include <graft/train/backbone_optimizer.hpp>
 #include <graft/train/loss.hpp>
 #include <graft/train/optimizer.hpp>
 #include <graft/train/schedule.hpp>
-#include <graft/train/trainable_weights.hpp>
 #include <graft/train/training_pass.hpp>
 
 #include <chrono>
@@ -19,7 +18,7 @@
 #include <cstdlib>
 #include <fstream>
 #include <iterator>
-#include <map>
+#include <memory>
 #include <numbers>
 
 using namespace graft;
@@ -131,13 +130,11 @@ int main(int argc, char** argv) {
   Model<Llama, Adapters<>, B> model(config, weights.map());
   TrainingPass pass(model, be);
   Gradients<B> gradients;
-  std::map<std::string, AdamW<float>> optimizers;
-  weights.for_each([&](std::string const& name, MatrixView<float> w) {
-    want_base(gradients, model, name);
-    ParameterRange const range{0, w.size(), ParameterGroup::main, w.rows > 1};
-    optimizers.try_emplace(name, std::vector{range},
-                           AdamWOptions{.beta1 = 0.9, .beta2 = 0.95, .epsilon = 1e-8, .weight_decay = 0.1});
+  BackboneOptimizer<decltype(model)> optimizer(model, weights, [](auto ranges) {
+    return std::make_unique<AdamW<float>>(
+        std::move(ranges), AdamWOptions{.beta1 = 0.9, .beta2 = 0.95, .epsilon = 1e-8, .weight_decay = 0.1});
   });
+  optimizer.want(gradients);
 
   // windows of one text, as sequences whose every next byte is wanted
   auto const run = [&](std::vector<std::span<std::int32_t const>> const& windows, bool back) {
@@ -179,14 +176,7 @@ int main(int argc, char** argv) {
     }
     gradients.zero();
     double const bits = run(windows, true);
-    std::vector<VectorView<float>> all;
-    weights.for_each(
-        [&](std::string const& name, auto const&) { all.push_back(base_gradient(gradients, model, name)); });
-    clip_gradient<float>(pool, all, 1.0);
-    weights.for_each([&](std::string const& name, MatrixView<float> w) {
-      optimizers.at(name).step(pool, {w.data, w.size()}, base_gradient(gradients, model, name),
-                               group_rates(schedule.rate(3e-3, step)));
-    });
+    optimizer.step(be, gradients, group_rates(schedule.rate(3e-3, step)), 1.0);
     mean = step == 0 ? bits : 0.98 * mean + 0.02 * bits;
     if ((step + 1) % 50 == 0 || step + 1 == steps) {
       std::printf("step %5ld of %ld   %.3f bits per byte   %.0f bytes/s\n", static_cast<long>(step + 1),

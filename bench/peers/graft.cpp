@@ -153,7 +153,7 @@ class Worker {
       CrossEntropy<B> loss(backend_, rows);
       pass_->head(wanted, loss);
       pass_->backward();
-      optimizer->step(pool_, gradients, group_rates(1e-3), 1.0);
+      optimizer->step(backend_, gradients, group_rates(1e-3), 1.0);
       return loss.sums().mean();
     };
   }

@@ -15,6 +15,7 @@
 #include <graft/core/memory.hpp>
 #include <graft/core/parcel.hpp>
 #include <graft/core/random.hpp>
+#include <graft/core/ranges.hpp>
 #include <graft/core/scalar.hpp>
 #include <graft/core/types.hpp>
 #include <graft/core/view.hpp>
@@ -48,7 +49,9 @@
 #include <graft/backend/generator.hpp>
 #include <graft/backend/loss.hpp>
 #include <graft/backend/low_rank.hpp>
+#include <graft/backend/optimizer.hpp>
 #include <graft/backend/rational.hpp>
+#include <graft/backend/readback.hpp>
 #include <graft/backend/resident_weight.hpp>
 #include <graft/backend/row_map.hpp>
 #include <graft/backend/sampling.hpp>

@@ -221,8 +221,8 @@ TEST_CASE("two modules trained in one batch equal the two trained apart") {
       pass.backward();
       for (std::size_t w : which) {
         losses.push_back(loss.sums(static_cast<index_t>(w)).mean());
-        if (w == 0) lora_steps.step(s.be.executor(), gradients, group_rates(0.02), 0.5);
-        if (w == 1) road_steps.step(s.be.executor(), gradients, group_rates(0.05), 0.7);
+        if (w == 0) lora_steps.step(s.be, gradients, group_rates(0.02), 0.5);
+        if (w == 1) road_steps.step(s.be, gradients, group_rates(0.05), 0.7);
       }
     }
     auto const a = lora_now.parameters(), b = road_now.parameters();

@@ -10,11 +10,13 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <cstdint>
 #include <map>
 #include <memory>
 #include <span>
 #include <string>
+#include <unordered_map>
 #include <utility>
 #include <vector>
 
@@ -51,10 +53,11 @@ template <class B>
 struct PublishedModule {
   std::string name;
   std::uint64_t version = 0;
-  index_t policy = 0;                             ///< place in Adapters<...>
-  std::vector<RowMapRow<Real<B> const>> maps[2];  ///< by Side, [sites] or empty
-  std::vector<LowRankFactors<Real<B>>> factors;   ///< [sites] or empty
-  std::vector<Generator<B>> generators;           ///< [layers] or empty
+  index_t policy = 0;                                      ///< place in Adapters<...>
+  std::vector<RowMapRow<Real<B> const>> maps[2];           ///< by Side, [sites] or empty
+  std::vector<LowRankFactors<Real<B>>> factors;            ///< [sites] or empty
+  std::vector<Generator<B>> generators;                    ///< [layers] or empty
+  ResidentMaps<Real<B>, typename B::Space> resident_maps;  ///< `maps`, by Side; where B::Space is not the host's
   ResidentFactors<Real<B>, typename B::Space> resident_factors;
   Storage<Real<B>, typename B::Space> resident_parameters;  ///< of generators, where B::Space is not the host's
   Positions positions;                                      ///< of maps on SiteKind::hidden
@@ -66,6 +69,9 @@ struct PublishedModule {
   std::map<std::string, SavedTensor> const* saved = nullptr;
   std::map<std::string, Replacement<B>> replacements;  ///< the same tensors, where the backend reads them
   std::vector<std::shared_ptr<void const>> keep;       ///< what the replacements point into
+  /// Whether some set holds maps made of this module's and others' or a weight: these do not follow when a training
+  /// writes the module's numbers anew where kernels read them.
+  mutable std::atomic<bool> composed = false;
 };
 
 /// What adapters do at a site: a bit for the row maps of each stage, and one for low-rank deltas.
@@ -152,8 +158,12 @@ struct AdapterSet {
       policy.resident = alone ? static_cast<std::size_t>(stage) : tables.size();
       if (!alone) tables.push_back(&policy.sums);
     }
-    resident_maps = ResidentMaps<R, typename B::Space>(std::span(std::as_const(tables)));
-    if constexpr (!std::same_as<typename B::Space, HostSpace>) {
+    if constexpr (std::same_as<typename B::Space, HostSpace>) {
+      resident_maps = ResidentMaps<R, HostSpace>(std::span(std::as_const(tables)));
+    } else {
+      resident_maps = ResidentMaps<R, typename B::Space>(std::span(std::as_const(tables)), members_vectors());
+      if (resident_maps.copied())
+        for (auto const& member : members) member.module->composed = true;
       std::vector<LowRankTerm<R>> terms;
       for (auto const& member : members)
         if (!member.module->factors.empty()) terms.push_back({member.module->resident_factors.table(), member.weight});
@@ -167,6 +177,19 @@ struct AdapterSet {
   }
 
  private:
+  // What the members hold where kernels read it.
+  std::unordered_map<R const*, R const*> members_vectors() const {
+    std::unordered_map<R const*, R const*> known;
+    for (auto const& member : members)
+      for (std::size_t side = 0; side < 2; ++side)
+        for (std::size_t site = 0; site < member.module->maps[side].size(); ++site) {
+          auto const &host = member.module->maps[side][site], &resident = member.module->resident_maps.rows(side)[site];
+          known[host.c1] = resident.c1, known[host.d] = resident.d, known[host.e] = resident.e;
+        }
+    known.erase(nullptr);
+    return known;
+  }
+
   void find_mechanisms() {
     auto const note = [&](std::size_t site, Mechanisms does) {
       if (mechanisms.size() <= site) mechanisms.resize(site + 1);

@@ -79,7 +79,7 @@ void link_backward(B& be, StageLink<B> const& link, Side side, Site site, index_
                    Gradients<B>& gradients) {
   using R = Real<B>;
   if (link.generated) {
-    auto const dl = gradients.vectors(request, vectors);
+    auto const dl = gradients.vectors(be, request, vectors);
     state.for_each_part(layer, site.index, [&](index_t offset, index_t size, index_t from) {
       accumulate(be, R{1}, VectorView<R const, typename B::Space>{grad.c1 + offset, size}, dl.part(from, size));
     });
@@ -285,7 +285,7 @@ void observe_prompt_backward(B& be, index_t layer, Plan<B> const& plan,
     if (!group.set->generates()) continue;
     auto const& request = plan.requests()[group.request];
     if (request.prompt_rows == 0) continue;
-    auto const dl = gradients.vectors(group.request, request.state->vectors());
+    auto const dl = gradients.vectors(be, group.request, request.state->vectors());
     index_t const first = plan.first_row(group.request), p = request.prompt_rows;
     for (auto const& member : group.set->generating) {
       auto const& g = member.module->generators[static_cast<std::size_t>(layer)];

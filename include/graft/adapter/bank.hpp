@@ -194,6 +194,10 @@ class Bank<Adapters<Ps...>, B> {
     if (!out->factors.empty())
       out->resident_factors = ResidentFactors<R, typename B::Space>(
           out->factors, [&](index_t site) { return std::pair((*sites_)[site].in, (*sites_)[site].out); });
+    if constexpr (!on_host) {
+      std::vector<RowMapRow<R const>> const* const sides[] = {&out->maps[0], &out->maps[1]};
+      out->resident_maps = ResidentMaps<R, typename B::Space>(std::span(sides));
+    }
     if constexpr (GeneratedPolicy<P, B> && !on_host) {
       auto const all = module->parameters();
       out->resident_parameters = Storage<R, typename B::Space>(std::span<R const>(all.data, all.data + all.size));

@@ -17,8 +17,8 @@ namespace graft {
 /// What the way back through a batch adds to: one flat buffer per module in training, and one per tensor outside of
 /// modules whose gradient is wanted. Modules that are not listed are frozen; gradients pass through them.
 ///
-/// Where the host cannot read the backend's memory, a way back adds to buffers there; the first question after it waits
-/// for the backend, which must still be there, and copies them.
+/// Where the host cannot read the backend's memory, a way back adds to buffers there; the first question after it that
+/// is answered in host memory waits for the backend, which must still be there, and copies them. Nothing else waits.
 template <class B>
 class Gradients {
  public:
@@ -31,6 +31,7 @@ class Gradients {
     expects(module != nullptr && module->back.trainable(), "graft: adapter ", module == nullptr ? "" : module->name,
             " cannot be trained: its policy has no backward");
     auto& slot = modules_[module->name];
+    if (slot.module == module) return start(slot);
     for (auto const& [tensor, address] : slot.saved)
       if (auto const found = tensors_.find(address); found != tensors_.end()) {
         spare_.push_back(std::move(found->second));  // the next version's
@@ -42,9 +43,8 @@ class Gradients {
       want_tensor(address, static_cast<index_t>(saved.values.size()));
       slot.saved[tensor] = address;
     }
-    slot.values.assign(static_cast<std::size_t>(module->back.count), R{0});
     slot.module = std::move(module);
-    if constexpr (!on_host) slot.published.start(*slot.module);
+    start(slot);
   }
   /// Also for a tensor of the base model: `address` is where its values lie, as the backend reads them.
   void want_tensor(void const* address, index_t size) {
@@ -56,7 +56,9 @@ class Gradients {
   /// Of the module's parameters, in the order of Module::for_each. ContractError for a module that is not in training.
   VectorView<R> of(std::string const& name) {
     fetch();
-    return view(slot(name).values);
+    auto& own = slot(name);
+    if constexpr (!on_host) bring(own);
+    return view(own.values);
   }
   /// Of a tensor the module brings along (modules_to_save).
   VectorView<R> of(std::string const& name, std::string const& tensor) {
@@ -66,10 +68,17 @@ class Gradients {
     fetch();
     return tensors_.at(found->second).host();
   }
-  /// Empty where it is not wanted. In the backend's memory.
-  VectorView<R, Space> of_tensor(void const* address) {
+  /// Of a tensor of the base model, in host memory.
+  VectorView<R> of_tensor(void const* address) {
+    fetch();
     auto const found = tensors_.find(address);
-    return found == tensors_.end() ? VectorView<R, Space>{} : found->second.view();
+    expects(found != tensors_.end(), "graft: a tensor's gradient was asked for that is not in training");
+    return found->second.host();
+  }
+  /// Of any tensor, in the memory of the backend, which is about to add or to read; empty where it is not wanted.
+  VectorView<R, Space> of_tensor(B& be, void const* address) {
+    auto const found = tensors_.find(address);
+    return found == tensors_.end() ? VectorView<R, Space>{} : found->second.gathered(be);
   }
 
   /// Whether exactly this version is in training.
@@ -86,7 +95,9 @@ class Gradients {
   PublishedGradients<B>* find_published(B& be, PublishedModule<B> const& module) {
     if (!trains(module)) return nullptr;
     added_by(be);
-    return &modules_.find(module.name)->second.published;
+    auto& published = modules_.find(module.name)->second.published;
+    published.prepare(be);
+    return &published;
   }
 
   /// The modules in training, by name.
@@ -97,21 +108,22 @@ class Gradients {
   }
   bool tensors_wanted() const { return !tensors_.empty(); }
 
+  /// Whether the host has asked for gradients since they were zero: then `of` has all of a module's, and
+  /// `find_published` what was added since.
+  bool fetched(std::string const& name) { return slot(name).fetched; }
+
   void zero() {
-    for (auto& [name, slot] : modules_) {
-      std::fill(slot.values.begin(), slot.values.end(), R{0});
-      if constexpr (!on_host) slot.published.start(*slot.module);
-    }
+    for (auto& [name, slot] : modules_) start(slot);
     for (auto& [address, values] : tensors_) values.start(values.size());
     unread_ = nullptr;
   }
 
   /// dL/dl [size] of the vectors a request made at the layer the way back has reached; for apply_backward.hpp.
-  VectorView<R, Space> vectors(std::size_t request, index_t size) {
+  VectorView<R, Space> vectors(B& be, std::size_t request, index_t size) {
     if (vectors_.size() <= request) vectors_.resize(request + 1);
     auto& values = vectors_[request];
     if (values.size() < size) values.start(size);
-    return values.view();
+    return values.view(be);
   }
   /// Says that `be` adds to what `of_tensor` names.
   void added_by(B& be) {
@@ -125,7 +137,18 @@ class Gradients {
     std::vector<R> values;
     PublishedGradients<B> published;           ///< where B::Space is not the host's: not yet in `values`
     std::map<std::string, void const*> saved;  ///< address by tensor
+    bool fetched = false;                      ///< whether `values` counts, off the host
   };
+  // From zero.
+  void start(Slot& slot) {
+    if constexpr (on_host) {
+      slot.values.assign(static_cast<std::size_t>(slot.module->back.count), R{0});
+    } else {
+      slot.published.start(*slot.module);
+      slot.fetched = false;
+    }
+    for (auto const& [tensor, address] : slot.saved) tensors_.at(address).start(tensors_.at(address).size());
+  }
   Slot& slot(std::string const& name) {
     auto const found = modules_.find(name);
     expects(found != modules_.end(), "graft: adapter ", name, " is not in training");
@@ -133,11 +156,19 @@ class Gradients {
   }
   static VectorView<R> view(std::vector<R>& values) { return {values.data(), static_cast<index_t>(values.size())}; }
 
+  // Values in host memory, zero before the first are fetched.
+  void bring(Slot& slot) {
+    if (!std::exchange(slot.fetched, true)) slot.values.assign(static_cast<std::size_t>(slot.module->back.count), R{0});
+  }
+
   // What was added in the backend's memory, to the host.
   void fetch() {
     if constexpr (!on_host) {
       if (unread_ == nullptr) return;
-      for (auto& [name, slot] : modules_) slot.published.add_to(*unread_, *slot.module, slot.values.data());
+      for (auto& [name, slot] : modules_) {
+        bring(slot);
+        slot.published.add_to(*unread_, *slot.module, slot.values.data());
+      }
       for (auto& [address, values] : tensors_) values.fetch(*unread_);
       unread_ = nullptr;
     }

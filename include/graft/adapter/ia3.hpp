@@ -77,14 +77,30 @@ struct IA3Scaling {
     // an output vector is a column; a layer with one input or output cannot tell and counts as output-sided
     return {.present = true, .side = state.l.cols == 1 ? Side::output : Side::input};
   }
-  /// c = l
+
+  /// One site's parameters, or their gradients; piece k is the k-th: c = l.
+  template <class R>
+  struct Elements {
+    R* l;
+    index_t count;
+    GRAFT_HOST_DEVICE index_t size() const { return count; }
+    GRAFT_HOST_DEVICE void publish(index_t k, SiteNumbers<R> const& out) const { out.map.c1[k] = l[k] - 1; }
+    GRAFT_HOST_DEVICE void backward(index_t k, SiteNumbers<R const> const& grad, Elements const& g) const {
+      g.l[k] += grad.map.c1[k];
+    }
+  };
+  template <class B>
+  Elements<Real<B>> elements(State<B> const& state) const {
+    return {state.l.data, state.l.size()};
+  }
+
   template <class B>
   void coefficients(B&, State<B> const& state, RowMapRow<Real<B>> const& out) const {
-    for (index_t j = 0; j < out.size; ++j) out.c1[j] = state.l.data[j] - 1;
+    publish_all(elements(state), SiteNumbers<Real<B>>{out});
   }
   template <class B>
-  void backward(B&, State<B> const&, RowMapRow<Real<B> const> const& grad, State<B>& g) const {
-    for (index_t j = 0; j < grad.size; ++j) g.l.data[j] += grad.c1[j];
+  void backward(B&, State<B> const& state, RowMapRow<Real<B> const> const& grad, State<B>& g) const {
+    backward_all(elements(state), SiteNumbers<Real<B> const>{grad}, elements(g));
   }
 };
 

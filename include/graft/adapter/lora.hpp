@@ -150,6 +150,42 @@ struct LoRADelta {
   void backward(B&, State<B> const&, RowMapRow<Real<B> const> const& grad, State<B>& g) const {
     for (index_t j = 0; j < grad.size; ++j) g.b_bias[j] += static_cast<Real<B>>(scale()) * grad.e[j];
   }
+
+  /// One site's parameters, or their gradients, where the host does not compute: piece k is one number of A, B or b.
+  template <class R>
+  struct Elements {
+    R *a, *b, *bias;
+    index_t rank, inputs, outputs, biases;
+    R scale;
+
+    GRAFT_HOST_DEVICE index_t size() const { return rank * (inputs + outputs) + biases; }
+    GRAFT_HOST_DEVICE void publish(index_t k, SiteNumbers<R> const& out) const {
+      index_t const in_b = k - rank * inputs, in_bias = in_b - rank * outputs;
+      if (in_b < 0)
+        out.a[k] = a[k];
+      else if (in_bias < 0)
+        out.b_transposed[transposed(in_b)] = b[in_b];
+      else
+        out.map.e[in_bias] = scale * bias[in_bias];
+    }
+    GRAFT_HOST_DEVICE void backward(index_t k, SiteNumbers<R const> const& grad, Elements const& g) const {
+      index_t const in_b = k - rank * inputs, in_bias = in_b - rank * outputs;
+      if (in_b < 0)
+        g.a[k] += grad.a[k];
+      else if (in_bias < 0)
+        g.b[in_b] += grad.b_transposed[transposed(in_b)];
+      else
+        g.bias[in_bias] += scale * grad.map.e[in_bias];
+    }
+
+   private:
+    GRAFT_HOST_DEVICE index_t transposed(index_t k) const { return k % rank * outputs + k / rank; }
+  };
+  template <class B>
+  Elements<Real<B>> elements(State<B> const& state) const {
+    return {state.a.data, state.b.data, state.b_bias.data, state.a.rows,
+            state.a.cols, state.b.rows, state.b_bias.size, static_cast<Real<B>>(scale())};
+  }
 };
 
 }  // namespace graft

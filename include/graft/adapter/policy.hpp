@@ -65,6 +65,7 @@ struct Visitor {
 ///   void backward(be, state, grad, g) const;      what makes it trainable: turns gradients of what it gives into
 ///       gradients of its parameters and adds those to g, a State of the same shapes (see the Trainable concepts);
 ///       without it a module can be loaded and applied, not trained
+///   elements(state);                       what keeps a training on a GPU from asking the host (ElementwisePolicy)
 template <class P, class B>
 concept Policy = std::copyable<P> && requires(P& p, P const& c, typename P::template State<B>& state, SiteInfo const& s,
                                               LayerSites const* l, archetype::Visitor const& v, Random& random) {
@@ -112,6 +113,36 @@ concept TrainableLowRank = LowRankPolicy<P, B> &&
              typename P::template State<B>& g) {
   p.backward(be, state, grad, g);
 };
+
+/// What a policy gives at one site, where a backend's kernels read it, or the gradients of that.
+template <class T>
+struct SiteNumbers {
+  RowMapRow<T> map = {};
+  T *a = nullptr, *b_transposed = nullptr;  ///< [r, i], [r, o]
+};
+
+/// A policy that a device trains without the host. elements(state) is plain data with functions for host and device:
+///   size()                         independent pieces
+///   publish(k, SiteNumbers out)    writes piece k of what coefficients and factors give
+///   backward(k, grad, g)           adds piece k of what backward adds; g: elements(gradients)
+template <class P, class B>
+concept ElementwisePolicy = Policy<P, B> &&
+    requires(P const& p, typename P::template State<B> const& state, SiteNumbers<Real<B>> const& out,
+             SiteNumbers<Real<B> const> const& grad, index_t k) {
+  { p.elements(state).size() } -> std::same_as<index_t>;
+  p.elements(state).publish(k, out);
+  p.elements(state).backward(k, grad, p.elements(state));
+};
+
+/// All pieces, on the host.
+template <class T>
+void publish_all(auto const& elements, SiteNumbers<T> const& out) {
+  for (index_t k = 0; k < elements.size(); ++k) elements.publish(k, out);
+}
+template <class T>
+void backward_all(auto const& elements, SiteNumbers<T> const& grad, auto const& gradients) {
+  for (index_t k = 0; k < elements.size(); ++k) elements.backward(k, grad, gradients);
+}
 
 /// A policy whose row maps are made from the prompt: generate(be, state, normalized, raw, scratch, out) writes l - 1.
 /// Where the host cannot read the prompt's rows, the backend makes them from what generator(state) describes.

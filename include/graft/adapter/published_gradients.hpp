@@ -11,11 +11,12 @@
 #include <array>
 #include <concepts>
 #include <span>
+#include <utility>
 #include <vector>
 
 namespace graft {
 
-/// A buffer of gradients in host memory, and one in B::Space where that is another.
+/// Gradients in host memory, and in B::Space where that is another: their sum counts.
 template <class B>
 class GradientBuffer {
  public:
@@ -23,37 +24,68 @@ class GradientBuffer {
   using Space = typename B::Space;
   static constexpr bool on_host = std::same_as<Space, HostSpace>;
 
-  /// `size` zeros.
+  /// `size` zeros. A device is not touched before somebody adds there.
   void start(index_t size) {
     size_ = size;
-    host_.assign(static_cast<std::size_t>(size), R{0});
-    if constexpr (!on_host) {
+    if constexpr (on_host) {
+      host_.assign(static_cast<std::size_t>(size), R{0});
+    } else {
+      host_.clear();
       resident_.make_room(size);
-      resident_.clear();
+      cleared_ = false;
     }
   }
   index_t size() const { return size_; }
-  VectorView<R> host() { return {host_.data(), size_}; }
-  VectorView<R, Space> view() {
-    if constexpr (on_host)
+  /// Zeros on the host where nothing was fetched.
+  VectorView<R> host() {
+    host_.resize(static_cast<std::size_t>(size_), R{0});
+    return {host_.data(), size_};
+  }
+  /// Where `be` adds, in the order of its queue.
+  VectorView<R, Space> view(B& be) {
+    if constexpr (on_host) {
       return host();
+    } else {
+      VectorView<R, Space> const values{resident_.data(), size_};
+      if (!std::exchange(cleared_, true)) clear(be, values);
+      return values;
+    }
+  }
+  /// Where that is; nothing is read or written.
+  R* data() {
+    if constexpr (on_host)
+      return host().data;
     else
-      return {resident_.data(), size_};
+      return resident_.data();
   }
   /// Moves what is in B::Space to the host, added to what is there; waits.
   void fetch(B& be) requires(!on_host) {
+    auto const to = host();
+    if (!cleared_) return;
     std::vector<R> added(host_.size());
     copy_to_host(be, static_cast<R const*>(resident_.data()), added.data(), size_);
-    for (std::size_t k = 0; k < added.size(); ++k) host_[k] += added[k];
-    clear(be, view());
+    for (std::size_t k = 0; k < added.size(); ++k) to.data[k] += added[k];
+    cleared_ = false;
+  }
+  /// All of it in B::Space. Waits where some of it is on the host.
+  VectorView<R, Space> gathered(B& be) {
+    if constexpr (!on_host)
+      if (!host_.empty()) {
+        fetch(be);
+        copy_to_device(be, static_cast<R const*>(host_.data()), resident_.data(), size_);
+        cleared_ = true;
+        host_.clear();
+      }
+    return view(be);
   }
   /// Zeros on the host alone, which has made something else of what was fetched.
-  void forget() { std::fill(host_.begin(), host_.end(), R{0}); }
+  void forget() { host_.clear(); }
 
  private:
   index_t size_ = 0;
-  std::vector<R> host_;
+  std::vector<R> host_;  ///< off the host: empty where nothing was fetched
   Storage<R, Space> resident_;
+  bool cleared_ = false;  ///< whether what is in resident_ counts
 };
 
 /// Gradients of what a module published, on a device.
@@ -67,8 +99,10 @@ class PublishedGradients {
   void start(PublishedModule<B> const& module) {
     arrange(module, nullptr);
     memory_.start(taken_);
-    arrange(module, memory_.view().data);
+    arrange(module, memory_.data());
   }
+  /// `be` is about to add.
+  void prepare(B& be) { memory_.view(be); }
 
   /// dL/dc, dL/dd and dL/de of the module's own map on a side of a site, where it has them.
   RowMapRow<R> map(Side side, index_t site) const {
@@ -87,6 +121,9 @@ class PublishedGradients {
     };
     return {at(g.down), at(g.up), at(g.up_bias), at(g.numerator), at(g.denominator), at(g.pool)};
   }
+
+  /// Of all generators' parameters, in the order of Module::parameters; null: there are no generators.
+  R* parameters() const { return parameters_; }
 
   /// Adds what these are in terms of the module's parameters to `into`, and starts again from zero; waits for `be`.
   void add_to(B& be, PublishedModule<B> const& module, R* into) {
@@ -113,7 +150,7 @@ class PublishedGradients {
     if (parameters_ != nullptr)
       for (index_t k = 0; k < back.count; ++k) into[k] += parameters_[k];
     memory_.forget();
-    arrange(module, memory_.view().data);
+    arrange(module, memory_.data());
   }
 
  private:

@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <span>
+#include <unordered_map>
 #include <vector>
 
 namespace graft {
@@ -52,21 +53,29 @@ class ResidentMaps {
  public:
   using Row = RowMapRow<R const>;
   using Table = std::vector<Row>;
+  /// Where vectors lie in the space already, by their address in host memory.
+  using Known = std::unordered_map<R const*, R const*>;
 
   ResidentMaps() = default;
-  /// tables: [sites] each, or empty
-  explicit ResidentMaps(std::span<Table const* const> tables) {
+  /// tables: [sites] each, or empty. What is known is not copied again.
+  explicit ResidentMaps(std::span<Table const* const> tables, Known const& known = {}) {
     VectorGathering<R, S> gathering;
     index_t links = 0;
+    auto const find = [&](R const* v) {
+      auto const found = known.find(v);
+      return found == known.end() ? nullptr : found->second;
+    };
     for (auto const* table : tables)
       for (auto const& first : *table)
-        for (Row const* map = &first; map != nullptr; map = map->next, ++links) {
-          gathering.add(map->c1, map->size);
-          gathering.add(map->d, map->size);
-          gathering.add(map->e, map->size);
-        }
+        for (Row const* map = &first; map != nullptr; map = map->next, ++links)
+          for (R const* v : {map->c1, map->d, map->e})
+            if (find(v) == nullptr) gathering.add(v, map->size);
     coefficients_ = gathering.copy();
     typename VectorGathering<R, S>::Places places(coefficients_.data());
+    auto const place = [&](R const* v, index_t size) {
+      R const* const at = find(v);
+      return at != nullptr ? at : places.next(v, size);
+    };
 
     // one array: all tables, then the successors in chains
     nodes_ = Storage<Row, S>(links);
@@ -79,9 +88,9 @@ class ResidentMaps {
       for (auto const& first : *table) {
         Row* to = &nodes[entry];
         for (Row const* map = &first; map != nullptr; map = map->next) {
-          *to = {places.next(map->c1, map->size),
-                 places.next(map->d, map->size),
-                 places.next(map->e, map->size),
+          *to = {place(map->c1, map->size),
+                 place(map->d, map->size),
+                 place(map->e, map->size),
                  map->size,
                  map->group,
                  map->next != nullptr ? nodes_.data() + successor : nullptr};
@@ -93,6 +102,8 @@ class ResidentMaps {
     if (links > 0) Memory<S>::copy_from_host(nodes_.data(), nodes.data(), nodes.size() * sizeof(Row));
   }
 
+  /// Whether it has coefficients of its own.
+  bool copied() const { return coefficients_.size() > 0; }
   /// Table k in the space, or null when it is empty.
   Row const* table(std::size_t k) const { return starts_[k]; }
   /// The same in host memory, with pointers into the space.

@@ -80,7 +80,8 @@ struct RoAdRotation {
   struct Entries {
     index_t cosine, sine;
   };
-  Entries entries(index_t j) const {
+  Entries entries(index_t j) const { return entries(variant, group_size, j); }
+  GRAFT_HOST_DEVICE static Entries entries(Variant variant, index_t group_size, index_t j) {
     index_t const g = group_size, start = j / g * g, k = j % g;
     switch (variant) {
       case Variant::road_1:
@@ -92,31 +93,59 @@ struct RoAdRotation {
     }
   }
 
-  /// c = alpha cos theta;  d = -alpha sin theta in a group's first half, +alpha sin theta in its second.
-  template <class B>
-  void coefficients(B&, State<B> const& state, RowMapRow<Real<B>> const& out) const {
-    using std::cos, std::sin;
-    for (index_t j = 0; j < out.size; ++j) {
-      auto const [c, s] = entries(j);
-      // alpha cos t - 1 without cancellation near the identity: (alpha - 1) - 2 alpha sin^2(t/2)
-      Real<B> const half = sin(state.theta[c] / 2);
-      out.c1[j] = (state.alpha[c] - 1) - 2 * state.alpha[c] * half * half;
-      Real<B> const sine = state.alpha[s] * sin(state.theta[s]);
-      out.d[j] = j % group_size < group_size / 2 ? -sine : sine;
+  /// One site's parameters, or their gradients; piece k is the k-th block.
+  template <class R>
+  struct Elements {
+    R *theta, *alpha;
+    index_t blocks, group_size;
+    Variant variant;
+
+    GRAFT_HOST_DEVICE index_t size() const { return blocks; }
+    /// c = alpha cos theta;  d = -alpha sin theta in a group's first half, +alpha sin theta in its second.
+    GRAFT_HOST_DEVICE void publish(index_t k, SiteNumbers<R> const& out) const {
+      using std::sin;
+      for (index_t const j : {first_output(k), second_output(k)}) {
+        auto const [c, s] = entries(variant, group_size, j);
+        // alpha cos t - 1 without cancellation near the identity: (alpha - 1) - 2 alpha sin^2(t/2)
+        R const half = sin(theta[c] / 2);
+        out.map.c1[j] = (alpha[c] - 1) - 2 * alpha[c] * half * half;
+        R const sine = alpha[s] * sin(theta[s]);
+        out.map.d[j] = j == first_output(k) ? -sine : sine;
+      }
     }
+    GRAFT_HOST_DEVICE void backward(index_t k, SiteNumbers<R const> const& grad, Elements const& g) const {
+      using std::cos, std::sin;
+      for (index_t const j : {first_output(k), second_output(k)}) {
+        auto const [c, s] = entries(variant, group_size, j);
+        R const dc = grad.map.c1[j], ds = j == first_output(k) ? -grad.map.d[j] : grad.map.d[j];
+        g.alpha[c] += dc * cos(theta[c]);
+        g.theta[c] -= dc * alpha[c] * sin(theta[c]);
+        g.alpha[s] += ds * sin(theta[s]);
+        g.theta[s] += ds * alpha[s] * cos(theta[s]);
+      }
+    }
+
+   private:
+    GRAFT_HOST_DEVICE index_t first_output(index_t k) const { return k / (group_size / 2) * (group_size / 2) + k; }
+    GRAFT_HOST_DEVICE index_t second_output(index_t k) const { return first_output(k) + group_size / 2; }
+  };
+  template <class B>
+  Elements<Real<B>> elements(State<B> const& state) const {
+    index_t const n = state.theta.size;
+    return {state.theta.data, state.alpha.data,
+            variant == Variant::road_1   ? n
+            : variant == Variant::road_2 ? n / 2
+                                         : n / 4,
+            group_size, variant};
   }
 
   template <class B>
+  void coefficients(B&, State<B> const& state, RowMapRow<Real<B>> const& out) const {
+    publish_all(elements(state), SiteNumbers<Real<B>>{out});
+  }
+  template <class B>
   void backward(B&, State<B> const& state, RowMapRow<Real<B> const> const& grad, State<B>& g) const {
-    using std::cos, std::sin;
-    for (index_t j = 0; j < grad.size; ++j) {
-      auto const [c, s] = entries(j);
-      Real<B> const dc = grad.c1[j], ds = j % group_size < group_size / 2 ? -grad.d[j] : grad.d[j];
-      g.alpha[c] += dc * cos(state.theta[c]);
-      g.theta[c] -= dc * state.alpha[c] * sin(state.theta[c]);
-      g.alpha[s] += ds * sin(state.theta[s]);
-      g.theta[s] += ds * state.alpha[s] * cos(state.theta[s]);
-    }
+    backward_all(elements(state), SiteNumbers<Real<B> const>{grad}, elements(g));
   }
 };
 

@@ -46,7 +46,7 @@ class DenseVectors {
   Weight matrix(WeightMap const& weights, std::string const& name, index_t rows, index_t cols) {
     auto [weight, keep] = resident_weight<B>(weights.matrix(name, rows, cols));
     if (keep != nullptr) keep_.push_back(std::move(keep));
-    return weight;
+    return matrices_[name] = weight;
   }
   Vector load(WeightMap const& weights, std::string const& name, index_t size) {
     Weight const w = weights.matrix(name, 1, size);
@@ -72,6 +72,11 @@ class DenseVectors {
             load_if_present(weights, path + ".bias", info.out), sites.bind(path, info.in, info.out)};
   }
 
+  /// The matrix loaded under this name, or null.
+  Weight const* find_matrix(std::string const& name) const {
+    auto const found = matrices_.find(name);
+    return found == matrices_.end() ? nullptr : &found->second;
+  }
   /// The vector loaded under this name; empty when none was.
   Vector find(std::string const& name) const {
     auto const found = by_name_.find(name);
@@ -82,6 +87,7 @@ class DenseVectors {
   std::vector<Storage<R, typename B::Space>> storage_;
   std::vector<std::shared_ptr<void const>> keep_;
   std::unordered_map<std::string, Vector> by_name_;
+  std::unordered_map<std::string, Weight> matrices_;
 };
 
 }  // namespace graft

@@ -75,7 +75,8 @@ concept TrainingBackend = Backend<B> &&
              MatrixView<typename B::Act const, typename B::Space> x, MatrixView<typename B::Act, typename B::Space> y,
              AttentionShape const& shape, AttentionSpans const& spans, double const* rates, std::uint64_t const* keys,
              VectorView<std::int32_t const, typename B::Space> labels, CrossEntropyOptions const& options,
-             VectorView<RowLoss, typename B::Space> losses) {
+             VectorView<RowLoss, typename B::Space> losses, VectorView<RowLoss const, typename B::Space> lost,
+             LossSums* lost_together) {
   product_transposed(be, x, weight, y);
   weight_gradient(be, x, x, sums);
   bias_gradient(be, x, sum);
@@ -94,6 +95,7 @@ concept TrainingBackend = Backend<B> &&
   requires noexcept(low_rank_embedding_backward(be, factors, real, rows, index, n, x, numbers, numbers));
   cross_entropy(be, y, labels, vector, options, losses);
   squared_error(be, y, x, vector, losses);
+  add_losses(be, lost, lost_together);
   clear(be, y);
   clear(be, sum);
   convert(be, x, sums);

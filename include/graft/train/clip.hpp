@@ -2,6 +2,7 @@
 // Clipping of a module's gradient by its global norm.
 #pragma once
 
+#include <graft/backend/optimizer.hpp>
 #include <graft/core/executor.hpp>
 #include <graft/core/view.hpp>
 
@@ -30,15 +31,24 @@ double global_norm(Executor& executor, std::span<VectorView<R> const> buffers) {
   return std::sqrt(total);
 }
 
-/// Scales one module's gradients so that their global norm is at most `most`; returns the norm they had. As torch's
-/// clip_grad_norm_, whose 1e-6 in the denominator it keeps. A norm that is not finite changes nothing.
+/// Scales one module's gradients so that their global norm is at most `most`; returns the norm they had (clip_scale).
 template <class R>
 double clip_gradient(Executor& executor, std::span<VectorView<R> const> buffers, double most) {
-  double const norm = global_norm(executor, buffers), scale = most / (norm + 1e-6);
-  if (scale < 1)  // false for NaN
+  double const norm = global_norm(executor, buffers), scale = clip_scale(norm, most);
+  if (scale < 1)
     for (auto const& buffer : buffers)
       for (R& value : buffer) value = static_cast<R>(value * scale);
   return norm;
+}
+
+/// The same with the norm written where the gradients are, for code that does not ask where that is.
+template <class R>
+void global_norm(Executor& executor, std::span<VectorView<R> const> buffers, double* norm) {
+  *norm = global_norm(executor, buffers);
+}
+template <class R>
+void clip_gradient(Executor& executor, std::span<VectorView<R> const> buffers, double most, double* norm) {
+  *norm = clip_gradient(executor, buffers, most);
 }
 
 }  // namespace graft

@@ -10,7 +10,9 @@
 #include <graft/core/error.hpp>
 #include <graft/core/memory.hpp>
 #include <graft/core/view.hpp>
+#include <graft/train/resident_copy.hpp>
 
+#include <algorithm>
 #include <concepts>
 #include <cstdint>
 #include <span>
@@ -18,30 +20,6 @@
 #include <vector>
 
 namespace graft {
-
-/// What the rows of one group lost together.
-struct LossSums {
-  double loss = 0;  ///< what is minimised: smoothing and z-loss included, weights not
-  double nll = 0;   ///< sum of -log p[label]
-  index_t rows = 0, correct = 0;
-
-  LossSums& operator+=(LossSums const& other) {
-    loss += other.loss, nll += other.nll, rows += other.rows, correct += other.correct;
-    return *this;
-  }
-  double mean() const { return rows == 0 ? 0 : loss / static_cast<double>(rows); }
-};
-
-/// Sums rows in their order, whatever chunks they came in.
-inline LossSums sum_losses(std::span<RowLoss const> rows, auto&& counts) {
-  LossSums sums;
-  for (std::size_t n = 0; n < rows.size(); ++n) {
-    if (!counts(n)) continue;
-    sums.loss += rows[n].loss, sums.nll += rows[n].nll;
-    ++sums.rows, sums.correct += rows[n].correct ? 1 : 0;
-  }
-  return sums;
-}
 
 /// One wanted row of a batch that is trained. With several modules in one batch the step's loss is the sum over them,
 /// so the weight is 1 / the number of the module's rows in the whole optimiser step, accumulated batches included.
@@ -51,20 +29,29 @@ struct LossRow {
   index_t group = 0;  ///< for sums: usually which module the row trains
 };
 
-/// What each row lost, where the backend writes it. Rows whose outputs have not come yet have lost nothing.
+/// What each row lost, where the backend writes it.
 template <class B>
 class RowLosses {
  public:
   using Space = typename B::Space;
-  explicit RowLosses(index_t rows) : host_(static_cast<std::size_t>(rows)), memory_(std::span<RowLoss const>(host_)) {}
 
+  /// Rows whose outputs have not come yet have lost nothing.
+  void start([[maybe_unused]] B& be, index_t rows) {
+    host_.assign(static_cast<std::size_t>(rows), {});
+    memory_.make_room(rows);
+    if constexpr (std::same_as<Space, HostSpace>)
+      std::copy(host_.begin(), host_.end(), memory_.data());
+    else
+      copy_to_device(be, host_.data(), memory_.data(), rows);
+  }
   VectorView<RowLoss, Space> part(index_t first, index_t count) const { return memory_.view().part(first, count); }
+  VectorView<RowLoss const, Space> all() const { return part(0, static_cast<index_t>(host_.size())); }
   /// Waits for a device.
-  std::span<RowLoss const> host(B& be) {
+  std::span<RowLoss const> host([[maybe_unused]] B& be) {
     if constexpr (std::same_as<Space, HostSpace>)
       return {memory_.data(), host_.size()};
     else
-      copy_to_host(be, static_cast<RowLoss const*>(memory_.data()), host_.data(), memory_.size());
+      copy_to_host(be, static_cast<RowLoss const*>(memory_.data()), host_.data(), static_cast<index_t>(host_.size()));
     return host_;
   }
 
@@ -83,19 +70,26 @@ class CrossEntropy {
  public:
   using Act = typename B::Act;
 
-  /// One row for each wanted row of the batch, in the same order.
-  CrossEntropy(B& be, std::span<LossRow const> rows, CrossEntropyOptions options = {})
-      : be_(be), options_(options), results_(static_cast<index_t>(rows.size())) {
+  explicit CrossEntropy(B& be, CrossEntropyOptions options = {}) : be_(be), options_(options) {
     expects(options.label_smoothing >= 0 && options.label_smoothing < 1, "graft: label_smoothing is ",
             options.label_smoothing, ", expected 0 to below 1");
     expects(options.z_loss >= 0, "graft: z_loss is ", options.z_loss, ", expected 0 or more");
-    std::vector<R> weights;
+  }
+  CrossEntropy(B& be, std::span<LossRow const> rows, CrossEntropyOptions options = {}) : CrossEntropy(be, options) {
+    start(rows);
+  }
+
+  /// One row for each wanted row of the batch, in the same order. Memory is taken only where a batch has more of them
+  /// than all before it.
+  void start(std::span<LossRow const> rows) {
+    labels_.clear(), groups_.clear(), weights_.clear();
     for (auto const& row : rows) {
       labels_.push_back(row.label), groups_.push_back(row.group);
-      weights.push_back(static_cast<R>(row.weight));
+      weights_.push_back(static_cast<R>(row.weight));
     }
-    resident_labels_ = Storage<std::int32_t, Space>(std::span<std::int32_t const>(labels_));
-    weights_ = Storage<R, Space>(std::span<R const>(weights));
+    labels_at_ = resident_labels_.put(be_, labels_);
+    weights_at_ = resident_weights_.put(be_, weights_);
+    results_.start(be_, static_cast<index_t>(rows.size()));
   }
 
   /// logits [rows, V] of the wanted rows from `first` on become dL/dlogits.
@@ -110,14 +104,16 @@ class CrossEntropy {
     }
     using Labels = VectorView<std::int32_t const, Space>;
     using Weights = VectorView<R const, Space>;
-    cross_entropy(be_, logits, Labels(resident_labels_.view().part(first, logits.rows)),
-                  Weights(weights_.view().part(first, logits.rows)), options_, results_.part(first, logits.rows));
+    cross_entropy(be_, logits, Labels{labels_at_ + first, logits.rows}, Weights{weights_at_ + first, logits.rows},
+                  options_, results_.part(first, logits.rows));
   }
 
   /// Of one group's rows, once all chunks have come.
   LossSums sums(index_t group = 0) {
     return sum_losses(rows(), [&](std::size_t n) { return groups_[n] == group; });
   }
+  /// Adds all rows, whatever their groups, to sums in B::Space; waits for nothing.
+  void add_to(LossSums* sums) { add_losses(be_, results_.all(), sums); }
   /// Of each wanted row. Waits for a device.
   std::span<RowLoss const> rows() { return results_.host(be_); }
 
@@ -126,8 +122,11 @@ class CrossEntropy {
   CrossEntropyOptions options_;
   std::vector<std::int32_t> labels_;
   std::vector<index_t> groups_;
-  Storage<std::int32_t, Space> resident_labels_;
-  Storage<R, Space> weights_;
+  std::vector<R> weights_;
+  ResidentCopy<std::int32_t, Space> resident_labels_;
+  ResidentCopy<R, Space> resident_weights_;
+  std::int32_t const* labels_at_ = nullptr;
+  R const* weights_at_ = nullptr;
   RowLosses<B> results_;
 };
 
@@ -140,40 +139,51 @@ class SquaredError {
  public:
   using Act = typename B::Act;
 
-  /// targets [m, k] and weights [m] of the wanted rows, in host memory; both are copied.
-  SquaredError(B& be, MatrixView<Act const> targets, std::span<double const> weights)
-      : be_(be), cols_(targets.cols), results_(static_cast<index_t>(weights.size())) {
+  explicit SquaredError(B& be) : be_(be) {}
+  SquaredError(B& be, MatrixView<Act const> targets, std::span<double const> weights) : be_(be) {
+    start(targets, weights);
+  }
+
+  /// targets [m, k] and weights [m] of the wanted rows, in host memory; both are copied. Memory is taken only where a
+  /// batch has more of them than all before it.
+  void start(MatrixView<Act const> targets, std::span<double const> weights) {
     expects(targets.rows == static_cast<index_t>(weights.size()), "graft: ", targets.rows, " rows of targets have ",
             weights.size(), " weights");
-    std::vector<Act> all;
-    for (index_t n = 0; n < targets.rows; ++n) all.insert(all.end(), targets.row(n), targets.row(n) + cols_);
-    std::vector<R> reals;
-    for (double weight : weights) reals.push_back(static_cast<R>(weight));
-    targets_ = Storage<Act, Space>(std::span<Act const>(all));
-    weights_ = Storage<R, Space>(std::span<R const>(reals));
+    cols_ = targets.cols;
+    targets_.clear(), weights_.clear();
+    for (index_t n = 0; n < targets.rows; ++n) targets_.insert(targets_.end(), targets.row(n), targets.row(n) + cols_);
+    for (double weight : weights) weights_.push_back(static_cast<R>(weight));
+    targets_at_ = resident_targets_.put(be_, targets_);
+    weights_at_ = resident_weights_.put(be_, weights_);
+    results_.start(be_, targets.rows);
   }
 
   /// outputs [rows, k] of the wanted rows from `first` on become dL/doutputs.
   void operator()(index_t first, MatrixView<Act, Space> outputs) {
-    auto const rows = weights_.size();
+    auto const rows = static_cast<index_t>(weights_.size());
     expects(first >= 0 && first + outputs.rows <= rows && outputs.cols == cols_, "graft: outputs [", outputs.rows, ", ",
             outputs.cols, "] from row ", first, " on came for targets [", rows, ", ", cols_, "]");
-    squared_error(
-        be_, outputs, matrix_view<Space>(static_cast<Act const*>(targets_.data()) + first * cols_, outputs.rows, cols_),
-        VectorView<R const, Space>(weights_.view().part(first, outputs.rows)), results_.part(first, outputs.rows));
+    squared_error(be_, outputs, matrix_view<Space>(targets_at_ + first * cols_, outputs.rows, cols_),
+                  VectorView<R const, Space>{weights_at_ + first, outputs.rows}, results_.part(first, outputs.rows));
   }
 
   LossSums sums() {
     return sum_losses(rows(), [](std::size_t) { return true; });
   }
+  /// Adds all rows to sums in B::Space; waits for nothing.
+  void add_to(LossSums* sums) { add_losses(be_, results_.all(), sums); }
   /// Waits for a device.
   std::span<RowLoss const> rows() { return results_.host(be_); }
 
  private:
   B& be_;
-  index_t cols_;
-  Storage<Act, Space> targets_;
-  Storage<R, Space> weights_;
+  index_t cols_ = 0;
+  std::vector<Act> targets_;
+  std::vector<R> weights_;
+  ResidentCopy<Act, Space> resident_targets_;
+  ResidentCopy<R, Space> resident_weights_;
+  Act const* targets_at_ = nullptr;
+  R const* weights_at_ = nullptr;
   RowLosses<B> results_;
 };
 

@@ -170,7 +170,7 @@ class Recorder {
   VectorView<Real, Space> tensor_gradient(void const* tensor) {
     for (auto const& [copied, original] : aliases_)
       if (copied == tensor) tensor = original;
-    return gradients_->of_tensor(tensor);
+    return gradients_->of_tensor(*be_, tensor);
   }
 
   // keys and values of the last store_kv, which the next attention reads

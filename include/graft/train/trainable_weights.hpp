@@ -68,27 +68,34 @@ class TrainableWeights {
   std::map<std::string, Tensor> tensors_;
 };
 
-/// Where the gradients of a model's tensor are kept: vectors may have been decoded into memory of the model's own.
+/// Where the model reads a tensor, which is what its gradient is kept by: in B::Space. Vectors may have been decoded
+/// into memory of the model's own, and off the host everything is a copy.
 template <class M>
 void const* tensor_address(M const& model, std::string const& name) {
   if (auto const vector = model.dense().find(name); !vector.empty()) return vector.data;
-  auto const& tensors = model.weights().tensors;
-  auto const found = tensors.find(name);
-  expects(found != tensors.end(), "graft: the model has no tensor ", name);
-  return found->second.data;
+  std::byte const* address = nullptr;
+  if constexpr (std::same_as<typename M::B::Space, HostSpace>) {
+    auto const found = model.weights().tensors.find(name);
+    if (found != model.weights().tensors.end()) address = found->second.data;
+  } else if (auto const* const matrix = model.dense().find_matrix(name)) {
+    address = matrix->data;
+  }
+  expects(address != nullptr, "graft: the model has no tensor ", name);
+  return address;
 }
 
-/// Trains this tensor of the model, which must be stored in row order. On the CPU alone: elsewhere a model's weights
-/// are copies.
+/// Trains this tensor of the model, which must be stored in row order, off the host in single numbers.
 template <class M>
 void want_base(Gradients<typename M::B>& gradients, M const& model, std::string const& name) {
-  static_assert(std::same_as<typename M::B::Space, HostSpace>, "graft: a backbone is trained on the CPU");
+  void const* const address = tensor_address(model, name);
   auto const& weight = model.weights().tensors.at(name);
   expects(weight.row_order == nullptr, "graft: ", name,
           " is stored in another row order; train a TrainableWeights copy");
-  gradients.want_tensor(tensor_address(model, name), weight.rows * weight.cols);
+  expects((std::same_as<typename M::B::Space, HostSpace>) || format_info(weight.format).block == 1, "graft: ", name,
+          " is stored as ", format_info(weight.format).name, "; train a TrainableWeights copy");
+  gradients.want_tensor(address, weight.rows * weight.cols);
 }
-/// Its gradient, [rows * cols].
+/// Its gradient, [rows * cols], in host memory; waits for a device.
 template <class M>
 VectorView<Real<typename M::B>> base_gradient(Gradients<typename M::B>& gradients, M const& model,
                                               std::string const& name) {

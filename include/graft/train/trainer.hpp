@@ -3,6 +3,7 @@
 #pragma once
 
 #include <graft/adapter/gradients.hpp>
+#include <graft/backend/readback.hpp>
 #include <graft/core/error.hpp>
 #include <graft/train/bilevel.hpp>
 #include <graft/train/checkpoint.hpp>
@@ -13,9 +14,12 @@
 #include <graft/train/training_pass.hpp>
 
 #include <algorithm>
+#include <array>
 #include <chrono>
 #include <cmath>
+#include <deque>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <utility>
@@ -40,7 +44,10 @@ class Trainer {
         options_(options),
         optimizer_(module, make_optimizer(options)),
         parts_(module, model.sites(), options.parts),
-        pass_(model, be, {.recompute = {options.recompute}}) {
+        pass_(model, be, {.recompute = {options.recompute}}),
+        cross_entropy_(be, options.loss),
+        squared_error_(be),
+        report_(1) {
     auto const& config = model.config();
     expects(config.classifier || (config.language_model && M::Arch::causal), "graft: this ", config.architecture,
             config.language_model ? " model predicts masked tokens, which cannot be trained"
@@ -67,12 +74,15 @@ class Trainer {
   index_t parameters() const { return optimizer_.size(); }
 
   /// Steps until the end, or until hooks.stop. Then the module holds the best parameters on the validation data, where
-  /// there are any and the end was reached, otherwise the last ones. ContractError when a loss is not finite.
+  /// there are any and the end was reached, otherwise the last ones. ContractError when a loss is not finite. The
+  /// progress of a step on a device is told when the next one is under way, so that the device has work while the host
+  /// talks; behind the last step, and before validation and checkpoints, at once.
   TrainingResult run(TrainerHooks const& hooks = {}) {
     auto const start = std::chrono::steady_clock::now();
     auto const seconds = [&] {
       return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
     };
+    std::optional<TrainingProgress> untold;
     TrainingProgress progress;
     double saved_at = 0;
     index_t saved_step = step_;
@@ -80,61 +90,79 @@ class Trainer {
       if (hooks.save && saved_step != step_) hooks.save();
       saved_at = seconds(), saved_step = step_;
     };
+    auto const tell = [&](TrainingProgress const& step, bool validates) {
+      progress = reported(step);
+      if (validates) validate(progress);
+      progress.seconds = seconds();
+      if (hooks.progress) hooks.progress(progress);
+    };
     index_t const epoch = steps_per_epoch(data_.train);
     bool stopped = false;
     tokens_ = 0;
     while (step_ < steps() && !stopped) {
-      progress = one_step();
+      TrainingProgress const step = one_step();
+      if (untold) tell(*untold, false);
+      untold = step;
       bool const last = step_ == steps();
-      if (!data_.validation.empty() &&
-          (last || step_ % (options_.validate_every > 0 ? options_.validate_every : epoch) == 0))
-        validate(progress);
-      progress.tokens = tokens_, progress.seconds = seconds();
-      if (hooks.progress) hooks.progress(progress);
-      stopped = hooks.stop != nullptr && hooks.stop->load();
-      bool const due =
-          options_.save_every > 0 ? step_ % options_.save_every == 0 : step_ % epoch == 0 || seconds() - saved_at > 30;
+      bool const validates = !data_.validation.empty() &&
+                             (last || step_ % (options_.validate_every > 0 ? options_.validate_every : epoch) == 0);
+      bool const due = hooks.save && (options_.save_every > 0 ? step_ % options_.save_every == 0
+                                                              : step_ % epoch == 0 || seconds() - saved_at > 30);
+      auto const stop = [&] { return hooks.stop != nullptr && hooks.stop->load(); };
+      if (on_host || last || validates || due || stop()) {
+        tell(step, validates);
+        untold.reset();
+      }
+      stopped = !untold && stop();
       if (last || stopped || due) save();
     }
     TrainingResult result{step_ == steps(), step_, steps(), progress.loss, {}, 0, tokens_, seconds()};
     if (!best_.empty()) result.best_loss = best_loss_, result.best_step = best_step_;
     if (result.finished) take_best();
-    optimizer_.store_heads();
+    optimizer_.store(be_);
     return result;
   }
 
   /// Mean loss (-log p, or squared error) and share of right answers over examples, with the parameters as they are.
   LossSums evaluate(std::span<Example const> examples) {
     optimizer_.publish(be_, model_.bank());
+    if (parts_.count() > 0) optimizer_.store(be_);
     parts_.publish(be_, model_.bank());
-    LossSums sums;
     Gradients<B> frozen;
+    start_report();
     for (std::size_t first = 0; first < examples.size(); first += static_cast<std::size_t>(options_.batch)) {
       auto const count = std::min(examples.size() - first, static_cast<std::size_t>(options_.batch));
       std::vector<Example const*> batch;
       for (std::size_t k = 0; k < count; ++k) batch.push_back(&examples[first + k]);
-      sums += run_batch(batch, 1, 0, frozen, false);
+      run_batch(batch, 1, 0, frozen, false, &report_.data()->sums);
     }
-    return sums;
+    Readback<Report, B> report;
+    report.put(be_, report_.data(), 1);
+    return report.get(be_)->sums;
   }
 
   /// What a checkpoint holds, with the caller's own description of the options beside it.
   void write(CheckpointFolder& folder, nlohmann::ordered_json options,
              FunctionRef<void(std::filesystem::path const&)> more) {
     std::vector<TensorInfo> tensors;
+    std::deque<std::vector<R>> values;
     auto const add = [&](std::string const& name, VectorView<R> view) {
       tensors.push_back(tensor_info(name, {view.size}, view.data));
     };
-    optimizer_.for_each_parameter(add);
-    optimizer_.for_each_state(add);
+    auto const add_copy = [&](std::string const& name, VectorView<R, Space> view) {
+      auto& copy = values.emplace_back(host_copy(view));
+      add(name, {copy.data(), view.size});
+    };
+    optimizer_.for_each_parameter(add_copy);
+    optimizer_.for_each_state(add_copy);
     nlohmann::ordered_json best = nullptr;
     if (!best_.empty()) {
       best = {{"step", best_step_}, {"loss", best_loss_}};
-      each_best([&](std::string const& name, VectorView<R>, std::vector<R>& kept) {
+      each_best([&](std::string const& name, VectorView<R, Space>, std::vector<R>& kept) {
         add("best:" + name, {kept.data(), static_cast<index_t>(kept.size())});
       });
     }
-    optimizer_.store_heads();
+    optimizer_.store(be_);
     folder.write(step_,
                  {{"step", step_},
                   {"group_steps", optimizer_.steps()},
@@ -149,13 +177,17 @@ class Trainer {
     try {
       auto const step = state.at("step").template get<index_t>();
       auto const group_steps = state.at("group_steps").template get<std::array<std::int64_t, parameter_group_count>>();
-      auto const take = [&](std::string const& name, VectorView<R> view) { checkpoint.read(name, view); };
+      auto const take = [&](std::string const& name, VectorView<R, Space> view) {
+        std::vector<R> values(static_cast<std::size_t>(view.size));
+        checkpoint.read(name, vector_view(values.data(), view.size));
+        put(values, view);
+      };
       optimizer_.for_each_parameter(take);
       optimizer_.for_each_state(take);
       if (auto const& best = state.at("best"); !best.is_null()) {
         best_step_ = best.at("step"), best_loss_ = best.at("loss");
         keep_best();
-        each_best([&](std::string const& name, VectorView<R>, std::vector<R>& kept) {
+        each_best([&](std::string const& name, VectorView<R, Space>, std::vector<R>& kept) {
           checkpoint.read("best:" + name, vector_view(kept.data(), static_cast<index_t>(kept.size())));
         });
       }
@@ -167,12 +199,42 @@ class Trainer {
   }
 
  private:
+  using Space = typename B::Space;
+  using Runner = OptimizerRunner<B>;
+  static constexpr bool on_host = std::same_as<Space, HostSpace>;
+
   static typename ModuleOptimizer<P, B>::Make make_optimizer(TrainerOptions const& options) {
-    return [options](std::vector<ParameterRange> ranges) -> std::unique_ptr<Optimizer<R>> {
+    return [options](std::vector<ParameterRange> ranges) -> std::unique_ptr<Optimizer<R, Runner>> {
       if (options.method == TrainerOptions::Method::sgd)
-        return std::make_unique<Sgd<R>>(std::move(ranges), options.sgd);
-      return std::make_unique<AdamW<R>>(std::move(ranges), options.adamw);
+        return std::make_unique<Sgd<R, Runner>>(std::move(ranges), options.sgd);
+      return std::make_unique<AdamW<R, Runner>>(std::move(ranges), options.adamw);
     };
+  }
+
+  /// What the backend knows of a step and tells later.
+  struct Report {
+    LossSums sums;
+    double norm = 0;
+  };
+  void start_report() {
+    Report const none;
+    if constexpr (on_host)
+      *report_.data() = none;
+    else
+      copy_to_device(be_, &none, report_.data(), 1);
+  }
+
+  std::vector<R> host_copy(VectorView<R, Space> from) {
+    if constexpr (on_host) return {from.begin(), from.end()};
+    std::vector<R> values(static_cast<std::size_t>(from.size));
+    if constexpr (!on_host) copy_to_host(be_, static_cast<R const*>(from.data), values.data(), from.size);
+    return values;
+  }
+  void put(std::vector<R> const& values, VectorView<R, Space> to) {
+    if constexpr (on_host)
+      std::copy(values.begin(), values.end(), to.begin());
+    else
+      copy_to_device(be_, values.data(), to.data, to.size);
   }
 
   index_t per_step() const { return options_.batch * options_.accumulate; }
@@ -191,6 +253,7 @@ class Trainer {
     return chosen;
   }
 
+  /// Puts a step on the backend's queue; its loss and norm are in reports_[step % 2].
   TrainingProgress one_step() {
     TrainingProgress progress;
     progress.rate = schedule_.rate(options_.rate, step_);
@@ -199,38 +262,47 @@ class Trainer {
     GroupRates const rates{progress.rate, progress.rate * options_.expansion_ratio,
                            progress.rate * options_.activation_ratio};
     bool const two = !data_.second.empty();
-    LossSums const sums = learn(examples_of(data_.train, step_, options_.seed), 2 * step_);
-    progress.norm = optimizer_.step(be_.executor(), gradients_, two ? lower_level(rates) : rates, options_.clip);
+    start_report();
+    learn(examples_of(data_.train, step_, options_.seed), 2 * step_, &report_.data()->sums);
+    optimizer_.step(be_, gradients_, two ? lower_level(rates) : rates, options_.clip, &report_.data()->norm);
     if (two) {
-      learn(examples_of(data_.second, step_, options_.seed + 1), 2 * step_ + 1);
-      optimizer_.step(be_.executor(), gradients_, upper_level(rates), options_.clip);
+      learn(examples_of(data_.second, step_, options_.seed + 1), 2 * step_ + 1, nullptr);
+      optimizer_.step(be_, gradients_, upper_level(rates), options_.clip);
     }
-    progress.loss = sums.mean();
     progress.step = ++step_;
-    expects(std::isfinite(progress.loss) && std::isfinite(progress.norm), "graft: step ", step_, " has a loss of ",
-            progress.loss, " and a gradient norm of ", progress.norm, "; a lower learning rate may help");
+    progress.tokens = tokens_;
+    reports_[static_cast<std::size_t>(step_ % 2)].put(be_, report_.data(), 1);
+    return progress;
+  }
+  /// With loss and norm; waits for the step.
+  TrainingProgress reported(TrainingProgress progress) {
+    Report const& report = *reports_[static_cast<std::size_t>(progress.step % 2)].get(be_);
+    progress.loss = report.sums.mean(), progress.norm = report.norm;
+    expects(std::isfinite(progress.loss) && std::isfinite(progress.norm), "graft: step ", progress.step,
+            " has a loss of ", progress.loss, " and a gradient norm of ", progress.norm,
+            "; a lower learning rate may help");
     return progress;
   }
 
-  /// The gradient of the mean loss over the examples, in gradients_.
-  LossSums learn(std::vector<Example const*> const& examples, index_t turn) {
+  /// The gradient of the mean loss over the examples, in gradients_; what they lost is added to `sums`.
+  void learn(std::vector<Example const*> const& examples, index_t turn, LossSums* sums) {
     optimizer_.publish(be_, model_.bank(), gradients_);
+    if (parts_.count() > 0) optimizer_.store(be_);
     parts_.publish(be_, model_.bank(), gradients_);
     index_t rows = 0;
     for (auto const* example : examples) rows += example->loss_rows();
-    LossSums sums;
     for (std::size_t first = 0; first < examples.size(); first += static_cast<std::size_t>(options_.batch)) {
       auto const count = std::min(examples.size() - first, static_cast<std::size_t>(options_.batch));
-      sums += run_batch(std::span(examples).subspan(first, count), 1 / static_cast<double>(rows),
-                        turn * per_step() + static_cast<index_t>(first), gradients_, true);
+      run_batch(std::span(examples).subspan(first, count), 1 / static_cast<double>(rows),
+                turn * per_step() + static_cast<index_t>(first), gradients_, true, sums);
     }
     parts_.gather(gradients_);
-    return sums;
   }
 
-  /// Forward, loss, and with `back` the way back. Dropout masks are keyed by `key` and what follows it.
-  LossSums run_batch(std::span<Example const* const> examples, double weight, index_t key, Gradients<B>& gradients,
-                     bool back) {
+  /// Forward, loss, and with `back` the way back. Dropout masks are keyed by `key` and what follows it. What the rows
+  /// lost is added to `sums`, unless that is null.
+  void run_batch(std::span<Example const* const> examples, double weight, index_t key, Gradients<B>& gradients,
+                 bool back, LossSums* sums) {
     std::vector<TrainingSequence<B>> sequences;
     std::vector<index_t> wanted;
     std::vector<LossRow> rows;
@@ -265,15 +337,16 @@ class Trainer {
       } else {
         pass_.logits(wanted, loss);
       }
-      return loss.sums();
+      if (sums != nullptr) loss.add_to(sums);
     };
     if (!targets.empty()) {
       std::vector<double> const weights(targets.size(), weight);
-      SquaredError<B> loss(be_, matrix_view(targets.data(), static_cast<index_t>(targets.size()), 1), weights);
-      return through(loss);
+      squared_error_.start(matrix_view(std::as_const(targets).data(), static_cast<index_t>(targets.size()), 1),
+                           weights);
+      return through(squared_error_);
     }
-    CrossEntropy<B> loss(be_, rows, options_.loss);
-    return through(loss);
+    cross_entropy_.start(rows);
+    through(cross_entropy_);
   }
 
   void validate(TrainingProgress& progress) {
@@ -291,17 +364,16 @@ class Trainer {
   void keep_best() {
     best_.clear();
     optimizer_.for_each_parameter(
-        [&](std::string const&, VectorView<R> view) { best_.emplace_back(view.begin(), view.end()); });
+        [&](std::string const&, VectorView<R, Space> view) { best_.push_back(host_copy(view)); });
   }
   void each_best(auto&& f) {
     std::size_t k = 0;
-    optimizer_.for_each_parameter([&](std::string const& name, VectorView<R> view) { f(name, view, best_[k++]); });
+    optimizer_.for_each_parameter(
+        [&](std::string const& name, VectorView<R, Space> view) { f(name, view, best_[k++]); });
   }
   void take_best() {
     if (best_.empty()) return;
-    each_best([](std::string const&, VectorView<R> view, std::vector<R> const& kept) {
-      std::copy(kept.begin(), kept.end(), view.begin());
-    });
+    each_best([this](std::string const&, VectorView<R, Space> view, std::vector<R> const& kept) { put(kept, view); });
   }
 
   M& model_;
@@ -313,6 +385,10 @@ class Trainer {
   TaskParts<P, B> parts_;
   TrainingPass<M> pass_;
   Gradients<B> gradients_;
+  CrossEntropy<B> cross_entropy_;
+  SquaredError<B> squared_error_;
+  Storage<Report, Space> report_;  ///< of the step that is being put on the queue
+  std::array<Readback<Report, B>, 2> reports_;
   index_t step_ = 0, tokens_ = 0, best_step_ = 0;
   double best_loss_ = 0;
   std::vector<std::vector<R>> best_;  // in the order of for_each_parameter; empty: no validation yet

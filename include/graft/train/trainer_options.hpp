@@ -75,7 +75,7 @@ struct TrainingResult {
 
 /// What happens around the steps; all may be left out.
 struct TrainerHooks {
-  std::function<void(TrainingProgress const&)> progress;  ///< behind each step
+  std::function<void(TrainingProgress const&)> progress;  ///< behind each step; on a device during the next one
   std::function<void()> save;                             ///< at times a checkpoint is due
   std::atomic<bool> const* stop = nullptr;                ///< once true, the run ends behind the current step
 };

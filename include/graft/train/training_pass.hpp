@@ -197,11 +197,13 @@ class TrainingPass {
 
   void prepare(std::span<TrainingSequence<B> const> sequences) {
     tokens_.clear(), token_types_.clear(), positions_.clear(), position_rows_.clear(), rates_.clear(), keys_.clear();
-    requests_.clear(), request_spans_.clear(), spans_.clear(), states_.clear(), pages_.clear();
+    requests_.clear(), request_spans_.clear(), spans_.clear(), pages_.clear();
+    std::swap(states_, idle_states_);
+    states_.clear();
     std::int32_t page = 0;
     for (auto const& s : sequences) {
       auto const count = static_cast<index_t>(s.tokens.size()), first = static_cast<index_t>(tokens_.size());
-      states_.push_back(std::make_unique<SequenceState<B>>(s.adapters, model_.sites()));
+      states_.push_back(state_of(s.adapters));
       index_t const prompt = !M::Arch::causal || s.prompt_tokens < 0 ? count : s.prompt_tokens;
       requests_.push_back({states_.back().get(), count, states_.back()->generates() ? prompt : 0, 0, prompt});
       request_spans_.push_back({first, count, s.adapters.get()});
@@ -218,6 +220,10 @@ class TrainingPass {
       for (index_t k = 0; k < ceil_div(count, page_tokens); ++k) pages_.push_back(page++);
     }
     plan_.build(be_, requests_, PlanUse::training);
+    std::erase_if(idle_states_, [&](auto const& idle) {
+      return std::none_of(states_.begin(), states_.end(),
+                          [&](auto const& state) { return state->adapters() == idle->adapters(); });
+    });
     dropout_ = dropout_of(rates_, keys_, resident_rates_, resident_keys_);
     // keys and values of one layer at a time
     index_t const kv = model_.config().kv_heads * model_.config().head_dim;
@@ -244,6 +250,17 @@ class TrainingPass {
              matrix_view<Space>(resident_sine_.put(be_, sine_), n, angles),
              [](void const* kv_of_layer, index_t) { return *static_cast<KvView<Act> const*>(kv_of_layer); },
              &kv_};
+  }
+
+  // One of the batch before where the adapters are the same: on a device a state is memory of its own. What it knew of
+  // a prompt is written anew before anybody reads it.
+  std::unique_ptr<SequenceState<B>> state_of(std::shared_ptr<AdapterSet<B> const> const& adapters) {
+    auto const known = std::find_if(idle_states_.begin(), idle_states_.end(),
+                                    [&](auto const& state) { return state->adapters() == adapters; });
+    if (known == idle_states_.end()) return std::make_unique<SequenceState<B>>(adapters, model_.sites());
+    auto state = std::move(*known);
+    idle_states_.erase(known);
+    return state;
   }
 
   RowDropout dropout_of(std::vector<double> const& rates, std::vector<std::uint64_t> const& keys,
@@ -317,7 +334,7 @@ class TrainingPass {
   Storage<Act, Space> dh_;                   ///< [n, d]
 
   Plan<B> plan_, head_plan_;
-  std::vector<std::unique_ptr<SequenceState<B>>> states_;
+  std::vector<std::unique_ptr<SequenceState<B>>> states_, idle_states_;
   std::vector<RequestRows<B>> requests_, head_requests_;
   std::vector<RequestSpan<B>> request_spans_, head_spans_;
   std::vector<std::int32_t> tokens_, token_types_, position_rows_, pages_, head_rows_;

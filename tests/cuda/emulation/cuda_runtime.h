@@ -210,6 +210,7 @@ inline cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream = null
 inline cudaError_t cudaEventSynchronize(cudaEvent_t event) {
   if (auto const error = emulation::not_in_capture()) return error;
   ++emulation::Device::get().synchronizations;
+  ++emulation::Device::get().event_synchronizations;
   if (event->ticket != nullptr) emulation::Device::get().wait(*event->ticket);
   return cudaGetLastError();
 }

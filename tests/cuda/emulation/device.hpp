@@ -246,9 +246,10 @@ class Device {
 
   std::map<void const*, int> shared_limit;  ///< what cudaFuncSetAttribute allowed, by kernel
   std::map<std::byte const*, std::size_t> pinned;
-  std::size_t pinned_allocations = 0;  ///< ever made
-  std::size_t launches = 0;            ///< kernels that ran
-  std::size_t synchronizations = 0;    ///< times the host waited
+  std::size_t pinned_allocations = 0;      ///< ever made
+  std::size_t launches = 0;                ///< kernels that ran
+  std::size_t synchronizations = 0;        ///< times the host waited
+  std::size_t event_synchronizations = 0;  ///< of these, for one event, behind which a stream may go on
   struct Calls {
     std::size_t kernels = 0, copies = 0, graphs = 0;  ///< put on streams
     std::size_t recorded = 0;                         ///< graphs made ready to be launched

@@ -74,4 +74,10 @@ void squared_error(CpuBackend<Act>& be, MatrixView<Act> outputs, MatrixView<Act 
   });
 }
 
+/// *sums += all rows.
+template <class Act>
+void add_losses(CpuBackend<Act>&, VectorView<RowLoss const> rows, LossSums* sums) {
+  *sums += sum_losses({rows.data, static_cast<std::size_t>(rows.size)}, [](std::size_t) { return true; });
+}
+
 }  // namespace graft

@@ -16,8 +16,10 @@
 #include <graft/backend/cuda/low_rank_backward.cuh>
 #include <graft/backend/cuda/make_vectors.cuh>
 #include <graft/backend/cuda/maps_and_deltas.cuh>
+#include <graft/backend/cuda/optimizer.cuh>
 #include <graft/backend/cuda/product.cuh>
 #include <graft/backend/cuda/product_transposed.cuh>
+#include <graft/backend/cuda/readback.cuh>
 #include <graft/backend/cuda/row_map.cuh>
 #include <graft/backend/cuda/rows.cuh>
 #include <graft/backend/cuda/sample.cuh>

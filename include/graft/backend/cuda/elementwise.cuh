@@ -34,6 +34,14 @@ void for_chunks(CudaBackend<Act>& be, Operation const& operation, index_t rows, 
          static_cast<unsigned>(threads), 0, be.stream(), operation, rows, cols);
 }
 
+/// One element after the other, of anything.
+template <class F>
+struct EachElement {
+  static constexpr int columns = 1;
+  F f;
+  __device__ void operator()(index_t /*row*/, index_t k) const { f(k); }
+};
+
 inline constexpr int most_row_threads = 512;
 /// Threads for a row of `cols` elements, 8 each where that is enough.
 inline unsigned threads_for(index_t cols) {
@@ -283,6 +291,12 @@ void with_dense_format(Format format, F&& f) {
 }
 
 }  // namespace cuda
+
+/// f(k) for every k in [0, count), each in one thread; f is plain data with a call operator for the device.
+template <class Act, class F>
+void for_each_element(CudaBackend<Act>& be, index_t count, F const& f) {
+  if (count > 0) cuda::for_chunks(be, cuda::EachElement<F>{f}, 1, count);
+}
 
 /// to = from, in another type of numbers: f32, bf16 or f16. Both [n, d].
 template <class Act, class From, class To>

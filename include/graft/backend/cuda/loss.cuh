@@ -70,6 +70,20 @@ __global__ void squared_error_rows(MatrixView<Act, DeviceSpace> outputs, MatrixV
   out[n].correct = false;
 }
 
+/// One block adds all rows to *sums, in a fixed order.
+template <class Row>
+__global__ void __launch_bounds__(total_threads) sum_rows(VectorView<Row const, DeviceSpace> rows, LossSums* sums) {
+  double loss = 0, nll = 0, correct = 0;
+  for (index_t n = threadIdx.x; n < rows.size; n += total_threads) {
+    loss += rows[n].loss, nll += rows[n].nll;
+    correct += rows[n].correct ? 1 : 0;
+  }
+  loss = block_total(loss), nll = block_total(nll), correct = block_total(correct);
+  if (threadIdx.x != 0) return;
+  sums->loss += loss, sums->nll += nll;
+  sums->rows += rows.size, sums->correct += static_cast<index_t>(correct);
+}
+
 }  // namespace cuda
 
 /// Cross-entropy of softmax(logits[n]) against labels[n] (see CrossEntropyOptions); logits[n] becomes weights[n] times
@@ -90,6 +104,12 @@ void squared_error(CudaBackend<Act>& be, MatrixView<Act, DeviceSpace> outputs,
                    VectorView<RowLoss, DeviceSpace> out) {
   cuda::launch(cuda::squared_error_rows<Act>, cuda::grid_of(outputs.rows), 32, 0, be.stream(), outputs, targets,
                weights.data, out.data);
+}
+
+/// *sums += all rows. Both in device memory.
+template <class Act>
+void add_losses(CudaBackend<Act>& be, VectorView<RowLoss const, DeviceSpace> rows, LossSums* sums) {
+  cuda::launch(cuda::sum_rows<RowLoss>, cuda::grid_of(1), cuda::total_threads, 0, be.stream(), rows, sums);
 }
 
 }  // namespace graft

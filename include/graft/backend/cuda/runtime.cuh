@@ -110,6 +110,20 @@ __device__ inline float block_max(float x) {
   return warp_max(lane < blockDim.x / 32 ? partial[lane] : partial[0]);
 }
 
+/// Over all threads of a block of total_threads, in double.
+inline constexpr int total_threads = 256;
+__device__ inline double block_total(double x) {
+  __shared__ double partial[total_threads];
+  __syncthreads();  // the total before this one has been read
+  partial[threadIdx.x] = x;
+  for (unsigned half = total_threads / 2; half > 0; half /= 2) {
+    __syncthreads();
+    if (threadIdx.x < half) partial[threadIdx.x] += partial[threadIdx.x + half];
+  }
+  __syncthreads();
+  return partial[0];
+}
+
 // ---- numbers
 
 /// Activations as floats and back, rounded to nearest even.
