@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// A whole model on a GPU, its weights made up: decoding of requests with adapters of their own, and prefill.
+// A whole model on a GPU, its weights made up, everything in bf16, adapters too: decoding of requests with adapters of
+// their own, and prefill.
 //     cuda_model [LAYERS WIDTH FFN HEADS KV_HEADS VOCABULARY BATCH CONTEXT ADAPTERS]      default: LLaMA-2-7B, 32 x 512
 // Prints one JSON object per line: seconds are medians; every row has the bytes that must move (weights, keys and
 // values, adapters), their share of the copy bandwidth measured in the same run, and the overhead over the step without
@@ -121,7 +122,8 @@ double copy_bandwidth(B& be, std::size_t bytes) {
 struct Bench {
   static constexpr index_t most_requests = 256;
 
-  explicit Bench(Sizes const& s) : sizes(s), model(config_of(s), weights_of(s)), recording(model, be) {
+  explicit Bench(Sizes const& s)
+      : sizes(s), model(config_of(s), weights_of(s), AdapterStorage::bf16), recording(model, be) {
     for (auto const& [name, weight] : model.weights().tensors)
       if (name != "model.embed_tokens.weight") weight_bytes += static_cast<double>(weight.bytes());
     linear_parameters = weight_bytes / 2;
@@ -171,7 +173,8 @@ struct Bench {
     std::set<void const*> seen;
     auto const of_maps = [&](std::vector<RowMapRow<float const>> const& table) {
       for (auto const& map : table)
-        bytes += 4. * static_cast<double>(map.size) * ((map.c1 != nullptr) + (map.d != nullptr) + (map.e != nullptr));
+        for (auto const& vector : {map.c1, map.d, map.e})
+          if (vector != nullptr) bytes += static_cast<double>(vector.bytes(map.size));
     };
     for (auto& sequence : sequences) {
       auto const set = sequence.state().adapters();
@@ -185,7 +188,8 @@ struct Bench {
       for (auto const& member : set->members)
         for (std::size_t s = 0; s < member.module->factors.size(); ++s) {
           auto const& info = model.sites()[static_cast<index_t>(s)];
-          bytes += 4. * static_cast<double>(member.module->factors[s].rank * (info.in + info.out));
+          auto const& f = member.module->factors[s];
+          bytes += static_cast<double>(f.a.bytes(f.rank * info.in) + f.b_transposed.bytes(f.rank * info.out));
         }
     }
     return bytes;

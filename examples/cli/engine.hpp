@@ -66,6 +66,7 @@ struct EngineOptions {
   index_t threads = 0;                     ///< of the processor; 0: one per hardware thread
   Precision precision = Precision::exact;  ///< on a GPU: activations in f32, or in bf16
   Device device = Device::cpu;
+  AdapterStorage adapters = AdapterStorage::full;
 };
 
 /// FormatError when the files are not a whole model.

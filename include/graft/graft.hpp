@@ -48,6 +48,7 @@
 #include <graft/backend/generator.hpp>
 #include <graft/backend/loss.hpp>
 #include <graft/backend/low_rank.hpp>
+#include <graft/backend/numbers.hpp>
 #include <graft/backend/rational.hpp>
 #include <graft/backend/resident_weight.hpp>
 #include <graft/backend/row_map.hpp>
@@ -64,6 +65,7 @@
 #include <graft/adapter/ia3.hpp>
 #include <graft/adapter/lora.hpp>
 #include <graft/adapter/module.hpp>
+#include <graft/adapter/number_storage.hpp>
 #include <graft/adapter/parameter_group.hpp>
 #include <graft/adapter/pedro.hpp>
 #include <graft/adapter/plan.hpp>

@@ -4,6 +4,7 @@
 
 #include <graft/adapter/backpropagation.hpp>
 #include <graft/adapter/module.hpp>
+#include <graft/adapter/number_storage.hpp>
 #include <graft/adapter/positions.hpp>
 #include <graft/adapter/resident_maps.hpp>
 #include <graft/backend/resident_weight.hpp>
@@ -62,7 +63,7 @@ struct PublishedModule {
   Backpropagation<B> back;                                  ///< to the module's parameters
   std::shared_ptr<SiteTable const> sites;
   std::shared_ptr<void const> module;  ///< the Module<P, B> and buffers everything points into
-  std::vector<std::unique_ptr<Real<B>[]>> storage;
+  NumberStorage<Real<B>> storage;
   std::map<std::string, SavedTensor> const* saved = nullptr;
   std::map<std::string, Replacement<B>> replacements;  ///< the same tensors, where the backend reads them
   std::vector<std::shared_ptr<void const>> keep;       ///< what the replacements point into
@@ -115,7 +116,7 @@ struct AdapterSet {
   std::vector<Mechanisms> mechanisms;  ///< [sites] without those that are made from the prompt; not on the host
 
   std::uint64_t fingerprint = 0;  ///< of names, versions and weights; what a KV or prefix cache must be keyed by
-  std::vector<std::unique_ptr<R[]>> storage;
+  NumberStorage<R> storage;
   std::vector<std::unique_ptr<RowMapRow<R const>[]>> chains;
   /// By stage, then before and after what is generated, then the sums of policies that share a stage.
   ResidentMaps<R, typename B::Space> resident_maps;

@@ -4,12 +4,14 @@
 #pragma once
 
 #include <graft/backend/low_rank.hpp>
+#include <graft/backend/numbers.hpp>
 #include <graft/backend/row_map.hpp>
 #include <graft/core/memory.hpp>
 
 #include <algorithm>
 #include <cstddef>
 #include <span>
+#include <utility>
 #include <vector>
 
 namespace graft {
@@ -19,31 +21,30 @@ template <class R, MemorySpace S>
 class VectorGathering {
  public:
   /// Remembers [v, v + size); null stays null.
-  void add(R const* v, index_t size) {
+  void add(Numbers<R> const& v, index_t size) {
     if (v == nullptr) return;
-    values_.insert(values_.end(), v, v + size);
-    values_.resize(static_cast<std::size_t>(round_up(static_cast<index_t>(values_.size()), alignment)));
+    auto const* const first = static_cast<std::byte const*>(v.data());
+    bytes_.insert(bytes_.end(), first, first + v.bytes(size));
+    bytes_.resize(static_cast<std::size_t>(round_up(static_cast<index_t>(bytes_.size()), alignment)));
   }
-  Storage<R, S> copy() const { return Storage<R, S>(std::span<R const>(values_)); }
+  Storage<std::byte, S> copy() const { return Storage<std::byte, S>(std::span<std::byte const>(bytes_)); }
 
   /// Where the vectors lie in the copy; asked in the order of `add`.
   class Places {
    public:
-    explicit Places(R const* data) : next_(data) {}
-    R const* next(R const* v, index_t size) {
+    explicit Places(std::byte const* data) : next_(data) {}
+    Numbers<R> next(Numbers<R> const& v, index_t size) {
       if (v == nullptr) return nullptr;
-      R const* const place = next_;
-      next_ += round_up(size, alignment);
-      return place;
+      return v.moved_to(std::exchange(next_, next_ + round_up(v.bytes(size), alignment)));
     }
 
    private:
-    R const* next_;
+    std::byte const* next_;
   };
 
  private:
-  static constexpr index_t alignment = 64 / sizeof(R);
-  std::vector<R> values_;
+  static constexpr index_t alignment = 64;
+  std::vector<std::byte> bytes_;
 };
 
 /// Copies of tables of row maps, chains included, in a space.
@@ -99,7 +100,7 @@ class ResidentMaps {
   Table const& rows(std::size_t k) const { return rows_[k]; }
 
  private:
-  Storage<R, S> coefficients_;
+  Storage<std::byte, S> coefficients_;
   Storage<Row, S> nodes_;
   std::vector<Row const*> starts_;
   std::vector<Table> rows_;
@@ -151,7 +152,7 @@ class ResidentFactors {
   LowRankFactors<R> const* rows() const { return rows_.data(); }
 
  private:
-  Storage<R, S> values_;
+  Storage<std::byte, S> values_;
   Storage<LowRankFactors<R>, S> table_;
   std::vector<LowRankFactors<R>> rows_;
 };
