@@ -82,9 +82,9 @@ TEST_CASE("every method and order of methods in bf16 is as far from its definiti
         for (int q = 0; q < 5; ++q) requests.push_back(engine.random_request(0.35, testing::pick(engine.random, 1, 4)));
         largest = testing::worse(largest, worst(engine, requests));
       }
-      // published, summed with weights up to 1.5, composed: some four roundings of departures from the identity that
-      // are as large as the identity here, on both sides of the product; a quarter of their worst sum, as they are many
-      // and independent
+      // published, summed with weights up to 1.5, composed: some four roundings on the way of each number, of
+      // departures from the identity about as large as it. Four of them at their largest, though they are many and
+      // independent, leave room for departures beyond it
       CHECK(largest <= 4 * testing::unit_roundoff<bf16>());
       CHECK(largest > 0.05 * testing::unit_roundoff<bf16>());  // they are rounded
     }
