@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// A whole model on a GPU, its weights made up in LLaMA-2-7B's shapes: decoding and prefill of requests with adapters of
+// A whole model on a GPU, its weights made up in LLaMA-2-7B's shapes, adapters kept in bf16: decoding and prefill of requests with adapters of
 // their own, beside the same without adapters, in turns.
 //     cuda_model [--small] [decode prefill requests lengths]      all four where none is named
 // decode    32 requests, each with a context of 512 tokens; every row has the bytes that must move (weights, keys and
@@ -135,7 +135,7 @@ class Bench {
       : small_(small),
         sizes_(small ? bench::small_sizes() : bench::llama_2_7b()),
         weights_(bench::weights_of(sizes_)),
-        model_(bench::config_of(sizes_), weights_),
+        model_(bench::config_of(sizes_), weights_, AdapterStorage::bf16),
         runner_(model_, be_),
         modules_(model_, be_) {
     for (auto const& [name, weight] : weights_.tensors)
@@ -280,11 +280,13 @@ class Bench {
       if (!seen.insert(set.get()).second) continue;
       for (auto const& table : set->maps)
         for (auto const& map : table)
-          bytes += 4. * static_cast<double>(map.size) * ((map.c1 != nullptr) + (map.d != nullptr) + (map.e != nullptr));
+          for (auto const& vector : {map.c1, map.d, map.e})
+          if (vector != nullptr) bytes += static_cast<double>(vector.bytes(map.size));
       for (auto const& member : set->members)
         for (std::size_t s = 0; s < member.module->factors.size(); ++s) {
           auto const& site = model_.sites()[static_cast<index_t>(s)];
-          bytes += 4. * static_cast<double>(member.module->factors[s].rank * (site.in + site.out));
+          auto const& f = member.module->factors[s];
+          bytes += static_cast<double>(f.a.bytes(f.rank * site.in) + f.b_transposed.bytes(f.rank * site.out));
         }
     }
     return bytes;

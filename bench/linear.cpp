@@ -35,12 +35,12 @@ Module<P, B> random_module(std::string name, P const& policy, SiteTable const& s
 
 /// Everything one case needs; built outside the timed loop. Layers are several, so that no cache holds what one needs.
 struct Case {
-  Case(bench::Shape const& shape, index_t rows, Format format, Kind kind, Precision precision)
+  Case(bench::Shape const& shape, index_t rows, Format format, Kind kind, Precision precision, AdapterStorage adapters)
       : pool(bench::threads()),
         backend(pool),
         layer_bytes(shape.out * row_bytes(format, shape.in)),
         copies(std::clamp<index_t>((index_t{192} << 20) / layer_bytes, 2, 32)),
-        bank(table(shape, copies)),
+        bank(table(shape, copies), adapters),
         bytes(static_cast<std::size_t>(copies * layer_bytes)),
         x(static_cast<std::size_t>(rows * shape.in)),
         y(static_cast<std::size_t>(rows * shape.out)) {
@@ -99,8 +99,8 @@ struct Case {
   Plan<B> adapted, plain;
 };
 
-/// What the modules of a batch add to the bytes that are read, in f32: vectors c and d, c, or A and B.
-double module_bytes(bench::Shape const& shape, index_t rows, Kind kind) {
+/// What the modules of a batch add to the bytes that are read: vectors c and d, c, or A and B.
+double module_bytes(bench::Shape const& shape, index_t rows, Kind kind, AdapterStorage adapters) {
   index_t const road = 2 * shape.out, lora = 16 * (shape.in + shape.out);
   index_t values = 0;
   for (index_t n = 0; n < rows; ++n) {
@@ -108,12 +108,12 @@ double module_bytes(bench::Shape const& shape, index_t rows, Kind kind) {
     if (kind == Kind::lora || (kind == Kind::mixed && n % 2 == 1)) values += lora;
     if (kind == Kind::ia3) values += shape.out;
   }
-  return 4 * static_cast<double>(values);
+  return (adapters == AdapterStorage::full ? 4 : 2) * static_cast<double>(values);
 }
 
 void run(benchmark::State& state, bench::Shape const& shape, index_t rows, Format format, Kind kind,
-         Precision precision) {
-  Case one(shape, rows, format, kind, precision);
+         Precision precision, AdapterStorage adapters) {
+  Case one(shape, rows, format, kind, precision, adapters);
   for (index_t k = 0; k < one.copies; ++k) one.run(one.adapted);
   std::vector<double> with, without;
   for (auto _ : state) {  // alternating, so that both meet the same machine
@@ -124,7 +124,7 @@ void run(benchmark::State& state, bench::Shape const& shape, index_t rows, Forma
   }
   double const median_with = bench::median(with);
   state.counters["overhead_%"] = 100 * (median_with / bench::median(without) - 1);
-  state.counters["floor_%"] = 100 * module_bytes(shape, rows, kind) / static_cast<double>(one.layer_bytes);
+  state.counters["floor_%"] = 100 * module_bytes(shape, rows, kind, adapters) / static_cast<double>(one.layer_bytes);
   state.counters["us"] = 1e6 * median_with;
   state.counters["GFLOP/s"] = 2e-9 * static_cast<double>(rows * shape.in * shape.out) / median_with;
   state.counters["weights_GB/s"] = 1e-9 * static_cast<double>(one.layer_bytes) / median_with;
@@ -138,15 +138,18 @@ int main(int argc, char** argv) {
       for (index_t rows : bench::batches)
         for (Kind kind : {Kind::none, Kind::road, Kind::ia3, Kind::lora, Kind::mixed})
           for (Precision precision : {Precision::exact, Precision::native})
-            benchmark::RegisterBenchmark(
-                text("layer/", shape.name, "/", format_info(format).name, "/", rows, "/",
-                     kind_names[static_cast<std::size_t>(kind)], "/",
-                     precision == Precision::native ? "native" : "exact")
-                    .c_str(),
-                [=](benchmark::State& state) { run(state, shape, rows, format, kind, precision); })
-                ->UseManualTime()
-                ->Iterations(rows > 32 ? 5 : 51)
-                ->Unit(benchmark::kMicrosecond);
+            for (AdapterStorage adapters : {AdapterStorage::full, AdapterStorage::bf16}) {
+              if (kind == Kind::none && adapters != AdapterStorage::full) continue;
+              benchmark::RegisterBenchmark(
+                  text("layer/", shape.name, "/", format_info(format).name, "/", rows, "/",
+                       kind_names[static_cast<std::size_t>(kind)], adapters == AdapterStorage::full ? "" : " in bf16",
+                       "/", precision == Precision::native ? "native" : "exact")
+                      .c_str(),
+                  [=](benchmark::State& state) { run(state, shape, rows, format, kind, precision, adapters); })
+                  ->UseManualTime()
+                  ->Iterations(rows > 32 ? 5 : 51)
+                  ->Unit(benchmark::kMicrosecond);
+            }
   benchmark::Initialize(&argc, argv);
   if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 1;
   benchmark::RunSpecifiedBenchmarks();

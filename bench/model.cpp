@@ -36,43 +36,52 @@ Module<P, B> random_module(std::string name, P const& policy, SiteTable const& s
   return module;
 }
 
+/// The model with modules of its own, kept in f32 or bf16; the weights are the same mapped file.
+struct Loaded {
+  Loaded(ModelFiles const& files, B& backend, AdapterStorage adapters)
+      : model(files.config, files.weights, adapters), context(model, backend) {
+    for (int k = 0; k < 32; ++k) {
+      model.bank().load(backend, random_module(text("road", k), RoAdRotation{}, model.sites()));
+      model.bank().load(backend, random_module(text("lora", k), LoRADelta{.rank = 16}, model.sites()));
+    }
+  }
+  SmallModel model;
+  Context<SmallModel> context;
+};
+
 struct Bench {
   explicit Bench(std::string const& path)
       : pool(bench::threads()),
         backend(pool),
         read_limit(pool),
         files(open_model(path)),
-        model(files.config, files.weights),
-        context(model, backend) {
-    for (auto const& [name, weight] : model.weights().tensors) bytes += static_cast<double>(weight.bytes());
-    for (int k = 0; k < 32; ++k) {
-      model.bank().load(backend, random_module(text("road", k), RoAdRotation{}, model.sites()));
-      model.bank().load(backend, random_module(text("lora", k), LoRADelta{.rank = 16}, model.sites()));
-    }
+        full(files, backend, AdapterStorage::full),
+        narrow(files, backend, AdapterStorage::bf16) {
+    for (auto const& [name, weight] : files.weights.tensors) bytes += static_cast<double>(weight.bytes());
   }
+  Loaded& with(AdapterStorage adapters) { return adapters == AdapterStorage::full ? full : narrow; }
 
   ThreadPool pool;
   B backend;
   bench::ReadLimit read_limit;
   ModelFiles files;
-  SmallModel model;
-  Context<SmallModel> context;
+  Loaded full, narrow;
   double bytes = 0;  ///< of all weights
 };
 
 /// `requests` sequences with a past, each with an adapter of its own.
 class Requests {
  public:
-  Requests(Bench& bench, index_t count, Kind kind, index_t past) : bench_(bench), past_(past), tokens_(512) {
+  Requests(Loaded& loaded, index_t count, Kind kind, index_t past) : loaded_(loaded), past_(past), tokens_(512) {
     for (std::size_t k = 0; k < tokens_.size(); ++k) tokens_[k] = static_cast<std::int32_t>(17 * k % 1000 + 5);
     for (index_t k = 0; k < count; ++k) {
       bool const road = kind == Kind::road || (kind == Kind::mixed && k % 2 == 0);
       bool const lora = kind == Kind::lora || (kind == Kind::mixed && k % 2 == 1);
       std::vector<AdapterUse> uses;
       if (road || lora) uses.push_back({text(road ? "road" : "lora", k)});
-      sequences_.push_back(bench.context.start(uses));
+      sequences_.push_back(loaded.context.start(uses));
     }
-    logits_.resize(static_cast<std::size_t>(count * bench.model.ends().output_width()));
+    logits_.resize(static_cast<std::size_t>(count * loaded.model.ends().output_width()));
     if (past > 0) run(past);
   }
   /// One forward with `count` new tokens each, which are forgotten again unless they are the past.
@@ -80,13 +89,13 @@ class Requests {
     inputs_.clear();
     for (auto& sequence : sequences_)
       inputs_.push_back({&sequence, std::span(tokens_).subspan(0, static_cast<std::size_t>(count))});
-    bench_.context.forward_last(inputs_, matrix_view(logits_.data(), static_cast<index_t>(sequences_.size()),
-                                                     bench_.model.ends().output_width()));
+    loaded_.context.forward_last(inputs_, matrix_view(logits_.data(), static_cast<index_t>(sequences_.size()),
+                                                      loaded_.model.ends().output_width()));
     for (auto& sequence : sequences_) sequence.truncate(past_);
   }
 
  private:
-  Bench& bench_;
+  Loaded& loaded_;
   index_t past_;
   std::vector<std::int32_t> tokens_;
   std::vector<Sequence<B>> sequences_;
@@ -94,10 +103,11 @@ class Requests {
   std::vector<float> logits_;
 };
 
-void run(benchmark::State& state, Bench& bench, index_t count, index_t new_tokens, Kind kind, Precision precision) {
+void run(benchmark::State& state, Bench& bench, index_t count, index_t new_tokens, Kind kind, Precision precision,
+         AdapterStorage adapters = AdapterStorage::full) {
   bench.backend.set_precision(precision);
   index_t const past = new_tokens > 1 ? 0 : 64;
-  Requests adapted(bench, count, kind, past), plain(bench, count, Kind::none, past);
+  Requests adapted(bench.with(adapters), count, kind, past), plain(bench.full, count, Kind::none, past);
   adapted.run(new_tokens), plain.run(new_tokens);
   std::vector<double> seconds, without, of_read;
   for (auto _ : state) {  // in turn, so that all meet the same machine
@@ -126,12 +136,16 @@ int main(int argc, char** argv) {
     std::string const name = precision == Precision::exact ? "exact" : "native";
     for (index_t count : {1, 2, 4, 8, 16, 32})
       for (Kind kind : {Kind::none, Kind::road, Kind::lora, Kind::mixed})
-        benchmark::RegisterBenchmark(
-            text("decode/", count, "/", kind_names[static_cast<int>(kind)], "/", name).c_str(),
-            [=, &bench](benchmark::State& state) { run(state, bench, count, 1, kind, precision); })
-            ->UseManualTime()
-            ->Iterations(15)
-            ->Unit(benchmark::kMillisecond);
+        for (AdapterStorage adapters : {AdapterStorage::full, AdapterStorage::bf16}) {
+          bool const narrow = adapters == AdapterStorage::bf16;
+          if (narrow && (kind == Kind::none || precision == Precision::exact)) continue;
+          benchmark::RegisterBenchmark(
+              text("decode/", count, "/", kind_names[static_cast<int>(kind)], narrow ? " in bf16/" : "/", name).c_str(),
+              [=, &bench](benchmark::State& state) { run(state, bench, count, 1, kind, precision, adapters); })
+              ->UseManualTime()
+              ->Iterations(15)
+              ->Unit(benchmark::kMillisecond);
+        }
     for (index_t tokens : {64, 512})
       benchmark::RegisterBenchmark(
           text("prefill/", tokens, "/none/", name).c_str(),

@@ -55,11 +55,14 @@ class Worker {
   explicit Worker(int threads) : pool_(threads), backend_(pool_) {}
 
   json open(json const& call) {
-    backend_.set_precision(call.at("precision") == "native" ? Precision::native : Precision::exact);
+    bool const native = call.at("precision") == "native";
+    backend_.set_precision(native ? Precision::native : Precision::exact);
+    bool const narrow = native && !call.at("adapters").empty();  // as the command has them; what is trained is f32
     auto const path = call.at("model").get<std::string>();
     tokenizer_.emplace(read_tokenizer(path));
     auto files = open_model(path);
-    model_ = std::make_unique<PeerModel>(std::move(files.config), std::move(files.weights));
+    model_ = std::make_unique<PeerModel>(std::move(files.config), std::move(files.weights),
+                                         narrow ? AdapterStorage::bf16 : AdapterStorage::full);
     context_ = std::make_unique<Context<PeerModel>>(*model_, backend_);
     for (auto const& [name, folder] : call.at("adapters").items())
       load_adapter(backend_, model_->bank(), name, folder.get<std::string>());

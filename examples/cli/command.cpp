@@ -12,6 +12,11 @@ void ModelOptions::add_to(CLI::App& command, bool adapters_too) {
   command.add_option("--model", model, "GGUF file, safetensors file or Hugging Face folder")->required();
   if (adapters_too)
     command.add_option("--adapter", adapters, "NAME=PATH of a PEFT folder or GGUF LoRA; repeatable")->take_all();
+  if (adapters_too)
+    command
+        .add_option("--adapter-storage", adapter_storage,
+                    "f32 or bf16, what adapters are kept in; by default f32 in exact, bf16 in native precision")
+        ->check(CLI::IsMember({"f32", "bf16"}));
   command.add_option("--device", device, "cpu or cuda")->check(CLI::IsMember({"cpu", "cuda"}));
   command.add_option("--threads", threads, "threads to compute with; 0: one per core")->check(CLI::Range(0, 1024));
   command
@@ -26,8 +31,11 @@ void ModelOptions::check() const {
 }
 
 std::unique_ptr<Engine> ModelOptions::open() const {
-  auto engine = make_engine(open_model(model), {threads, precision == "native" ? Precision::native : Precision::exact,
-                                                device == "cuda" ? Device::cuda : Device::cpu});
+  bool const native = precision == "native";
+  EngineOptions options{threads, native ? Precision::native : Precision::exact};
+  options.device = device == "cuda" ? Device::cuda : Device::cpu;
+  if (adapter_storage == "bf16" || (adapter_storage.empty() && native)) options.adapters = AdapterStorage::bf16;
+  auto engine = make_engine(open_model(model), options);
   std::vector<std::string> names;
   for (auto const& adapter : adapters) {
     auto const [name, path] = parse_named_path(adapter);

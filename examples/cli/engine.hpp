@@ -66,6 +66,7 @@ struct EngineOptions {
   index_t threads = 0;                     ///< of the processor; 0: one per hardware thread
   Precision precision = Precision::exact;  ///< on a GPU: activations in f32, or in bf16
   Device device = Device::cpu;
+  AdapterStorage adapters = AdapterStorage::full;
 };
 
 /// Of one architecture; Owner is made from EngineOptions and holds a backend: owner.backend(). Defined in engine_of.hpp.

@@ -15,7 +15,7 @@ class ArchitectureEngine final : public Engine {
 
   ArchitectureEngine(ModelFiles files, EngineOptions const& options)
       : owner_(options),
-        model_(std::move(files.config), std::move(files.weights)),
+        model_(std::move(files.config), std::move(files.weights), options.adapters),
         context_(model_, owner_.backend()) {}
 
   ModelConfig const& config() const override { return model_.config(); }

@@ -49,6 +49,7 @@
 #include <graft/backend/generator.hpp>
 #include <graft/backend/loss.hpp>
 #include <graft/backend/low_rank.hpp>
+#include <graft/backend/numbers.hpp>
 #include <graft/backend/optimizer.hpp>
 #include <graft/backend/rational.hpp>
 #include <graft/backend/readback.hpp>
@@ -67,6 +68,7 @@
 #include <graft/adapter/ia3.hpp>
 #include <graft/adapter/lora.hpp>
 #include <graft/adapter/module.hpp>
+#include <graft/adapter/number_storage.hpp>
 #include <graft/adapter/parameter_group.hpp>
 #include <graft/adapter/pedro.hpp>
 #include <graft/adapter/plan.hpp>

@@ -28,7 +28,7 @@ double distance(AffineMap const& a, AffineMap const& b) { return relative_l2(who
 /// Keeps what composing allocates.
 template <class R>
 struct Memory {
-  std::vector<std::unique_ptr<R[]>> storage;
+  NumberStorage<R> storage;
   std::vector<std::unique_ptr<RowMapRow<R const>[]>> chains;
   RowMapRow<R const> compose(RowMapRow<R const> const& a, RowMapRow<R const> const& b) {
     return graft::compose(a, b, storage, chains);
@@ -118,16 +118,18 @@ TEST_CASE("a weighted sum is I + sum w (M - I)") {
         maps.push_back(dense(rows.back()));
         weights.push_back(random.uniform(-2, 2));
       }
-      std::vector<std::unique_ptr<double[]>> storage;
-      auto const sum = allocate_map(storage, index_t{24}, true, true, group);
-      sum_maps(pointers.data(), weights.data(), static_cast<index_t>(pointers.size()), sum);
-      CHECK(distance(dense<double>(sum), weighted_sum(maps, weights, 24)) <= 1e-14);
+      NumberStorage<double> storage;
+      auto const sum_with = [&](Vector const& w) {
+        return storage.keep_map(24, true, true, true, group, [&](RowMapRow<double> const& sum) {
+          sum_maps(pointers.data(), w.data(), static_cast<index_t>(pointers.size()), sum);
+        });
+      };
+      auto const sum = sum_with(weights);
+      CHECK(distance(dense(sum), weighted_sum(maps, weights, 24)) <= 1e-14);
       // linear in w: halving every weight halves the departure from the identity
       Vector half = weights;
       for (double& w : half) w /= 2;
-      auto const half_sum = allocate_map(storage, index_t{24}, true, true, group);
-      sum_maps(pointers.data(), half.data(), static_cast<index_t>(pointers.size()), half_sum);
-      CHECK(distance(dense<double>(sum), weighted_sum({dense<double>(half_sum)}, {2}, 24)) <= 1e-14);
+      CHECK(distance(dense(sum), weighted_sum({dense(sum_with(half))}, {2}, 24)) <= 1e-14);
     }
 }
 

@@ -69,7 +69,8 @@ class Engine {
  public:
   using B = CpuBackend<Act>;
 
-  Engine(Shape shape, std::uint64_t seed) : bank(make_sites(shape)), definition(bank.sites()), random(seed) {
+  Engine(Shape shape, std::uint64_t seed, AdapterStorage storage = AdapterStorage::full)
+      : bank(make_sites(shape), storage), definition(bank.sites()), random(seed) {
     for (auto const& site : bank.sites().all()) {
       weights_.emplace_back(site.out, site.in);
       biases_.emplace_back(1, site.out);

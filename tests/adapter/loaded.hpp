@@ -13,7 +13,8 @@ namespace graft_test {
 /// Modules of every policy in the list, several of each, under one-letter names.
 template <class List, class Act>
 struct Loaded : Engine<List, Act> {
-  Loaded(Shape shape, std::uint64_t seed) : Engine<List, Act>(shape, seed) {
+  Loaded(Shape shape, std::uint64_t seed, AdapterStorage storage = AdapterStorage::full)
+      : Engine<List, Act>(shape, seed, storage) {
     auto const linear = sites_of_kind(this->bank.sites(), SiteKind::linear);
     auto const hidden = sites_of_kind(this->bank.sites(), SiteKind::hidden);
     add<RoAdRotation>({{"r1", {RoAdRotation::Variant::road_1, 6}},

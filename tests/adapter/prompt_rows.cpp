@@ -51,7 +51,7 @@ struct Fixture {
     std::vector<float> all;
     for (index_t s = 0; s < 3; ++s) {
       auto const& map = state.table(Stage::output_inner)[s];
-      all.insert(all.end(), map.c1, map.c1 + map.size);
+      all.insert(all.end(), map.c1.full(), map.c1.full() + map.size);
     }
     return all;
   }

@@ -86,13 +86,13 @@ TEST_CASE("maps of unequal groups fold one after the other") {
   using B = CpuBackend<float>;
   auto const sites = make_sites(Shape::separate);
   Random random(3);
-  std::vector<std::unique_ptr<float[]>> storage;
+  NumberStorage<float> storage;
   std::vector<std::unique_ptr<RowMapRow<float const>[]>> chains;
   auto const map = [&](index_t group) {
-    auto const made = allocate_map(storage, width, true, true, group);
-    for (auto* vector : {made.c1, made.d, made.e})
-      testing::fill_normal(VectorView<float>{vector, width}, random, 0, 0.3);
-    return RowMapRow<float const>(made);
+    return storage.keep_map(width, true, true, true, group, [&](RowMapRow<float> const& made) {
+      for (auto* vector : {made.c1, made.d, made.e})
+        testing::fill_normal(VectorView<float>{vector, width}, random, 0, 0.3);
+    });
   };
   AdapterSet<B> set;
   auto const outputs = map(6), wide = map(12), inputs = map(10), short_inputs = map(4);

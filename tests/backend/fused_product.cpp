@@ -19,17 +19,24 @@ using namespace graft::testing;
 struct Mix {
   static constexpr index_t rows = 21, inputs = 100, outputs = 192;
 
-  explicit Mix(index_t group, Random& random)
+  /// narrow: the numbers of some adapters are in bf16.
+  Mix(index_t group, bool narrow, Random& random)
       : w(outputs, inputs), bias(1, outputs), x(rows, inputs, 4), x_delta(rows, inputs), a(12, inputs), b(12, outputs) {
     for (auto* buffer : {&w, &bias, &x, &x_delta, &a, &b}) fill_normal(buffer->view(), random, 0, 0.2);
     for (int k = 0; k < 4; ++k) {
       owned.push_back(OwnedMap<float>::random(random, outputs, k % 2 == 0 ? group : 2, true, k > 1));
+      if (narrow && k % 3 != 0) owned.back().narrow();
       maps.push_back(owned.back().row());
     }
     inner_tables = {nullptr, &maps[0], nullptr, nullptr, &maps[1]};
     outer_tables = {nullptr, nullptr, &maps[2], nullptr, &maps[3]};
     factors[0] = {a.row(0), b.row(0), 5, 0.5f};
     factors[1] = {a.row(5), b.row(5), 7, 2};
+    if (narrow) {
+      for (index_t k = 0; k < 7 * inputs; ++k) narrow_a.emplace_back(a.row(5)[k]);
+      for (index_t k = 0; k < 7 * outputs; ++k) narrow_b.emplace_back(b.row(5)[k]);
+      factors[1] = {narrow_a.data(), narrow_b.data(), 7, 2};
+    }
     terms = {{&factors[0], 1}, {&factors[1], -0.5f}};
     std::vector<std::vector<std::int32_t>> members(5);
     for (index_t n = 0; n < rows; ++n) {
@@ -63,6 +70,7 @@ struct Mix {
   }
 
   Buffer<float> w, bias, x, x_delta, a, b;
+  std::vector<bf16> narrow_a, narrow_b;
   std::deque<OwnedMap<float>> owned;
   std::deque<RowMapRow<float const>> maps;
   std::vector<RowMapRow<float const> const*> inner_tables, outer_tables;
@@ -76,7 +84,7 @@ struct Mix {
 TEST_CASE("a fused product has the bits of its parts, whether maps fit the chunks or not", "[isa]") {
   Random random(1);
   for (index_t const group : {2, 6, 64, 192}) {  // 6 and 192 do not divide a chunk of 64
-    Mix const mix(group, random);
+    Mix const mix(group, group >= 64, random);
     CpuBackend<> be;
     auto const expected = mix.expected(be);
     auto const inner = mix.inner(), outer = mix.outer();
@@ -99,7 +107,7 @@ TEST_CASE("a fused product has the bits of its parts, whether maps fit the chunk
 
 TEST_CASE("maps and deltas behind a product are applied row by row, so slices may run in any order") {
   Random random(2);
-  Mix const mix(64, random);
+  Mix const mix(64, true, random);
   CpuBackend<> be;
   auto const expected = mix.expected(be);
   for (bool const backwards : {false, true}) {

@@ -25,8 +25,19 @@ struct Factors {
     fill_normal(b_transposed.view(), random, 0, 0.1);
     table[1] = {a.row(0), b_transposed.row(0), rank, static_cast<R>(random.uniform(0.25, 4))};
   }
+  /// Rounds to bf16: `table` has the rounded numbers in R, `narrow_table` in bf16.
+  void round() {
+    auto const round_all = [](Buffer<R>& from, std::vector<bf16>& to) {
+      for (index_t r = 0; r < from.view().rows; ++r)
+        for (index_t k = 0; k < from.view().cols; ++k)
+          from.row(r)[k] = static_cast<R>(static_cast<float>(to.emplace_back(static_cast<float>(from.row(r)[k]))));
+    };
+    round_all(a, narrow_a), round_all(b_transposed, narrow_b);
+    narrow_table[1] = {narrow_a.data(), narrow_b.data(), table[1].rank, table[1].scale};
+  }
   Buffer<R> a, b_transposed;
-  LowRankFactors<R> table[2];
+  std::vector<bf16> narrow_a, narrow_b;
+  LowRankFactors<R> table[2], narrow_table[2];
 };
 
 /// A batch of row lists over a pool of modules, cut into tiles as a plan does it.
@@ -99,7 +110,7 @@ double worst_error(Buffer<X> const& x, Buffer<Y> const& before, Buffer<Y> const&
   return worst;
 }
 
-/// Factors are plain pointers in a table, so that the reference above can index them.
+/// Modules and lists of them.
 template <class R>
 struct Pool {
   Pool(index_t inputs, index_t outputs, Random& random) {
@@ -112,6 +123,17 @@ struct Pool {
             {modules[static_cast<std::size_t>(pick(random, 0, 10))].table, static_cast<R>(random.uniform(-2, 2))});
       lists.push_back(terms);
     }
+  }
+  /// Rounds all modules to bf16; the lists with those where `narrow`, else with the same numbers in R.
+  std::deque<typename Batch<R>::Terms> rounded_lists(bool narrow) {
+    auto result = lists;
+    for (auto& module : modules) {
+      if (module.narrow_a.empty()) module.round();
+      for (auto& terms : result)
+        for (auto& term : terms)
+          if (narrow && term.table == module.table) term.table = module.narrow_table;
+    }
+    return result;
   }
   std::deque<Factors<R>> modules;
   std::deque<typename Batch<R>::Terms> lists;
@@ -150,6 +172,47 @@ TEST_CASE("mixed ranks and weighted lists equal plain loops on buffers of every 
     check<float, float, double>(inputs, outputs, random);
     check<double, double, double>(inputs, outputs, random);
     check<double, float, float>(inputs, outputs, random);
+  }
+}
+
+/// Batches in which some requests' factors are in bf16, others in R.
+template <class R, class X, class Y>
+void check_narrow(index_t inputs, index_t outputs, Random& random) {
+  Pool<R> pool(inputs, outputs, random);
+  auto const full = pool.rounded_lists(false), narrow = pool.rounded_lists(true);
+  auto mixed = narrow;
+  for (std::size_t k = 0; k < mixed.size(); k += 2) mixed[k] = full[k];
+  index_t const rows = 29;
+  std::vector<index_t> list;
+  for (index_t n = 0; n < rows; ++n) list.push_back(pick(random, -1, 8));
+  Buffer<X> x(rows, inputs, 5);
+  Buffer<Y> start(rows, outputs, 3);
+  fill_normal(x.view(), random);
+  fill_normal(start.view(), random);
+  ThreadPool threads(3);
+  CpuBackend<R> be, threaded(threads);
+  auto const run = [&](CpuBackend<R>& backend, auto const& lists) -> Buffer<Y> const {
+    Buffer<Y> y = start;
+    apply_low_rank(backend, Batch<R>(lists, list, LowRankTile<R>::max_rows).at(1), std::as_const(x).view(), y.view());
+    REQUIRE(y.gaps_untouched());
+    return y;
+  };
+  INFO(inputs << " -> " << outputs);
+  auto const expected = run(be, full);
+  CHECK(worst_error<R>(x, start, expected, full, list) <= 1);
+  for (auto* backend : {&be, &threaded}) {
+    CHECK(same_bits(run(*backend, narrow).view(), expected.view()));
+    CHECK(same_bits(run(*backend, mixed).view(), expected.view()));
+  }
+}
+
+TEST_CASE("factors in bf16 give the bits of the same numbers in f32", "[isa]") {
+  Random random(4);
+  for (auto const& [inputs, outputs] : {std::pair<index_t, index_t>{1, 1}, {7, 65}, {96, 64}, {130, 200}, {1100, 33}}) {
+    check_narrow<float, float, float>(inputs, outputs, random);
+    check_narrow<float, bf16, bf16>(inputs, outputs, random);
+    check_narrow<float, f16, float>(inputs, outputs, random);
+    check_narrow<double, double, double>(inputs, outputs, random);
   }
 }
 

@@ -61,6 +61,7 @@ void check_maps(Random& random) {
         std::vector<RowMapRow<R const> const*> maps;
         for (int n = 0; n < 11; ++n) {
           owned.push_back(OwnedMap<R>::random(random, size, group, c, e));
+          if (n % 2 == 1) owned.back().narrow();
           rows.push_back(owned.back().row());
           maps.push_back(n % 4 == 2 ? nullptr : &rows.back());
         }
@@ -85,6 +86,30 @@ TEST_CASE("row maps equal dense matrices on buffers of every type", "[isa]") {
   SECTION("f64 parameters, f32 buffer") { check_maps<double, float>(random); }
 }
 
+TEMPLATE_TEST_CASE("coefficients in bf16 give the bits of the same numbers in f32", "[isa]", float, bf16, f16, double) {
+  using T = TestType;
+  using R = real_of<T>;
+  Random random(6);
+  for (index_t const size : {12, 130, 576})
+    for (index_t const group : {index_t{0}, index_t{2}, size})
+      for (bool const c : {false, true})
+        for (bool const e : {false, true}) {
+          if (!c && !e && group == 0) continue;
+          auto const map = OwnedMap<R>::random(random, size, group, c, e).narrow();
+          RowMapRow<R const> const narrow = map.row(), full = map.full_row();
+          REQUIRE((narrow.narrow() && !full.narrow()));
+          Buffer<T> y(1, size), other(1, size);
+          fill_normal(y.view(), random);
+          other = y;
+          Buffer<T> const before = y;
+          CpuBackend<R> be;
+          apply_row_map(be, MapBatch<R>({&narrow}).batch(), y.view());
+          apply_row_map(be, MapBatch<R>({&full}).batch(), other.view());
+          CHECK(same_bits(y.view(), other.view()));
+          CHECK_FALSE(same_bits(y.view(), std::as_const(before).view()));
+        }
+}
+
 TEMPLATE_TEST_CASE("a chain of maps with unequal groups applies them in order", "", float, bf16, f16) {
   using T = TestType;
   Random random(2);
@@ -95,6 +120,7 @@ TEMPLATE_TEST_CASE("a chain of maps with unequal groups applies them in order", 
     for (index_t k = 0; k < length; ++k) {
       index_t const group = pick(random, {0, 2, 6, 64, 192});
       owned.push_back(OwnedMap<float>::random(random, size, group, pick(random, 0, 1) == 1, group == 0, 0.3));
+      if (trial % 2 == 1) owned.back().narrow();
       rows.push_back(owned.back().row());
       if (k > 0) rows[static_cast<std::size_t>(k - 1)].next = &rows.back();
     }

@@ -70,8 +70,8 @@ struct Pair {
     Sequence<B> recorded, plain;
   };
 
-  explicit Pair(index_t layers = 2, index_t kept = 32)
-      : model(config_of(layers), weights_of(config_of(layers))),
+  explicit Pair(index_t layers = 2, index_t kept = 32, AdapterStorage adapters = AdapterStorage::full)
+      : model(config_of(layers), weights_of(config_of(layers)), adapters),
         recording(model, be, {.page_tokens = 4, .decode_graphs = kept}) {}
 
   template <class P>
@@ -161,7 +161,7 @@ namespace {
 using namespace decode_graphs_test;
 
 TEST_CASE("recorded decode steps: batches, adapters and contexts change between them") {
-  Pair pair;
+  Pair pair(2, 32, GENERATE(AdapterStorage::full, AdapterStorage::bf16));
   pair.load("road", RoAdRotation{.group_size = 8});
   pair.load("road4", RoAdRotation{.variant = RoAdRotation::Variant::road_4, .group_size = 4});
   pair.load("ia3", IA3Scaling{});

@@ -28,6 +28,7 @@ struct Maps {
   Maps(Random& random, index_t count, index_t size) {
     auto const add = [&](index_t group, bool c, bool e, RowMapRow<float const> const* next = nullptr) {
       owned.push_back(OwnedMap<float>::random(random, size, group, c, e));
+      if (rows.size() >= 6) owned.back().narrow();
       owned.back().next = next;
       rows.push_back(owned.back().row());
       return static_cast<RowMapRow<float const> const*>(&rows.back());

@@ -123,11 +123,11 @@ void load_adapters(auto& be, auto& model, Case const& c) {
 
 /// Greedy and sampled continuations of a case's requests.
 template <class B>
-std::vector<std::vector<std::int32_t>> continuations(Case const& c) {
+std::vector<std::vector<std::int32_t>> continuations(Case const& c, AdapterStorage adapters) {
   using M = Model<Llama, AllAdapters, B>;
   B be;
   auto files = open_model(c.folder);
-  M model(std::move(files.config), std::move(files.weights));
+  M model(std::move(files.config), std::move(files.weights), adapters);
   load_adapters(be, model, c);
   Context<M> context(model, be);
   std::vector<GenerationRequest> requests;
@@ -148,7 +148,9 @@ std::vector<std::vector<std::int32_t>> continuations(Case const& c) {
 
 TEST_CASE("continuations on the CUDA backend are the host's, greedy and sampled") {
   auto const& c = case_of("llama_mixed_batch");
-  auto const host = continuations<CpuBackend<float>>(c), device = continuations<CudaBackend<float>>(c);
+  auto const adapters = GENERATE(AdapterStorage::full, AdapterStorage::bf16);
+  auto const host = continuations<CpuBackend<float>>(c, adapters),
+             device = continuations<CudaBackend<float>>(c, adapters);
   REQUIRE(host.size() == device.size());
   for (std::size_t k = 0; k < host.size(); ++k) {
     INFO("request " << k);

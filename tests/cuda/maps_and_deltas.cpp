@@ -15,7 +15,8 @@ using namespace graft_test;
 struct Factors {
   index_t rank;
   float scale;
-  std::vector<float> a, b_transposed;  // [r, i], [r, o]
+  std::vector<float> a, b_transposed;        // [r, i], [r, o]
+  std::vector<bf16> narrow_a{}, narrow_b{};  // the same numbers
 };
 struct Term {
   std::size_t factors;
@@ -40,6 +41,14 @@ struct Deltas {
     }
   }
 
+  /// Rounds all factors to bf16, and keeps them so on the device.
+  void narrow() {
+    auto const round = [](std::vector<float>& from, std::vector<bf16>& to) {
+      for (float& value : from) value = static_cast<float>(to.emplace_back(value));
+    };
+    for (auto& f : modules) round(f.a, f.narrow_a), round(f.b_transposed, f.narrow_b);
+  }
+
   index_t rank(std::vector<Term> const& list) const {
     index_t sum = 0;
     for (auto const& term : list) sum += modules[term.factors].rank;
@@ -57,7 +66,11 @@ struct Deltas {
     std::vector<LowRankFactors<float> const*> tables;
     for (auto const& f : modules) {
       // site 1 of 2
-      LowRankFactors<float> const table[2] = {{}, {device.put(f.a), device.put(f.b_transposed), f.rank, f.scale}};
+      LowRankFactors<float> table[2] = {{}, {{}, {}, f.rank, f.scale}};
+      if (f.narrow_a.empty())
+        table[1].a = device.put(f.a), table[1].b_transposed = device.put(f.b_transposed);
+      else
+        table[1].a = device.put(f.narrow_a), table[1].b_transposed = device.put(f.narrow_b);
       tables.push_back(device.put(table, 2));
     }
     std::vector<LowRankTile<float>> tiles;
@@ -144,6 +157,7 @@ void mixed_lists(Deltas& deltas, index_t rows) {
 }
 
 TEMPLATE_TEST_CASE("device: deltas equal stack and mask", "", float, bf16, f16) {
+  bool const narrow = GENERATE(false, true);
   Random random(1);
   struct Size {
     index_t inputs, outputs, rows;
@@ -156,7 +170,8 @@ TEMPLATE_TEST_CASE("device: deltas equal stack and mask", "", float, bf16, f16) 
     Deltas deltas(random, size.inputs, size.outputs, size.ranks);
     mixed_lists(deltas, size.rows);
     if (size.rows == 1) deltas.list_of_row = {3};
-    INFO("i " << size.inputs << ", o " << size.outputs << ", n " << size.rows);
+    if (narrow) deltas.narrow();
+    INFO("i " << size.inputs << ", o " << size.outputs << ", n " << size.rows << ", bf16 " << narrow);
     check_deltas<TestType, TestType>(deltas, size.gap, random, size.rows % 2);
   }
 }
@@ -172,6 +187,7 @@ TEST_CASE("device: inputs and outputs of deltas may differ in type") {
 TEST_CASE("device: deltas of an embedding equal those of one-hot rows") {
   Random random(3);
   Deltas deltas(random, 50, 72, {5, 16, 2});
+  deltas.narrow();
   mixed_lists(deltas, 13);
   std::vector<std::int32_t> tokens;
   Matrix one_hot(13, 50);
@@ -196,6 +212,7 @@ struct Maps {
 
   RowMapRow<float const> const* add(Random& random, index_t size, index_t group, bool c, bool e) {
     owned.push_back(OwnedMap<float>::random(random, size, group, c, e));
+    if (owned.size() % 2 == 0) owned.back().narrow();
     rows.push_back(owned.back().row());
     return &rows.back();
   }
@@ -205,6 +222,7 @@ template <class T>
 void check_all(index_t size, index_t inner_group, index_t outer_group, bool with_deltas, int roundings) {
   Random random(static_cast<std::uint64_t>(size + inner_group));
   Deltas deltas(random, 96, size, {8, 3, 16});
+  if (with_deltas && size % 64 == 0) deltas.narrow();
   mixed_lists(deltas, 23);
   Maps maps;
   for (index_t n = 0; n < 23; ++n) {
@@ -257,6 +275,7 @@ TEST_CASE("device: a row's result does not depend on its neighbours") {
   Random random(5);
   Deltas deltas(random, 200, 576, {16, 8, 4});
   mixed_lists(deltas, 40);
+  if (GENERATE(false, true)) deltas.narrow();
   Buffer<bf16> x(40, 200), y(40, 576);
   fill_normal(x.view(), random), fill_normal(y.view(), random);
   auto const run = [&](std::vector<index_t> const& rows) {

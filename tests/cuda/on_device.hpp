@@ -11,6 +11,7 @@
 #include <graft/testing/random.hpp>
 #include <graft/testing/reference.hpp>
 
+#include <cstddef>
 #include <vector>
 
 namespace graft_test {
@@ -68,7 +69,10 @@ class Device {
 
   /// A map and its successors in device memory.
   RowMapRow<float const> put(RowMapRow<float const> map) {
-    auto const vector = [&](float const* v) { return v == nullptr ? nullptr : put(v, map.size); };
+    auto const vector = [&](Numbers<float> const& v) -> Numbers<float> {
+      if (v == nullptr) return nullptr;
+      return v.moved_to(put(static_cast<std::byte const*>(v.data()), v.bytes(map.size)));
+    };
     map.c1 = vector(map.c1), map.d = vector(map.d), map.e = vector(map.e);
     if (map.next != nullptr) {
       auto const next = put(*map.next);

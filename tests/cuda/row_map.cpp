@@ -4,6 +4,7 @@
 #include <tests/catch.hpp>
 #include <tests/cuda/on_device.hpp>
 
+#include <cstring>
 #include <deque>
 
 namespace {
@@ -19,6 +20,7 @@ struct Maps {
   RowMapRow<float const> const* add(Random& random, index_t size, index_t group, bool c, bool e,
                                     RowMapRow<float const> const* next = nullptr) {
     owned.push_back(OwnedMap<float>::random(random, size, group, c, e));
+    if (owned.size() % 2 == 0) owned.back().narrow();
     owned.back().next = next;
     rows.push_back(owned.back().row());
     return &rows.back();
@@ -88,15 +90,18 @@ TEST_CASE("device: successors wait for the map before them") {
 }
 
 TEST_CASE("device: coefficients and rows of any alignment") {
+  bool const narrow = GENERATE(false, true);
   Random random(3);
   Device<bf16> device;
   auto map = OwnedMap<float>::random(random, 64, 8, true, true);
+  if (narrow) map.narrow();
   auto const row = map.row();
   // every vector one element behind a 16-byte boundary, every row of y too
-  auto const shifted = [&](float const* from) {
-    std::vector<float> v(65, 0.f);
-    std::copy(from, from + 64, v.begin() + 1);
-    return device.put(v) + 1;
+  auto const shifted = [&](Numbers<float> const& from) -> Numbers<float> {
+    auto const element = static_cast<std::size_t>(from.bytes(1));
+    std::vector<std::byte> v(65 * element);
+    std::memcpy(v.data() + element, from.data(), 64 * element);
+    return from.moved_to(device.put(v) + element);
   };
   RowMapRow<float const> const on_device{shifted(row.c1), shifted(row.d), shifted(row.e), 64, 8, nullptr};
   std::vector<RowMapRow<float const> const*> tables{device.put(&on_device, 1)};

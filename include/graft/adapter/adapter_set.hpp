@@ -4,6 +4,7 @@
 
 #include <graft/adapter/backpropagation.hpp>
 #include <graft/adapter/module.hpp>
+#include <graft/adapter/number_storage.hpp>
 #include <graft/adapter/positions.hpp>
 #include <graft/adapter/resident_maps.hpp>
 #include <graft/backend/resident_weight.hpp>
@@ -65,7 +66,7 @@ struct PublishedModule {
   Backpropagation<B> back;                                  ///< to the module's parameters
   std::shared_ptr<SiteTable const> sites;
   std::shared_ptr<void const> module;  ///< the Module<P, B> and buffers everything points into
-  std::vector<std::unique_ptr<Real<B>[]>> storage;
+  NumberStorage<Real<B>> storage;
   std::map<std::string, SavedTensor> const* saved = nullptr;
   std::map<std::string, Replacement<B>> replacements;  ///< the same tensors, where the backend reads them
   std::vector<std::shared_ptr<void const>> keep;       ///< what the replacements point into
@@ -121,7 +122,7 @@ struct AdapterSet {
   std::vector<Mechanisms> mechanisms;  ///< [sites] without those that are made from the prompt; not on the host
 
   std::uint64_t fingerprint = 0;  ///< of names, versions and weights; what a KV or prefix cache must be keyed by
-  std::vector<std::unique_ptr<R[]>> storage;
+  NumberStorage<R> storage;
   std::vector<std::unique_ptr<RowMapRow<R const>[]>> chains;
   /// By stage, then before and after what is generated, then the sums of policies that share a stage.
   ResidentMaps<R, typename B::Space> resident_maps;
@@ -178,13 +179,15 @@ struct AdapterSet {
 
  private:
   // What the members hold where kernels read it.
-  std::unordered_map<R const*, R const*> members_vectors() const {
-    std::unordered_map<R const*, R const*> known;
+  std::unordered_map<void const*, void const*> members_vectors() const {
+    std::unordered_map<void const*, void const*> known;
     for (auto const& member : members)
       for (std::size_t side = 0; side < 2; ++side)
         for (std::size_t site = 0; site < member.module->maps[side].size(); ++site) {
           auto const &host = member.module->maps[side][site], &resident = member.module->resident_maps.rows(side)[site];
-          known[host.c1] = resident.c1, known[host.d] = resident.d, known[host.e] = resident.e;
+          known[host.c1.data()] = resident.c1.data();
+          known[host.d.data()] = resident.d.data();
+          known[host.e.data()] = resident.e.data();
         }
     known.erase(nullptr);
     return known;

@@ -143,7 +143,7 @@ void stage_backward(B& be, Stage stage, Site site, Plan<B> const& plan, RowGroup
     auto const link_scope = be.scope();
     bool const wanted = link.generated || std::any_of(link.members.begin(), link.members.end(),
                                                       [&](auto const& m) { return gradients.trains(*m.module); });
-    auto const zeros = [&](R const* present) {
+    auto const zeros = [&](Numbers<R> const& present) {
       if (!wanted || present == nullptr) return static_cast<R*>(nullptr);
       auto const v = be.arena().template vector<R>(link.map.size);
       clear(be, v);

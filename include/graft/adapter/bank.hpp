@@ -19,8 +19,9 @@
 
 namespace graft {
 
-/// Holds published modules by name. One thread may load or unload while others resolve and decode: a module is
-/// immutable once published, a name is one pointer, and whoever uses a module keeps it alive.
+/// Holds published modules by name, with their numbers in f32 or bf16: see AdapterStorage. One thread may load or
+/// unload while others resolve and decode: a module is immutable once published, a name is one pointer, and whoever
+/// uses a module keeps it alive.
 template <class List, class B>
 class Bank;
 
@@ -35,9 +36,11 @@ class Bank<Adapters<Ps...>, B> {
   using Set = AdapterSet<B>;
   using Policies = Adapters<Ps...>;
 
-  explicit Bank(SiteTable sites) : sites_(std::make_shared<SiteTable const>(std::move(sites))) {}
+  explicit Bank(SiteTable sites, AdapterStorage storage = AdapterStorage::full)
+      : sites_(std::make_shared<SiteTable const>(std::move(sites))), storage_(storage) {}
 
   SiteTable const& sites() const { return *sites_; }
+  AdapterStorage storage() const { return storage_; }
 
   /// Publishes the module under its name; requests resolved before keep what they had. Returns the new version.
   /// ContractError when it brings a tensor (modules_to_save) that cannot be replaced for one request.
@@ -131,6 +134,7 @@ class Bank<Adapters<Ps...>, B> {
   std::shared_ptr<Published> publish(B& be, std::shared_ptr<Module<P, B>> module) {
     for (auto const& [tensor, saved] : module->saved) check_saved(module->name, tensor, saved);
     auto out = std::make_shared<Published>();
+    out->storage = NumberStorage<R>(storage_);
     out->name = module->name;
     out->policy = place<P>();
     out->saved = &module->saved;
@@ -148,20 +152,22 @@ class Bank<Adapters<Ps...>, B> {
           auto& maps = out->maps[static_cast<std::size_t>(form.side)];
           maps.resize(count);
           index_t const size = form.side == Side::input ? info.in : info.out;
-          auto map = allocate_map(out->storage, size, form.d, form.e, form.group);
-          entry.policy.coefficients(be, entry.state, map);
-          if (!form.c) map.c1 = nullptr;
-          maps[site] = map;
+          maps[site] = out->storage.keep_map(size, form.c, form.d, form.e, form.group, [&](RowMapRow<R> const& map) {
+            entry.policy.coefficients(be, entry.state, map);
+          });
         }
       }
       if constexpr (LowRankPolicy<P, B>) {
         auto const f = entry.policy.factors(be, entry.state);
         out->factors.resize(count);
-        out->storage.push_back(std::make_unique<R[]>(static_cast<std::size_t>(f.b.size())));
-        R* const b_transposed = out->storage.back().get();
-        for (index_t o = 0; o < f.b.rows; ++o)
-          for (index_t r = 0; r < f.b.cols; ++r) b_transposed[r * f.b.rows + o] = f.b(o, r);
-        out->factors[site] = {f.a.data, b_transposed, f.a.rows, f.scale};
+        Numbers<R> a = f.a.data;
+        if (storage_ != AdapterStorage::full)
+          a = out->storage.keep(f.a.size(), [&](R* to) { std::copy_n(f.a.data, f.a.size(), to); });
+        auto const b_transposed = out->storage.keep(f.b.size(), [&](R* to) {
+          for (index_t o = 0; o < f.b.rows; ++o)
+            for (index_t r = 0; r < f.b.cols; ++r) to[r * f.b.rows + o] = f.b(o, r);
+        });
+        out->factors[site] = {a, b_transposed, f.a.rows, f.scale};
       }
       if constexpr (GeneratedPolicy<P, B>) {
         out->generators.resize(sites_->layers().size());
@@ -206,6 +212,8 @@ class Bank<Adapters<Ps...>, B> {
                              &generator.resident.numerator, &generator.resident.denominator, &generator.resident.pool})
           if (*tensor != nullptr) *tensor = out->resident_parameters.data() + (*tensor - all.data);
     }
+    // what was published stands for the parameters, unless it points to them: in f32, and generators
+    if (storage_ != AdapterStorage::full && out->generators.empty()) module->discard_parameters();
     out->module = std::move(module);
     return out;
   }
@@ -220,9 +228,9 @@ class Bank<Adapters<Ps...>, B> {
       if constexpr (std::same_as<R, float>) {
         result.vector = {saved.values.data(), elements};
       } else {
-        out.storage.push_back(std::make_unique<R[]>(saved.values.size()));
-        std::copy(saved.values.begin(), saved.values.end(), out.storage.back().get());
-        result.vector = {out.storage.back().get(), elements};
+        auto const values = std::make_shared<std::vector<R> const>(saved.values.begin(), saved.values.end());
+        result.vector = {values->data(), elements};
+        out.keep.push_back(values);
       }
     } else {
       auto const [weight, keep] = resident_weight<B>(dense_weight(matrix_view(saved.values.data(), rows, cols)));
@@ -277,16 +285,12 @@ class Bank<Adapters<Ps...>, B> {
               sum.group, "; such maps cannot be summed");
       sum.add(map, member.weight);
     }
-    if (sum.empty()) return {};
-    if (sum.lone()) return *sum.maps[0];
-    auto out = allocate_map(set.storage, sum.maps[0]->size, sum.d, sum.e, sum.group);
-    sum.add_to(out);
-    if (!sum.c) out.c1 = nullptr;
-    return out;
+    return sum.total(set.storage);
   }
 
   std::shared_ptr<Set> compose_set(std::vector<typename Set::Member> members) const {
     auto set = std::make_shared<Set>();
+    set->storage = NumberStorage<R>(storage_);
     set->members = std::move(members);
     auto const count = static_cast<std::size_t>(sites_->size());
     Published const* positioned = nullptr;  // the first that acts on the residual stream
@@ -350,6 +354,7 @@ class Bank<Adapters<Ps...>, B> {
   }
 
   std::shared_ptr<SiteTable const> sites_;
+  AdapterStorage storage_;
   mutable std::mutex mutex_, set_mutex_;
   std::unordered_map<std::string, std::shared_ptr<Published const>> modules_;
   std::unordered_map<std::string, std::weak_ptr<Set const>> sets_;

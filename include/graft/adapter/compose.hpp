@@ -2,6 +2,7 @@
 // Row maps combined: sums within a policy, products between policies.
 #pragma once
 
+#include <graft/adapter/number_storage.hpp>
 #include <graft/backend/row_map.hpp>
 #include <graft/core/error.hpp>
 
@@ -37,11 +38,13 @@ struct MapSum {
     c = c || map.c1 != nullptr, d = d || map.d != nullptr, e = e || map.e != nullptr;
     group = std::max(group, map.group);
   }
-  bool empty() const { return maps.empty(); }
   /// A lone map of weight 1 is its own sum.
-  bool lone() const { return maps.size() == 1 && weights[0] == 1; }
-  void add_to(RowMapRow<R> const& out) const {
-    sum_maps(maps.data(), weights.data(), static_cast<index_t>(maps.size()), out);
+  RowMapRow<R const> total(NumberStorage<R>& storage) const {
+    if (maps.empty()) return {};
+    if (maps.size() == 1 && weights[0] == 1) return *maps[0];
+    return storage.keep_map(maps[0]->size, c, d, e, group, [&](RowMapRow<R> const& out) {
+      sum_maps(maps.data(), weights.data(), static_cast<index_t>(maps.size()), out);
+    });
   }
 };
 
@@ -50,7 +53,7 @@ struct MapSum {
 /// d and e of `out` are written when given.
 template <class R>
 void compose_maps(RowMapRow<R const> const& first, RowMapRow<R const> const& second, RowMapRow<R> const& out) {
-  auto const at = [](R const* v, index_t j) { return v != nullptr ? v[j] : R{0}; };
+  auto const at = [](Numbers<R> const& v, index_t j) { return v != nullptr ? v[j] : R{0}; };
   for (index_t j = 0; j < out.size; ++j) {
     index_t const p = out.group != 0 ? partner(j, out.group) : j;
     R const a = at(first.c1, j), b = at(second.c1, j), d2 = at(second.d, j);  // c = 1 + a, c2 = 1 + b
@@ -60,19 +63,9 @@ void compose_maps(RowMapRow<R const> const& first, RowMapRow<R const> const& sec
   }
 }
 
-/// Memory for one map's vectors, zeroed, kept by `storage`.
-template <class R>
-RowMapRow<R> allocate_map(std::vector<std::unique_ptr<R[]>>& storage, index_t size, bool d, bool e, index_t group) {
-  index_t const vectors = 1 + (d ? 1 : 0) + (e ? 1 : 0);
-  storage.push_back(std::make_unique<R[]>(static_cast<std::size_t>(vectors * size)));
-  R* const base = storage.back().get();
-  return {base, d ? base + size : nullptr, e ? base + (d ? 2 : 1) * size : nullptr, size, d ? group : 0, nullptr};
-}
-
 /// second after first as an immutable map: closed form where the groups agree, else a short ordered list.
 template <class R>
-RowMapRow<R const> compose(RowMapRow<R const> const& first, RowMapRow<R const> const& second,
-                           std::vector<std::unique_ptr<R[]>>& storage,
+RowMapRow<R const> compose(RowMapRow<R const> const& first, RowMapRow<R const> const& second, NumberStorage<R>& storage,
                            std::vector<std::unique_ptr<RowMapRow<R const>[]>>& chains) {
   if (first.identity()) return second;
   if (second.identity()) return first;
@@ -81,12 +74,10 @@ RowMapRow<R const> compose(RowMapRow<R const> const& first, RowMapRow<R const> c
   while (last->next != nullptr) last = last->next;
   bool const fits = (last->group == 0 || second.group == 0 || last->group == second.group) && second.next == nullptr;
   RowMapRow<R const> joined = second;
-  if (fits) {
-    auto const out = allocate_map(storage, second.size, last->d != nullptr || second.d != nullptr,
-                                  last->e != nullptr || second.e != nullptr, std::max(last->group, second.group));
-    compose_maps(*last, second, out);
-    joined = out;
-  }
+  if (fits)
+    joined = storage.keep_map(second.size, true, last->d != nullptr || second.d != nullptr,
+                              last->e != nullptr || second.e != nullptr, std::max(last->group, second.group),
+                              [&](RowMapRow<R> const& out) { compose_maps(*last, second, out); });
   if (last == &first && fits) return joined;
   // copy the first chain with its end replaced (or followed) by `joined`
   index_t length = 1;

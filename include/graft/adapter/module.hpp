@@ -112,6 +112,13 @@ struct Module {
   /// All trainable numbers, in the order of `for_each`.
   VectorView<Real<B>> parameters() const { return {parameters_.get(), count_}; }
 
+  /// Gives their memory back; the tensors keep their shapes and have no elements to read any more.
+  void discard_parameters() {
+    for_each([](index_t, auto, auto& tensor) { tensor.data = nullptr; });
+    parameters_.reset();
+    count_ = 0;
+  }
+
   /// How many of them training from the start values can change; a policy with others says so (dead_parameters).
   index_t live_parameters() const {
     index_t live = count_;

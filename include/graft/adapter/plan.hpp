@@ -38,7 +38,8 @@ class Plan {
   using R = Real<B>;
   using Tile = LowRankTile<R>;
 
-  /// ContractError where a request's rows do not add up. For training, the plan also knows what the way back needs.
+  /// ContractError where a request's rows do not add up, or modules to be trained are kept in bf16. For training, the
+  /// plan also knows what the way back needs.
   void build(B& be, std::span<RequestRows<B> const> requests, PlanUse use = PlanUse::forward) {
     arrange(requests, use);
     resident_.copy(be, arrays());
@@ -171,6 +172,8 @@ class Plan {
     for (std::size_t q = 0; q < requests_.size(); ++q) {
       auto const* const set = pins_[q].get();
       if (set == nullptr || requests_[q].rows == 0) continue;
+      expects(set->storage.as() == AdapterStorage::full, "graft: adapter ", set->members[0].module->name,
+              " is kept in bf16; to train, load it into a bank of AdapterStorage::full");
       auto group = std::find_if(groups_.begin(), groups_.end(),
                                 [&](auto const& g) { return g.set == set && !set->generates(); });
       if (group == groups_.end()) group = groups_.insert(group, RowGroup<B>{set, q, {}, {}, {}, {}});

@@ -177,7 +177,7 @@ class PublishedGradients {
       for (Side const side : {Side::input, Side::output}) {
         if (!has_map(module, side, s)) continue;
         auto const& from = module.maps[static_cast<std::size_t>(side)][s];
-        auto const like = [&](R const* v) { return v == nullptr ? nullptr : take(from.size); };
+        auto const like = [&](Numbers<R> const& v) { return v == nullptr ? nullptr : take(from.size); };
         auto& to = maps_[static_cast<std::size_t>(side)][s];
         to.c1 = like(from.c1), to.d = like(from.d), to.e = like(from.e);
         to.size = from.size, to.group = from.group;

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <graft/backend/low_rank.hpp>
+#include <graft/backend/numbers.hpp>
 #include <graft/backend/row_map.hpp>
 #include <graft/core/memory.hpp>
 
@@ -11,6 +12,7 @@
 #include <cstddef>
 #include <span>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 namespace graft {
@@ -20,31 +22,30 @@ template <class R, MemorySpace S>
 class VectorGathering {
  public:
   /// Remembers [v, v + size); null stays null.
-  void add(R const* v, index_t size) {
+  void add(Numbers<R> const& v, index_t size) {
     if (v == nullptr) return;
-    values_.insert(values_.end(), v, v + size);
-    values_.resize(static_cast<std::size_t>(round_up(static_cast<index_t>(values_.size()), alignment)));
+    auto const* const first = static_cast<std::byte const*>(v.data());
+    bytes_.insert(bytes_.end(), first, first + v.bytes(size));
+    bytes_.resize(static_cast<std::size_t>(round_up(static_cast<index_t>(bytes_.size()), alignment)));
   }
-  Storage<R, S> copy() const { return Storage<R, S>(std::span<R const>(values_)); }
+  Storage<std::byte, S> copy() const { return Storage<std::byte, S>(std::span<std::byte const>(bytes_)); }
 
   /// Where the vectors lie in the copy; asked in the order of `add`.
   class Places {
    public:
-    explicit Places(R const* data) : next_(data) {}
-    R const* next(R const* v, index_t size) {
+    explicit Places(std::byte const* data) : next_(data) {}
+    Numbers<R> next(Numbers<R> const& v, index_t size) {
       if (v == nullptr) return nullptr;
-      R const* const place = next_;
-      next_ += round_up(size, alignment);
-      return place;
+      return v.moved_to(std::exchange(next_, next_ + round_up(v.bytes(size), alignment)));
     }
 
    private:
-    R const* next_;
+    std::byte const* next_;
   };
 
  private:
-  static constexpr index_t alignment = 64 / sizeof(R);
-  std::vector<R> values_;
+  static constexpr index_t alignment = 64;
+  std::vector<std::byte> bytes_;
 };
 
 /// Copies of tables of row maps, chains included, in a space.
@@ -54,27 +55,27 @@ class ResidentMaps {
   using Row = RowMapRow<R const>;
   using Table = std::vector<Row>;
   /// Where vectors lie in the space already, by their address in host memory.
-  using Known = std::unordered_map<R const*, R const*>;
+  using Known = std::unordered_map<void const*, void const*>;
 
   ResidentMaps() = default;
   /// tables: [sites] each, or empty. What is known is not copied again.
   explicit ResidentMaps(std::span<Table const* const> tables, Known const& known = {}) {
     VectorGathering<R, S> gathering;
     index_t links = 0;
-    auto const find = [&](R const* v) {
-      auto const found = known.find(v);
-      return found == known.end() ? nullptr : found->second;
+    auto const find = [&](Numbers<R> const& v) {
+      auto const found = known.find(v.data());
+      return found == known.end() ? Numbers<R>{} : v.moved_to(found->second);
     };
     for (auto const* table : tables)
       for (auto const& first : *table)
         for (Row const* map = &first; map != nullptr; map = map->next, ++links)
-          for (R const* v : {map->c1, map->d, map->e})
+          for (auto const& v : {map->c1, map->d, map->e})
             if (find(v) == nullptr) gathering.add(v, map->size);
     coefficients_ = gathering.copy();
     typename VectorGathering<R, S>::Places places(coefficients_.data());
-    auto const place = [&](R const* v, index_t size) {
-      R const* const at = find(v);
-      return at != nullptr ? at : places.next(v, size);
+    auto const place = [&](Numbers<R> const& v, index_t size) {
+      auto const at = find(v);
+      return at == nullptr ? places.next(v, size) : at;
     };
 
     // one array: all tables, then the successors in chains
@@ -110,7 +111,7 @@ class ResidentMaps {
   Table const& rows(std::size_t k) const { return rows_[k]; }
 
  private:
-  Storage<R, S> coefficients_;
+  Storage<std::byte, S> coefficients_;
   Storage<Row, S> nodes_;
   std::vector<Row const*> starts_;
   std::vector<Table> rows_;
@@ -162,7 +163,7 @@ class ResidentFactors {
   LowRankFactors<R> const* rows() const { return rows_.data(); }
 
  private:
-  Storage<R, S> values_;
+  Storage<std::byte, S> values_;
   Storage<LowRankFactors<R>, S> table_;
   std::vector<LowRankFactors<R>> rows_;
 };

@@ -106,9 +106,10 @@ Compressed<B> to_lora(Module<P, B> const& module, BaseWeights const& base, Trunc
             ", expected ", info.out, " x ", info.in);
     auto const form = entry.policy.template form<B>(info, entry.state);
     index_t const size = form.side == Side::input ? info.in : info.out;
-    std::vector<std::unique_ptr<Real<B>[]>> storage;
-    auto const map = allocate_map(storage, size, form.d, form.e, form.group);
-    entry.policy.coefficients(be, entry.state, map);
+    NumberStorage<Real<B>> storage;
+    auto const map = storage.keep_map(size, true, form.d, form.e, form.group, [&](RowMapRow<Real<B>> const& out) {
+      entry.policy.coefficients(be, entry.state, out);
+    });
     DenseMatrix values(w.rows, w.cols), delta(w.rows, w.cols);
     for (index_t o = 0; o < w.rows; ++o) w.row(o, values.row(o));
     auto const bias = base.bias ? base.bias(entry.site) : std::vector<float>{};

@@ -44,7 +44,7 @@ std::vector<RowMapRow<Real<B> const>> chain_at(AdapterSet<B> const& set, Stage s
 /// The block of element k and its partner, which is k itself where the map has no d.
 template <class R>
 MapBlock block_of(RowMapRow<R const> const& map, index_t k, index_t p) {
-  auto const at = [](R const* v, index_t j) { return v != nullptr ? static_cast<double>(v[j]) : 0.0; };
+  auto const at = [](Numbers<R> const& v, index_t j) { return v != nullptr ? static_cast<double>(v[j]) : 0.0; };
   if (p == k) return {1 + at(map.c1, k), 0, 0, 1};
   return {1 + at(map.c1, k), at(map.d, k), at(map.d, p), 1 + at(map.c1, p)};
 }
@@ -139,9 +139,9 @@ void add_deltas(AdapterSet<B> const& set, index_t site, bool embedding, double s
     executor.run(layer.rows, [&](index_t row) {
       float* const w = layer.row(row);
       for (index_t r = 0; r < f.rank; ++r) {
-        auto const *const a = f.a + r * from, *const b = f.b_transposed + r * to;
+        auto const a = f.a + r * from, b = f.b_transposed + r * to;
         float const here = scale * static_cast<float>(embedding ? a[row] : b[row]);
-        auto const* const along = embedding ? b : a;
+        auto const along = embedding ? b : a;
         for (index_t j = 0; j < layer.cols; ++j) w[j] += here * static_cast<float>(along[j]);
       }
     });

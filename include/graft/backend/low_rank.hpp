@@ -4,6 +4,7 @@
 //     y[n] += sum_k w_k s_k (x[n] A_k^T) B_k^T        over the (module, weight) list of row n
 #pragma once
 
+#include <graft/backend/numbers.hpp>
 #include <graft/core/types.hpp>
 
 namespace graft {
@@ -11,10 +12,10 @@ namespace graft {
 /// The factors of one module at one site; rank 0 means none.
 template <class R>
 struct LowRankFactors {
-  R const* a = nullptr;             ///< A [r, i]
-  R const* b_transposed = nullptr;  ///< B^T [r, o]: the update then runs along the outputs
-  index_t rank = 0;                 ///< r
-  R scale = 0;                      ///< s
+  Numbers<R> a;             ///< A [r, i]
+  Numbers<R> b_transposed;  ///< B^T [r, o], stored as A is: the update then runs along the outputs
+  index_t rank = 0;         ///< r
+  R scale = 0;              ///< s
 };
 
 /// One entry of a request's weighted list.
@@ -28,7 +29,7 @@ struct LowRankTerm {
 template <class R>
 struct LowRankTile {
   static constexpr index_t max_rows = 8;
-  LowRankTerm<R> const* terms = nullptr;  ///< [term_count], in an order that does not depend on the batch
+  LowRankTerm<R> const* terms = nullptr;  ///< [term_count] of one bank, in an order that does not depend on the batch
   index_t term_count = 0;                 ///< 0: adapters without deltas
   std::int32_t const* rows = nullptr;     ///< [row_count] batch rows
   index_t row_count = 0;

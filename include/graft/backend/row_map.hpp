@@ -7,8 +7,11 @@
 // so that small departures from it keep their digits.
 #pragma once
 
+#include <graft/backend/numbers.hpp>
 #include <graft/config.hpp>
 #include <graft/core/types.hpp>
+
+#include <type_traits>
 
 namespace graft {
 
@@ -21,17 +24,21 @@ enum class Side : std::uint8_t { input, output };
 enum class Stage : std::uint8_t { input_outer, input_inner, output_inner, output_outer };
 inline constexpr index_t stage_count = 4;
 
-/// The coefficients of one row map at one site; absent vectors mean c = 1, d = 0, e = 0.
+/// The coefficients of one row map at one site; absent vectors mean c = 1, d = 0, e = 0. Those of a row of constants
+/// are stored alike, all in R or all in bf16.
 template <class T>
 struct RowMapRow {
-  T* c1 = nullptr;                  ///< [size], c - 1
-  T* d = nullptr;                   ///< [size]
-  T* e = nullptr;                   ///< [size]
+  using Vector = std::conditional_t<std::is_const_v<T>, Numbers<std::remove_const_t<T>>, T*>;
+  Vector c1 = nullptr;              ///< [size], c - 1
+  Vector d = nullptr;               ///< [size]
+  Vector e = nullptr;               ///< [size]
   index_t size = 0;                 ///< elements at the site
   index_t group = 0;                ///< g: even, divides size; 0 when d is absent
   RowMapRow const* next = nullptr;  ///< applied after this one, where two maps of unequal g could not be composed
 
   GRAFT_HOST_DEVICE bool identity() const { return c1 == nullptr && d == nullptr && e == nullptr; }
+  /// Whether the vectors are in bf16.
+  GRAFT_HOST_DEVICE bool narrow() const requires std::is_const_v<T> { return c1.narrow() || d.narrow() || e.narrow(); }
   template <class U>
   requires std::same_as<U, T const> GRAFT_HOST_DEVICE operator RowMapRow<U>() const {
     return {c1, d, e, size, group, nullptr};  // a mutable row is under construction and has no successor yet

@@ -21,11 +21,12 @@ class Model {
   using Bank = graft::Bank<AdapterList, B>;
   using Ends = typename Arch::template Ends<B>;
 
-  /// FormatError when a tensor is missing or has another shape than the configuration says.
-  Model(ModelConfig config, WeightMap weights)
+  /// adapters: what the bank keeps modules in. FormatError when a tensor is missing or has another shape than the
+  /// configuration says.
+  Model(ModelConfig config, WeightMap weights, AdapterStorage adapters = AdapterStorage::full)
       : config_(std::move(config)),
         weights_(std::move(weights)),
-        bank_(sites_of(config_)),
+        bank_(sites_of(config_), adapters),
         frequencies_(config_.rope.dimensions > 0 ? rope_frequencies(config_.rope) : std::vector<double>{}),
         ends_(Ends::load(config_, weights_, bank_.sites(), dense_)) {
     layers_.reserve(static_cast<std::size_t>(config_.layers));

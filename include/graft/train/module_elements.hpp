@@ -74,7 +74,7 @@ void publish_elements(B& be, Module<P, B> const& module, VectorView<Real<B>, typ
   using R = Real<B>;
   auto const scope = be.scope();
   if constexpr (ElementwisePolicy<P, B>) {
-    auto const write = [](R const* v) { return const_cast<R*>(v); };  // memory of `published`
+    auto const write = [](Numbers<R> const& v) { return const_cast<R*>(v.full()); };  // memory of `published`
     auto const numbers = [&](auto const& entry) {
       auto const s = static_cast<std::size_t>(entry.site);
       SiteNumbers<R> to;

@@ -54,7 +54,7 @@ void low_rank_backward(CpuBackend<Act>& be, LowRankFactors<typename CpuBackend<A
   auto const xs = cpu::listed_rows<R>(be, rows, x);
   auto const slopes = cpu::listed_rows<R>(be, rows, dy);
   index_t const count = xs.rows, r = f.rank, i = x.cols, o = dy.cols;
-  auto const a = matrix_view(f.a, r, i), b = matrix_view(f.b_transposed, r, o);
+  auto const a = matrix_view(f.a.full(), r, i), b = matrix_view(f.b_transposed.full(), r, o);
   auto const g = be.arena().template matrix<R>(count, r), t = be.arena().template matrix<R>(count, r);
   auto const added = be.arena().template matrix<R>(dx.empty() ? 0 : count, i);
   R const scale = weight * f.scale;
@@ -94,7 +94,7 @@ void low_rank_embedding_backward(CpuBackend<Act>& be, LowRankFactors<typename Cp
   ArenaScope scope(be.arena());
   auto const slopes = cpu::listed_rows<R>(be, rows, dy);
   index_t const count = slopes.rows, r = f.rank, o = dy.cols;
-  auto const b = matrix_view(f.b_transposed, r, o);
+  auto const b = matrix_view(f.b_transposed.full(), r, o);
   auto const g = be.arena().template matrix<R>(count, r), t = be.arena().template matrix<R>(count, r);
   R const scale = weight * f.scale;
   auto const column = [&](index_t k) { return tokens[rows[static_cast<std::size_t>(k)]]; };

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <graft/backend/cuda/runtime.cuh>
+#include <graft/backend/numbers.hpp>
 
 #include <cstdint>
 
@@ -12,6 +13,10 @@ namespace graft::cuda {
 template <class... T>
 __host__ __device__ inline bool aligned16(T const*... pointers) {
   return ((reinterpret_cast<std::uintptr_t>(pointers) | ...) & 15) == 0;
+}
+template <class... R>
+__device__ inline bool aligned16(Numbers<R> const&... numbers) {
+  return aligned16(numbers.data()...);
 }
 /// The same of every row of a view.
 template <class T, MemorySpace S>
@@ -70,9 +75,19 @@ __device__ inline void add_columns(float (&sum)[N], index_t first, index_t cols,
   for (int k = 0; k < N; ++k) sum[k] += before[k];
   store_columns(sum, first, cols, whole, row);
 }
+/// Of an adapter's numbers, which are stored alike for all threads of a warp.
+template <int N>
+__device__ inline void load_columns(Numbers<float> const& row, index_t first, index_t cols, bool whole,
+                                    float (&to)[N]) {
+  if (row.narrow())
+    load_columns(row.as<bf16>(), first, cols, whole, to);
+  else
+    load_columns(row.as<float>(), first, cols, whole, to);
+}
 /// load_columns of a vector that may be absent: then 0.
 template <int N>
-__device__ inline void load_present(float const* row, index_t first, index_t cols, bool whole, float (&to)[N]) {
+__device__ inline void load_present(Numbers<float> const& row, index_t first, index_t cols, bool whole,
+                                    float (&to)[N]) {
   if (row != nullptr) return load_columns(row, first, cols, whole, to);
 #pragma unroll
   for (int k = 0; k < N; ++k) to[k] = 0;

@@ -22,7 +22,7 @@ __device__ inline index_t rank_of(LowRankTile<float> const& tile, index_t site) 
 
 /// Row `rank` of a tile's stacked factors: its row of A, and w s.
 struct FactorRow {
-  float const* a;
+  Numbers<float> a;
   float scale;
 };
 __device__ inline FactorRow factor_row(LowRankTile<float> const& tile, index_t site, index_t rank, index_t inputs) {
@@ -33,32 +33,25 @@ __device__ inline FactorRow factor_row(LowRankTile<float> const& tile, index_t s
   }
 }
 
-/// t[n, r] for the rows of tile blockIdx.x and ranks [4 blockIdx.y, + 4). Every thread sums its columns, the block adds
-/// them in a fixed order.
-template <class X>
-__global__ void shrink(LowRankBatch<float> deltas, MatrixView<X const, DeviceSpace> x,
-                       MatrixView<float, DeviceSpace> t) {
-  constexpr int N = 4, warps = shrink_threads / 32;
-  auto const tile = deltas.tiles[blockIdx.x];
-  index_t const first_rank = index_t{blockIdx.y} * shrink_ranks, ranks = rank_of(tile, deltas.site);
-  if (tile.row_count == 0 || first_rank >= ranks) return;
-  int const rows = static_cast<int>(tile.row_count);
-  int const used = static_cast<int>(ranks - first_rank < shrink_ranks ? ranks - first_rank : shrink_ranks);
-  FactorRow factor[shrink_ranks];
+/// sum[m][p] += x[rows[m]] . a[p] over the thread's columns; S is what the factors are stored in.
+template <class S, class X>
+__device__ void add_products(FactorRow const (&factor)[shrink_ranks], LowRankTile<float> const& tile,
+                             MatrixView<X const, DeviceSpace> x, float (&sum)[tile_rows][shrink_ranks]) {
+  constexpr int N = 16 / static_cast<int>(sizeof(S));  // a row of A in whole loads
+  S const* row[shrink_ranks];
   bool whole = x.cols % N == 0 && aligned16(x);
 #pragma unroll
   for (int p = 0; p < shrink_ranks; ++p) {
-    factor[p] = factor_row(tile, deltas.site, first_rank + (p < used ? p : 0), x.cols);
-    whole = whole && aligned16(factor[p].a);
+    row[p] = factor[p].a.as<S>();
+    whole = whole && aligned16(row[p]);
   }
-  float sum[tile_rows][shrink_ranks] = {};
   for (index_t k = N * threadIdx.x; k < x.cols; k += N * shrink_threads) {
     float a[shrink_ranks][N];
 #pragma unroll
-    for (int p = 0; p < shrink_ranks; ++p) load_columns(factor[p].a, k, x.cols, whole, a[p]);
+    for (int p = 0; p < shrink_ranks; ++p) load_columns(row[p], k, x.cols, whole, a[p]);
 #pragma unroll
     for (int m = 0; m < tile_rows; ++m) {
-      if (m >= rows) break;
+      if (m >= tile.row_count) break;
       float v[N];
       load_columns(x.row(tile.rows[m]), k, x.cols, whole, v);
 #pragma unroll
@@ -67,6 +60,28 @@ __global__ void shrink(LowRankBatch<float> deltas, MatrixView<X const, DeviceSpa
         for (int j = 0; j < N; ++j) sum[m][p] += v[j] * a[p][j];
     }
   }
+}
+
+/// t[n, r] for the rows of tile blockIdx.x and ranks [4 blockIdx.y, + 4). Every thread sums its columns, the block adds
+/// them in a fixed order.
+template <class X>
+__global__ void shrink(LowRankBatch<float> deltas, MatrixView<X const, DeviceSpace> x,
+                       MatrixView<float, DeviceSpace> t) {
+  constexpr int warps = shrink_threads / 32;
+  auto const tile = deltas.tiles[blockIdx.x];
+  index_t const first_rank = index_t{blockIdx.y} * shrink_ranks, ranks = rank_of(tile, deltas.site);
+  if (tile.row_count == 0 || first_rank >= ranks) return;
+  int const rows = static_cast<int>(tile.row_count);
+  int const used = static_cast<int>(ranks - first_rank < shrink_ranks ? ranks - first_rank : shrink_ranks);
+  FactorRow factor[shrink_ranks];
+#pragma unroll
+  for (int p = 0; p < shrink_ranks; ++p)
+    factor[p] = factor_row(tile, deltas.site, first_rank + (p < used ? p : 0), x.cols);
+  float sum[tile_rows][shrink_ranks] = {};
+  if (factor[0].a.narrow())  // as all of a bank are
+    add_products<bf16>(factor, tile, x, sum);
+  else
+    add_products<float>(factor, tile, x, sum);
   __shared__ float parts[warps][tile_rows * shrink_ranks];
   int const warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
 #pragma unroll

@@ -121,14 +121,14 @@ void low_rank_backward(CudaBackend<Act>& be, LowRankFactors<float> const& f, flo
   float const scale = weight * f.scale;
   auto const count = static_cast<index_t>(rows.size());
   if (da != nullptr || !dx.empty()) {
-    auto const g = cuda::dots_of(be, dy, rows, f.b_transposed, f.rank, scale);
+    auto const g = cuda::dots_of(be, dy, rows, f.b_transposed.full(), f.rank, scale);
     if (da != nullptr) cuda::add_outer_products(be, g, rows.data(), x, da);
     if (!dx.empty())
       cuda::launch(cuda::listed_expand<D>, cuda::grid_of(ceil_div(dx.cols, 128), std::min<index_t>(count, 65535)), 128,
-                   0, be.stream(), g, rows.data(), f.a, dx);
+                   0, be.stream(), g, rows.data(), f.a.full(), dx);
   }
   if (db_transposed == nullptr) return;
-  auto const t = cuda::dots_of(be, x, rows, f.a, f.rank, scale);
+  auto const t = cuda::dots_of(be, x, rows, f.a.full(), f.rank, scale);
   cuda::add_outer_products(be, t, rows.data(), dy, db_transposed);
 }
 
@@ -144,13 +144,13 @@ void low_rank_embedding_backward(CudaBackend<Act>& be, LowRankFactors<float> con
   auto const count = static_cast<index_t>(rows.size());
   auto const grid = cuda::grid_of(ceil_div(count * f.rank, 128));
   if (da != nullptr) {
-    auto const g = cuda::dots_of(be, dy, rows, f.b_transposed, f.rank, scale);
+    auto const g = cuda::dots_of(be, dy, rows, f.b_transposed.full(), f.rank, scale);
     cuda::launch(cuda::add_columns<std::int32_t>, grid, 128, 0, be.stream(), g, rows.data(), tokens, vocabulary, da);
   }
   if (db_transposed == nullptr) return;
   auto const t = be.arena().template matrix<float>(count, f.rank);
-  cuda::launch(cuda::listed_columns<std::int32_t>, grid, 128, 0, be.stream(), f.a, rows.data(), tokens, vocabulary,
-               scale, t);
+  cuda::launch(cuda::listed_columns<std::int32_t>, grid, 128, 0, be.stream(), f.a.full(), rows.data(), tokens,
+               vocabulary, scale, t);
   cuda::add_outer_products(be, MatrixView<float const, DeviceSpace>(t), rows.data(), dy, db_transposed);
 }
 

@@ -75,7 +75,7 @@ __device__ void pool_rows(VectorGenerator<R> const& g, X const* x, index_t strid
 /// target.map = after . (1 + diagonal) . before at output j.
 template <class R>
 __device__ void compose_generated(GeneratedTarget<R> const& target, R const* sum, index_t j) {
-  auto const value = [](R const* v, index_t k) { return v != nullptr ? v[k] : R{0}; };
+  auto const value = [](Numbers<R> const& v, index_t k) { return v != nullptr ? v[k] : R{0}; };
   auto const diagonal = [&](index_t k) {
     for (index_t part = 0; part < target.part_count; ++part) {
       auto const& slice = target.parts[part];

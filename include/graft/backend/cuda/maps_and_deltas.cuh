@@ -72,6 +72,23 @@ __device__ inline void map_tile(TileMaps const& maps, int stage, index_t first, 
   }
 }
 
+/// v += t b for four columns of `count` rows of b, whose type S is what it is stored in.
+template <class S>
+__device__ inline void expand_ranks(S const* b, int count, index_t column, index_t cols, bool whole,
+                                    float const (&piece)[delta_ranks][tile_rows],
+                                    float (&v)[tile_rows][delta_columns]) {
+#pragma unroll(16 / sizeof(S))  // as many bytes on their way from narrow rows as from others
+  for (int r = 0; r < count; ++r) {
+    float some[delta_columns], scaled[tile_rows];
+    load_columns(b + r * cols, column, cols, whole, some);
+    load(piece[r], scaled);
+#pragma unroll
+    for (int m = 0; m < tile_rows; ++m)
+#pragma unroll
+      for (int j = 0; j < delta_columns; ++j) v[m][j] += scaled[m] * some[j];
+  }
+}
+
 /// v += t B^T for the block's columns.
 __device__ inline void expand_tile(LowRankTile<float> const& tile, index_t site, MatrixView<float const, DeviceSpace> t,
                                    index_t column, index_t cols, float (&v)[tile_rows][delta_columns],
@@ -88,17 +105,12 @@ __device__ inline void expand_tile(LowRankTile<float> const& tile, index_t site,
         piece[r][m] = m < tile.row_count ? t(tile.rows[m], offset + first + r) : 0.f;
       }
       __syncthreads();
-      if (column < cols)
-#pragma unroll 4
-        for (int r = 0; r < count; ++r) {
-          float b[delta_columns], scaled[tile_rows];
-          load_columns(f.b_transposed + (first + r) * cols, column, cols, whole, b);
-          load(piece[r], scaled);
-#pragma unroll
-          for (int m = 0; m < tile_rows; ++m)
-#pragma unroll
-            for (int j = 0; j < delta_columns; ++j) v[m][j] += scaled[m] * b[j];
-        }
+      if (column >= cols) continue;
+      auto const b = f.b_transposed + first * cols;
+      if (b.narrow())
+        expand_ranks(b.as<bf16>(), count, column, cols, whole, piece, v);
+      else
+        expand_ranks(b.as<float>(), count, column, cols, whole, piece, v);
     }
     offset += f.rank;
   }

@@ -42,7 +42,7 @@ __device__ void map_within(RowMapRow<float const> const& map, T* y, index_t firs
     float u[N], c1[N], d[N], e[N], result[N];
     load(y + j, u);
     load_present(map.c1, j, last, true, c1);
-    load(map.d + j, d);
+    load_columns(map.d, j, last, true, d);
     load_present(map.e, j, last, true, e);
 #pragma unroll
     for (int k = 0; k < N; ++k) {  // constant indices keep u in registers
@@ -62,7 +62,7 @@ __device__ void map_pairs(RowMapRow<float const> const& map, T* y, index_t first
     float u[N], v[N], cu[N], cv[N], du[N], dv[N], eu[N], ev[N];
     load(y + j, u), load(y + p, v);
     load_present(map.c1, j, last, true, cu), load_present(map.c1, p, last, true, cv);
-    load(map.d + j, du), load(map.d + p, dv);
+    load_columns(map.d, j, last, true, du), load_columns(map.d, p, last, true, dv);
     load_present(map.e, j, last, true, eu), load_present(map.e, p, last, true, ev);
 #pragma unroll
     for (int k = 0; k < N; ++k) {
@@ -78,7 +78,8 @@ __device__ void map_pairs(RowMapRow<float const> const& map, T* y, index_t first
 template <class T>
 __device__ void map_once(RowMapRow<float const> const& map, T* y, index_t first, index_t last) {
   constexpr int N = 16 / static_cast<int>(sizeof(T));
-  bool const whole = aligned16(y + first, map.c1, map.d, map.e) && first % N == 0 && (last - first) % N == 0;
+  bool const whole =
+      aligned16(y + first) && aligned16(map.c1, map.d, map.e) && first % N == 0 && (last - first) % N == 0;
   if (map.d == nullptr)
     whole ? map_alone<N>(map, y, first, last) : map_alone<1>(map, y, first, last);
   else if (whole && map.group / 2 % N == 0)
