@@ -131,9 +131,9 @@ TEST_CASE("products side by side have the bits of each alone, whatever is on the
                             outer, together.back().view()});
         auto const y = alone.back().view();
         product(be, std::as_const(x).view(), stored.weight, mix->b_view(), y);
-        apply_row_map(be, inner, y);
-        apply_low_rank(be, delta, mix->x_delta.view(), y);
-        apply_row_map(be, outer, y);
+        if (maps) apply_row_map(be, inner, y);
+        if (deltas) apply_low_rank(be, delta, mix->x_delta.view(), y);
+        if (maps) apply_row_map(be, outer, y);
       }
       fused_products<float>(be, products);
       for (std::size_t k = 0; k < std::size(parts); ++k) {
