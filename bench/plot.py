@@ -71,6 +71,16 @@ def layers(cases):
     return table(["one layer, every row its own module", "µs", "overhead over no adapter, %", "floor, %"], rows)
 
 
+def sites(cases):
+    rows = []
+    for case in cases:
+        _, model, weights, count, adapters, precision = case["name"].split("/")[:6]
+        rows.append([f"{model}, {weights}, {count} rows, {adapters}, {precision}", f"{case['us']:.0f}",
+                     f"{case['plain_read_limit_%']:.0f}", f"{case['overhead_%']:+.1f}", f"{case['floor_%']:.1f}"])
+    return table(["all seven layers of a block", "µs", "% of read limit without adapters",
+                  "overhead over no adapter, %", "floor, %"], rows)
+
+
 def models(cases):
     rows = []
     for case in cases:
@@ -90,7 +100,8 @@ def main():
         product = [case for case in cases if case["name"].startswith("product/")]
         model = [case for case in cases if case["name"].split("/")[0] in ("decode", "prefill")]
         layer = [case for case in cases if case["name"].startswith("layer/")]
-        for some, render in ((product, products), (layer, layers), (model, models)):
+        site = [case for case in cases if case["name"].startswith("sites/")]
+        for some, render in ((product, products), (layer, layers), (site, sites), (model, models)):
             if some:
                 print(render(some), end="\n\n")
 

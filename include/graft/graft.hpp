@@ -30,6 +30,7 @@
 #include <graft/backend/cpu/elementwise.hpp>
 #include <graft/backend/cpu/elementwise_backward.hpp>
 #include <graft/backend/cpu/fused_product.hpp>
+#include <graft/backend/cpu/fused_rows.hpp>
 #include <graft/backend/cpu/isa.hpp>
 #include <graft/backend/cpu/kernels.hpp>
 #include <graft/backend/cpu/loss.hpp>

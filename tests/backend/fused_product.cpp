@@ -5,6 +5,7 @@
 #include <graft/testing/buffer.hpp>
 #include <graft/testing/close.hpp>
 #include <graft/testing/maps.hpp>
+#include <tests/backend/stored_weight.hpp>
 #include <tests/catch.hpp>
 
 #include <deque>
@@ -14,6 +15,7 @@ namespace {
 
 using namespace graft;
 using namespace graft::testing;
+using graft_test::StoredWeight;
 
 /// Rows of five requests: none, maps on one side, deltas alone, and everything.
 struct Mix {
@@ -103,6 +105,51 @@ TEST_CASE("a fused product has the bits of its parts, whether maps fit the chunk
                          nullptr, nullptr, y.view());
     CHECK(same_bits(y.view(), bare.view()));
   }
+}
+
+TEST_CASE("products side by side have the bits of each alone, whatever is on them and whoever runs them", "[isa]") {
+  Random random(3);
+  Mix const small(2, random), chunk(64, random), wide(192, random);
+  index_t const inputs = 96;
+  Buffer<float> x(Mix::rows, inputs);
+  fill_normal(x.view(), random);
+  struct Part {
+    Mix const* mix;
+    bool maps, deltas;
+    StoredWeight stored;
+  };
+  Part const parts[] = {{&small, true, false, {Format::q4_1, Mix::outputs, inputs, random}},
+                        {&wide, true, true, {Format::bf16, Mix::outputs, inputs, random}},
+                        {&chunk, true, true, {Format::q8_0, Mix::outputs, inputs, random, true}},
+                        {&small, false, false, {Format::f32, Mix::outputs, inputs, random}},
+                        {&chunk, false, true, {Format::bf16, Mix::outputs, inputs, random}}};
+  for (Precision const precision : {Precision::exact, Precision::native})
+    for (index_t const threads : {1, 2, 3}) {
+      ThreadPool pool(threads);
+      CpuBackend<> be(pool);
+      be.set_precision(precision);
+      std::deque<Buffer<float>> together, alone;
+      std::vector<AdaptedProduct<CpuBackend<>>> products;
+      for (auto const& [mix, maps, deltas, stored] : parts) {
+        together.emplace_back(Mix::rows, Mix::outputs, 3), alone.emplace_back(Mix::rows, Mix::outputs, 3);
+        auto const inner = maps ? mix->inner() : RowMapBatch<float>{};
+        auto const outer = maps ? mix->outer() : RowMapBatch<float>{};
+        auto const delta = deltas ? mix->deltas() : LowRankBatch<float>{};
+        products.push_back({&stored.weight, mix->b_view(), std::as_const(x).view(), mix->x_delta.view(), inner, delta,
+                            outer, together.back().view()});
+        auto const y = alone.back().view();
+        product(be, std::as_const(x).view(), stored.weight, mix->b_view(), y);
+        if (maps) apply_row_map(be, inner, y);
+        if (deltas) apply_low_rank(be, delta, mix->x_delta.view(), y);
+        if (maps) apply_row_map(be, outer, y);
+      }
+      fused_products<float>(be, products);
+      for (std::size_t k = 0; k < std::size(parts); ++k) {
+        INFO("part " << k << ", " << threads << " threads");
+        CHECK(same_bits(together[k].view(), std::as_const(alone[k]).view()));
+        CHECK(together[k].gaps_untouched());
+      }
+    }
 }
 
 TEST_CASE("maps and deltas behind a product are applied row by row, so slices may run in any order") {

@@ -185,6 +185,23 @@ TEST_CASE("the product's bits do not depend on the executor") {
   }
 }
 
+TEST_CASE("chunks have every output once, 64 each and the rest in halves") {
+  for (index_t outputs = 0; outputs < 300; ++outputs)
+    for (index_t const last : {cpu::last_chunk_outputs, cpu::product_chunk_outputs}) {
+      cpu::OutputChunks const chunks{outputs, last};
+      index_t end = 0;
+      for (index_t k = 0; k < chunks.count(); ++k) {
+        REQUIRE(chunks.begin(k) == end);
+        REQUIRE(end < chunks.begin(k + 1));
+        REQUIRE(end % last == 0);
+        end = chunks.begin(k + 1);
+      }
+      REQUIRE(end == outputs);
+    }
+  CHECK(cpu::OutputChunks{576, 32}.count() == 8 + 2);
+  CHECK(cpu::OutputChunks{576, 64}.count() == 9);
+}
+
 TEST_CASE("the epilogue runs once per chunk, when its columns are final") {
   Random random(7);
   for (index_t const o : {1, 64, 65, 200}) {
@@ -202,7 +219,7 @@ TEST_CASE("the epilogue runs once per chunk, when its columns are final") {
       if (!same_bits(y.view().col_range(o0, o1 - o0), expected.view().col_range(o0, o1 - o0))) ++unfinished;
       for (index_t k = o0; k < o1; ++k) ++seen[static_cast<std::size_t>(k)];
     });
-    CHECK(calls == ceil_div(o, cpu::product_chunk_outputs));
+    CHECK(calls == cpu::OutputChunks{o, cpu::last_chunk_outputs}.count());
     CHECK(unfinished == 0);
     for (auto const& times : seen) REQUIRE(times == 1);
   }

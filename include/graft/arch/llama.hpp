@@ -7,6 +7,8 @@
 #include <graft/arch/weights.hpp>
 #include <graft/layer/transformer_layer.hpp>
 
+#include <array>
+
 namespace graft {
 
 /// Pre-norm decoder with RMS norms, rotary positions, grouped-query attention and a gated feed-forward:
@@ -105,9 +107,7 @@ struct Llama {
   static Unmapped<Be> attend(Be& be, Block<B> const& block, Step<B> const& step, StepChunk<B> const& chunk, View x) {
     using Act = typename B::Act;
     using ConstView = MatrixView<Act const, typename B::Space>;
-    auto const q = linear_unmapped(be, block.q, *chunk.plan, ConstView(x));
-    auto const k = linear_unmapped(be, block.k, *chunk.plan, ConstView(x));
-    auto const v = linear_unmapped(be, block.v, *chunk.plan, ConstView(x));
+    auto const [q, k, v] = linear_unmapped(be, std::array{&block.q, &block.k, &block.v}, *chunk.plan, ConstView(x));
     auto const cosine = step.cosine.row_range(chunk.first, chunk.rows);
     auto const sine = step.sine.row_range(chunk.first, chunk.rows);
     auto const kv = step.kv_of(block.layer);
@@ -123,8 +123,7 @@ struct Llama {
   template <class Be, class B, class View>
   static Unmapped<Be> feed_forward(Be& be, Block<B> const& block, StepChunk<B> const& chunk, View x) {
     using ConstView = MatrixView<typename B::Act const, typename B::Space>;
-    auto const gate = linear_unmapped(be, block.gate, *chunk.plan, ConstView(x));
-    auto const up = linear_unmapped(be, block.up, *chunk.plan, ConstView(x));
+    auto const [gate, up] = linear_unmapped(be, std::array{&block.gate, &block.up}, *chunk.plan, ConstView(x));
     auto const active = activate_gated_mapped(be, block.activation, gate, up);
     return linear_unmapped(be, block.down, *chunk.plan, ConstView(active));
   }

@@ -5,6 +5,7 @@
 #include <graft/core/types.hpp>
 
 #include <atomic>
+#include <cstdint>
 #include <memory>
 #include <thread>
 #include <type_traits>
@@ -94,7 +95,7 @@ class ThreadPool final : public Executor {
     task_ = &task;
     count_ = count;
     next_.store(0, std::memory_order_relaxed);
-    busy_.store(static_cast<index_t>(workers_.size()), std::memory_order_relaxed);
+    busy_.store(static_cast<std::int32_t>(workers_.size()), std::memory_order_relaxed);
     generation_.fetch_add(1, std::memory_order_release);
     generation_.notify_all();
     claim_chunks();
@@ -135,12 +136,15 @@ class ThreadPool final : public Executor {
     while (!ready()) park();
   }
 
+  // What workers wait for and what they find there, what all claim from, what the caller waits for: a cache line each,
+  // so that nobody who waits slows down those who work.
+  alignas(64) std::atomic<std::uint32_t> generation_{0};
+  std::atomic<bool> stop_{false};
   FunctionRef<void(index_t)> const* task_ = nullptr;
   index_t count_ = 0;
-  std::atomic<index_t> next_{0}, busy_{0};
-  std::atomic<std::uint32_t> generation_{0};
-  std::atomic<bool> stop_{false};
-  std::vector<std::thread> workers_;
+  alignas(64) std::atomic<index_t> next_{0};
+  alignas(64) std::atomic<std::int32_t> busy_{0};  // of 32 bits, which a system call can wait for
+  alignas(64) std::vector<std::thread> workers_;
 };
 
 }  // namespace graft

@@ -6,6 +6,9 @@
 #include <graft/backend/fused_rows.hpp>
 #include <graft/backend/weight.hpp>
 
+#include <array>
+#include <span>
+
 namespace graft {
 
 /// y = x W^T + b at a site.
@@ -72,6 +75,35 @@ Unmapped<B> linear_unmapped(B& be, Linear<B> const& layer, Plan<B> const& plan,
                   deltas.any() ? &deltas : nullptr, nullptr, y);
     return {y, inner_waits ? inner : outer};
   }
+}
+
+/// The same for several layers that read one x, side by side where the backend can.
+template <class B, std::size_t N>
+std::array<Unmapped<B>, N> linear_unmapped(B& be, std::array<Linear<B> const*, N> const& layers, Plan<B> const& plan,
+                                           MatrixView<typename B::Act const, typename B::Space> x) {
+  std::array<Unmapped<B>, N> y;
+  if constexpr (requires(std::span<AdaptedProduct<B> const> products) { fused_products(be, products); }) {
+    for (std::size_t k = 0; k < N; ++k)
+      y[k].x = be.arena().template matrix<typename B::Act>(x.rows, layers[k]->site.out);
+    ArenaScope scope(be.arena());
+    std::array<AdaptedProduct<B>, N> products;
+    for (std::size_t k = 0; k < N; ++k) {
+      Site const site = layers[k]->site;
+      auto const input = adapted_input(be, site, plan, x);
+      products[k] = {&layers[k]->weight,
+                     layers[k]->bias,
+                     input.base,
+                     input.delta,
+                     plan.maps(Stage::output_inner, site.index),
+                     plan.low_rank(site.index),
+                     plan.maps(Stage::output_outer, site.index),
+                     y[k].x};
+    }
+    fused_products(be, std::span<AdaptedProduct<B> const>(products));
+  } else {
+    for (std::size_t k = 0; k < N; ++k) y[k] = linear_unmapped(be, *layers[k], plan, x);
+  }
+  return y;
 }
 
 }  // namespace graft

@@ -7,6 +7,7 @@
 #include <graft/layer/linear.hpp>
 #include <graft/train/recorder.hpp>
 
+#include <array>
 #include <cstdint>
 #include <functional>
 
@@ -201,6 +202,13 @@ Unmapped<Recorder<B>> linear_unmapped(Recorder<B>& be, Linear<B> const& layer, P
   auto const y = be.arena().template matrix<typename B::Act>(x.rows, layer.site.out);
   linear(be, layer, plan, x, y);
   return {y, {}};
+}
+template <class B, std::size_t N>
+std::array<Unmapped<Recorder<B>>, N> linear_unmapped(Recorder<B>& be, std::array<Linear<B> const*, N> const& layers,
+                                                     Plan<B> const& plan, RecordedConstView<B> x) {
+  std::array<Unmapped<Recorder<B>>, N> y;
+  for (std::size_t k = 0; k < N; ++k) y[k] = linear_unmapped(be, *layers[k], plan, x);
+  return y;
 }
 template <class B>
 RecordedView<B> mapped(Recorder<B>&, Unmapped<Recorder<B>> const& x) {

@@ -13,8 +13,7 @@ namespace graft {
 template <class Act>
 void store_kv(CpuBackend<Act>& be, KvView<Act> const& kv, std::span<AttentionSpan const> spans, MatrixView<Act const> k,
               MatrixView<Act const> v) {
-  be.executor().run(static_cast<index_t>(spans.size()), [&](index_t s) {
-    auto const& span = spans[static_cast<std::size_t>(s)];
+  auto const store = [&](AttentionSpan const& span) {
     for (index_t r = 0; r < span.rows; ++r) {
       index_t const token = span.first_token + r;
       std::int32_t const page = span.pages[token / kv.page_tokens];
@@ -22,6 +21,9 @@ void store_kv(CpuBackend<Act>& be, KvView<Act> const& kv, std::span<AttentionSpa
       std::copy(v.row(span.first_row + r), v.row(span.first_row + r) + kv.width,
                 kv.value(page, token % kv.page_tokens));
     }
+  };
+  cpu::for_row_blocks(be, static_cast<index_t>(spans.size()), [&](index_t first, index_t last) {
+    for (index_t s = first; s < last; ++s) store(spans[static_cast<std::size_t>(s)]);
   });
 }
 
@@ -30,11 +32,20 @@ template <class Act>
 void attention(CpuBackend<Act>& be, KvView<Act> const& kv, AttentionShape const& shape,
                std::span<AttentionSpan const> spans, MatrixView<Act const> q, MatrixView<Act> out) {
   constexpr index_t block = 16;  // rows that read the same pages one after the other
-  for (auto const& span : spans)
-    be.executor().run(ceil_div(span.rows, block) * shape.kv_heads, [&](index_t task) {
-      index_t const row = task / shape.kv_heads * block, kv_head = task % shape.kv_heads;
-      be.kernels().attend(kv, shape, span, row, std::min(span.rows, row + block), kv_head, q, out);
-    });
+  ArenaScope scope(be.arena());
+  auto const first_task = be.arena().template vector<index_t>(static_cast<index_t>(spans.size()));
+  index_t tasks = 0;
+  for (std::size_t s = 0; s < spans.size(); ++s) {
+    first_task[static_cast<index_t>(s)] = tasks;
+    tasks += ceil_div(spans[s].rows, block) * shape.kv_heads;
+  }
+  be.executor().run(tasks, [&](index_t task) {
+    auto const s = std::upper_bound(first_task.begin(), first_task.end(), task) - first_task.begin() - 1;
+    auto const& span = spans[static_cast<std::size_t>(s)];
+    index_t const of_span = task - first_task[s];
+    index_t const row = of_span / shape.kv_heads * block, kv_head = of_span % shape.kv_heads;
+    be.kernels().attend(kv, shape, span, row, std::min(span.rows, row + block), kv_head, q, out);
+  });
 }
 
 }  // namespace graft

@@ -9,6 +9,7 @@
 #include <graft/backend/cpu/elementwise.hpp>
 #include <graft/backend/cpu/elementwise_backward.hpp>
 #include <graft/backend/cpu/fused_product.hpp>
+#include <graft/backend/cpu/fused_rows.hpp>
 #include <graft/backend/cpu/loss.hpp>
 #include <graft/backend/cpu/low_rank.hpp>
 #include <graft/backend/cpu/low_rank_backward.hpp>

@@ -1,51 +1,155 @@
 // SPDX-License-Identifier: Apache-2.0
-// A product with both mechanisms applied to its outputs while they are in cache.
+// Products with both mechanisms applied to their outputs while they are in cache.
 #pragma once
 
 #include <graft/backend/cpu/low_rank.hpp>
 #include <graft/backend/cpu/product.hpp>
 #include <graft/backend/cpu/row_map.hpp>
+#include <graft/backend/fused_rows.hpp>
+
+#include <algorithm>
+#include <new>
+#include <span>
 
 namespace graft {
+namespace cpu {
+
+/// Rows whose maps are asked for before they are wanted: pieces of a few lines each, which no prefetcher of the
+/// processor sees coming.
+inline constexpr index_t maps_ahead = 8;
+
+template <class Act>
+void ask_for_map(RowMapBatch<Act> const& maps, index_t n, index_t first, index_t last) {
+  constexpr index_t line = 64 / static_cast<index_t>(sizeof(Act));
+  auto const* const map = maps.row(n);
+  if (map == nullptr) return;
+  for (auto const* values : {map->c1, map->d, map->e})
+    for (index_t j = first; values != nullptr && j < last; j += line) __builtin_prefetch(values + j);
+}
+
+/// What is applied to the outputs of a product.
+template <class Act>
+class Adaptation {
+ public:
+  explicit Adaptation(AdaptedProduct<CpuBackend<Act>> const& of)
+      : of_(&of), inner_(of.inner.any()), deltas_(of.deltas.any()), outer_(of.outer.any()) {
+    auto const fit = [&](index_t outputs) {
+      return (!inner_ || of.inner.fits(outputs)) && (!outer_ || of.outer.fits(outputs));
+    };
+    if (fit(last_chunk_outputs))
+      last_ = last_chunk_outputs;
+    else
+      in_chunks_ = fit(product_chunk_outputs);
+  }
+
+  /// Outputs of the smallest chunk it can be applied to.
+  index_t last_chunk() const { return last_; }
+
+  /// Tasks of shrinking x to ranks; few tiles are split by ranks. The number of parts depends on the batch alone.
+  index_t shrink_tasks() const { return in_chunks_ && deltas_ ? of_->deltas.tile_count * shares() : 0; }
+  void prepare(CpuBackend<Act>& be) {
+    if (shrink_tasks() == 0) return;
+    x_ = pad_rows<Act, Act>(be.arena(), of_->x_delta);
+    t_ = be.arena().template matrix<Act>(of_->x.rows, of_->deltas.max_rank);
+  }
+  void shrink(CpuBackend<Act> const& be, index_t task) const {
+    be.kernels().shrink(of_->deltas.tiles[task / shares()], of_->deltas.site, of_->x_delta.cols, x_, task % shares(),
+                        shares(), t_);
+  }
+
+  /// Asks for what the chunk will need first.
+  void before(CpuBackend<Act> const& be, index_t first, index_t last) const {
+    if (!in_chunks_) return;
+    for (auto const* maps : {inner_ ? &of_->inner : nullptr, outer_ ? &of_->outer : nullptr})
+      for (index_t n = 0; maps != nullptr && n < std::min(of_->y.rows, maps_ahead); ++n)
+        ask_for_map(*maps, n, first, last);
+    if (deltas_)  // a tile without rows, and then the first
+      be.kernels().expand({}, of_->deltas.tiles, of_->deltas.site, of_->y.cols, t_, first, last, of_->y);
+  }
+  /// To columns [first, last) of y, which hold the product.
+  void apply(CpuBackend<Act> const& be, index_t first, index_t last) const {
+    if (!in_chunks_) return;
+    if (inner_) map_columns(be, of_->inner, first, last);
+    auto const& deltas = of_->deltas;
+    for (index_t k = 0; deltas_ && k < deltas.tile_count; ++k)
+      be.kernels().expand(deltas.tiles[k], k + 1 < deltas.tile_count ? deltas.tiles + k + 1 : nullptr, deltas.site,
+                          of_->y.cols, t_, first, last, of_->y);
+    if (outer_) map_columns(be, of_->outer, first, last);
+  }
+  /// Where a group reaches over chunks: one pass each after the product.
+  void apply_after(CpuBackend<Act>& be) const {
+    if (in_chunks_) return;
+    if (inner_) apply_row_map(be, of_->inner, of_->y);
+    if (deltas_) apply_low_rank(be, of_->deltas, of_->x_delta, of_->y);
+    if (outer_) apply_row_map(be, of_->outer, of_->y);
+  }
+
+ private:
+  index_t shares() const { return of_->deltas.tile_count < 8 ? 4 : 1; }
+  void map_columns(CpuBackend<Act> const& be, RowMapBatch<Act> const& maps, index_t first, index_t last) const {
+    for (index_t n = 0; n < of_->y.rows; ++n) {
+      if (n + maps_ahead < of_->y.rows) ask_for_map(maps, n + maps_ahead, first, last);
+      if (auto const* map = maps.row(n)) be.kernels().map_row(*map, of_->y.row(n), first, last);
+    }
+  }
+
+  AdaptedProduct<CpuBackend<Act>> const* of_;
+  bool inner_, deltas_, outer_, in_chunks_ = true;
+  index_t last_ = product_chunk_outputs;
+  MatrixView<Act const> x_{};
+  MatrixView<Act> t_{};
+};
+
+}  // namespace cpu
+
+/// Products that read nothing of each other, side by side. Equal, bit for bit, to product, apply_row_map,
+/// apply_low_rank, apply_row_map one after the other. It runs several grids that wait for each other: for executors
+/// that return when all is done, not for a SliceExecutor.
+template <class Act>
+void fused_products(CpuBackend<Act>& be, std::span<AdaptedProduct<CpuBackend<Act>> const> parts) {
+  ArenaScope scope(be.arena());
+  auto const count = static_cast<index_t>(parts.size());
+  auto* const products = be.arena().template allocate<cpu::ChunkedProduct<Act>>(count);
+  auto* const adaptations = be.arena().template allocate<cpu::Adaptation<Act>>(count);
+  index_t shrink_tasks = 0;
+  for (index_t k = 0; k < count; ++k) {
+    auto const& part = parts[static_cast<std::size_t>(k)];
+    auto& adaptation = *new (adaptations + k) cpu::Adaptation<Act>(part);
+    adaptation.prepare(be);
+    shrink_tasks += adaptation.shrink_tasks();
+    auto const rounding = cpu::rounding_of(be, part.weight->format);
+    // what products read together is rounded once
+    auto const* const same = std::find_if(products, products + k, [&](auto const& before) {
+      return before.x.x.data == part.x.data && before.x.rounding == rounding;
+    });
+    new (products + k)
+        cpu::ChunkedProduct<Act>{part.weight,
+                                 part.bias,
+                                 same != products + k ? same->x : cpu::ProductRows<Act>(be, part.x, rounding),
+                                 part.y,
+                                 {part.weight->rows, adaptation.last_chunk()}};
+  }
+  be.executor().run(shrink_tasks, [&](index_t task) {
+    auto const* of = adaptations;
+    for (; task >= of->shrink_tasks(); ++of) task -= of->shrink_tasks();
+    of->shrink(be, task);
+  });
+  cpu::run_products<Act>(
+      be, {products, parts.size()},
+      [&](std::size_t p, index_t first, index_t last) { adaptations[p].before(be, first, last); },
+      [&](std::size_t p, index_t first, index_t last) { adaptations[p].apply(be, first, last); });
+  for (index_t k = 0; k < count; ++k) adaptations[k].apply_after(be);
+}
 
 /// y = outer(inner(x W^T + b) + deltas(x_delta)); null means absent. x, x_delta [n, i], y [n, o].
-/// Equal, bit for bit, to product, apply_row_map, apply_low_rank, apply_row_map one after the other. It runs several
-/// grids that wait for each other: for executors that return when all is done, not for a SliceExecutor.
 template <class Act>
 void fused_product(CpuBackend<Act>& be, Weight const& weight, VectorView<Act const> bias, MatrixView<Act const> x,
                    MatrixView<Act const> x_delta, RowMapBatch<Act> const* inner, LowRankBatch<Act> const* deltas,
                    RowMapBatch<Act> const* outer, MatrixView<Act> y) {
-  constexpr index_t chunk = cpu::product_chunk_outputs;
-  if ((inner != nullptr && !inner->fits(chunk)) || (outer != nullptr && !outer->fits(chunk))) {
-    product(be, x, weight, bias, y);  // a group reaches over chunks: one pass each after the product
-    if (inner != nullptr) apply_row_map(be, *inner, y);
-    if (deltas != nullptr) apply_low_rank(be, *deltas, x_delta, y);
-    if (outer != nullptr) apply_row_map(be, *outer, y);
-    return;
-  }
-  ArenaScope scope(be.arena());
-  MatrixView<Act> t{};
-  if (deltas != nullptr) {
-    auto const padded = cpu::pad_rows<Act, Act>(be.arena(), x_delta);
-    t = be.arena().template matrix<Act>(x.rows, deltas->max_rank);
-    // few tiles are split by ranks; the number of parts depends on the batch alone
-    index_t const shares = deltas->tile_count < 8 ? 4 : 1;
-    be.executor().run(deltas->tile_count * shares, [&](index_t k) {
-      be.kernels().shrink(deltas->tiles[k / shares], deltas->site, x_delta.cols, padded, k % shares, shares, t);
-    });
-  }
-  auto const map_columns = [&](RowMapBatch<Act> const& maps, index_t first, index_t last) {
-    for (index_t n = 0; n < y.rows; ++n)
-      if (auto const* map = maps.row(n)) be.kernels().map_row(*map, y.row(n), first, last);
-  };
-  product(be, x, weight, bias, y, [&](index_t first, index_t last) {
-    if (inner != nullptr) map_columns(*inner, first, last);
-    if (deltas != nullptr)
-      for (index_t k = 0; k < deltas->tile_count; ++k)
-        be.kernels().expand(deltas->tiles[k], k + 1 < deltas->tile_count ? deltas->tiles + k + 1 : nullptr,
-                            deltas->site, y.cols, t, first, last, y);
-    if (outer != nullptr) map_columns(*outer, first, last);
-  });
+  auto const maps = [](RowMapBatch<Act> const* some) { return some != nullptr ? *some : RowMapBatch<Act>{}; };
+  AdaptedProduct<CpuBackend<Act>> const one{
+      &weight, bias, x, x_delta, maps(inner), deltas != nullptr ? *deltas : LowRankBatch<Act>{}, maps(outer), y};
+  fused_products<Act>(be, {&one, 1});
 }
 
 /// to = from. Both [n, d].

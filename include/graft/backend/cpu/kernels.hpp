@@ -37,6 +37,12 @@ struct IntegerRows {
   float* scaled_sum = nullptr;     ///< [rows, blocks], scale * sum
 };
 
+/// Rows [first, last) of a weight, or none: what a thread is likely to read after a chunk.
+struct RowsAhead {
+  Weight const* weight = nullptr;
+  index_t first = 0, last = 0;
+};
+
 }  // namespace graft::detail
 
 namespace graft::cpu {
@@ -46,6 +52,8 @@ inline constexpr index_t max_page_tokens = 64;
 /// Outputs one task computes. A multiple of 64, the usual group of a row map, so that maps are applied while the chunk
 /// is in cache; depends on the shape alone.
 inline constexpr index_t product_chunk_outputs = 64;
+/// Outputs of the last tasks where no map needs more, so that threads finish together.
+inline constexpr index_t last_chunk_outputs = 32;
 
 /// Widths are padded to whole cache lines, the widest register of any level.
 template <class R>
@@ -55,6 +63,7 @@ constexpr index_t padded(index_t count) {
 
 // In another namespace, because a name in cpu itself would make calls of a level ambiguous with the baseline's.
 using detail::IntegerRows;
+using detail::RowsAhead;
 constexpr bool in_integers(Format format) {
   return format == Format::q8_0 || format == Format::q4_0 || format == Format::q4_1;
 }
@@ -63,7 +72,7 @@ constexpr bool in_integers(Format format) {
 template <class R>
 struct Kernels {
   void (*product_chunk)(MatrixView<R const> x, Weight const& w, VectorView<R const> bias, index_t o0, index_t o1,
-                        index_t then, MatrixView<R> y);
+                        RowsAhead const& then, MatrixView<R> y);
   void (*shrink)(LowRankTile<R> const& tile, index_t site, index_t inputs, MatrixView<R const> x, index_t share,
                  index_t shares, MatrixView<R> t);
   void (*expand)(LowRankTile<R> const& tile, LowRankTile<R> const* next, index_t site, index_t outputs,
@@ -98,9 +107,9 @@ struct NativeKernels {
   void (*round_to_integers)(float const* x, index_t n, IntegerRows const& to) = nullptr;
   void (*round_to_bf16)(float const* x, index_t count, bf16* out) = nullptr;
   void (*integer_chunk)(IntegerRows const& x, Weight const& w, VectorView<float const> bias, index_t o0, index_t o1,
-                        index_t then, MatrixView<float> y) = nullptr;
+                        RowsAhead const& then, MatrixView<float> y) = nullptr;
   void (*bf16_chunk)(MatrixView<bf16 const> x, Weight const& w, VectorView<float const> bias, index_t o0, index_t o1,
-                     index_t then, MatrixView<float> y) = nullptr;
+                     RowsAhead const& then, MatrixView<float> y) = nullptr;
 };
 
 // A program of many units can compile the kernels once: all define GRAFT_EXTERN_KERNELS, and one of them

@@ -5,6 +5,10 @@
 
 #include <graft/backend/cpu/cpu_backend.hpp>
 
+#include <algorithm>
+#include <cstdint>
+#include <span>
+
 namespace graft {
 namespace cpu {
 
@@ -67,6 +71,95 @@ inline MatrixView<bf16 const> bf16_rows(CpuBackend<float>& be, MatrixView<float 
   return to;
 }
 
+/// How a product rounds X first: in native precision, where the processor multiplies the weight's format directly, bf16
+/// with bf16, and Q8_0, Q4_0 and Q4_1 with 8-bit integers.
+enum class Rounding : std::uint8_t { none, integers, bf16 };
+template <class Act>
+Rounding rounding_of(CpuBackend<Act> const& be, Format format) {
+  if constexpr (std::same_as<Act, float>)
+    if (be.precision() == Precision::native) {
+      if (be.native_kernels().integer_chunk != nullptr && in_integers(format)) return Rounding::integers;
+      if (be.native_kernels().bf16_chunk != nullptr && format == Format::bf16) return Rounding::bf16;
+    }
+  return Rounding::none;
+}
+
+/// X as chunks of a product read it.
+template <class Act>
+struct ProductRows {
+  Rounding rounding = Rounding::none;
+  MatrixView<Act const> x;
+  IntegerRows integers;
+  MatrixView<bf16 const> halves;
+
+  ProductRows(CpuBackend<Act>& be, MatrixView<Act const> rows, Rounding how) : rounding(how), x(rows) {
+    if constexpr (std::same_as<Act, float>) {
+      if (how == Rounding::integers) integers = integer_rows(be, rows);
+      if (how == Rounding::bf16) halves = bf16_rows(be, rows);
+    }
+  }
+  /// Y[:, o0:o1] = X W[o0:o1]^T + b; the rows `then` are likely to be next.
+  void multiply(CpuBackend<Act> const& be, Weight const& w, VectorView<Act const> bias, index_t o0, index_t o1,
+                RowsAhead const& then, MatrixView<Act> y) const {
+    if constexpr (std::same_as<Act, float>) {
+      if (rounding == Rounding::integers) return be.native_kernels().integer_chunk(integers, w, bias, o0, o1, then, y);
+      if (rounding == Rounding::bf16) return be.native_kernels().bf16_chunk(halves, w, bias, o0, o1, then, y);
+    }
+    be.kernels().product_chunk(x, w, bias, o0, o1, then, y);
+  }
+};
+
+/// The outputs of a weight by chunks: product_chunk_outputs each, and the rest by `last`, so that threads finish
+/// together.
+struct OutputChunks {
+  index_t outputs, last;
+  index_t whole = (outputs - 1) / product_chunk_outputs;  ///< chunks before the rest, which is not empty
+
+  index_t count() const { return whole + ceil_div(outputs - whole * product_chunk_outputs, last); }
+  /// The first output of chunk k <= count().
+  index_t begin(index_t k) const {
+    return std::min(outputs, product_chunk_outputs * std::min(k, whole) + last * std::max<index_t>(k - whole, 0));
+  }
+};
+
+/// A product about to run.
+template <class Act>
+struct ChunkedProduct {
+  Weight const* weight;
+  VectorView<Act const> bias;
+  ProductRows<Act> x;
+  MatrixView<Act> y;
+  OutputChunks chunks;
+};
+
+/// Runs products that read nothing of each other as one grid of chunks, in order. Of each chunk, columns [o0, o1) of
+/// product p: before(p, o0, o1), and then(p, o0, o1) once the product's y has x W^T + b there, still in cache.
+template <class Act, class Before, class Then>
+void run_products(CpuBackend<Act>& be, std::span<ChunkedProduct<Act> const> products, Before const& before,
+                  Then const& then) {
+  index_t count = 0;
+  for (auto const& each : products) count += each.chunks.count();
+  // the product of a chunk, which is counted from there on
+  auto const product_of = [&](index_t& chunk) {
+    std::size_t p = 0;
+    for (; chunk >= products[p].chunks.count(); ++p) chunk -= products[p].chunks.count();
+    return p;
+  };
+  be.executor().run(count, [&](index_t chunk) {
+    RowsAhead ahead;
+    if (index_t next = chunk + be.executor().concurrency(); next < count) {
+      auto const& of = products[product_of(next)];
+      ahead = {of.weight, of.chunks.begin(next), of.chunks.begin(next + 1)};
+    }
+    auto const p = product_of(chunk);
+    auto const& of = products[p];
+    index_t const o0 = of.chunks.begin(chunk), o1 = of.chunks.begin(chunk + 1);
+    before(p, o0, o1);
+    of.x.multiply(be, *of.weight, of.bias, o0, o1, ahead, of.y);
+    then(p, o0, o1);
+  });
+}
+
 }  // namespace cpu
 
 /// Called with (o0, o1) once columns [o0, o1) of y hold x W^T + b, still in cache.
@@ -74,31 +167,17 @@ struct NoEpilogue {
   void operator()(index_t, index_t) const {}
 };
 
-/// Y = X W^T + b.  x [n, i], w [o, i], bias [o] or empty, y [n, o]; then `epilogue(o0, o1)` on every chunk of
-/// cpu::product_chunk_outputs columns. In native precision, X is rounded first where the processor multiplies the
-/// weight's format directly: bf16 with bf16, and Q8_0, Q4_0 and Q4_1 with 8-bit integers.
+/// Y = X W^T + b.  x [n, i], w [o, i], bias [o] or empty, y [n, o]; then `epilogue(o0, o1)` on every chunk of at most
+/// cpu::product_chunk_outputs columns. In native precision, X is rounded first (cpu::Rounding).
 template <class Act, class Epilogue = NoEpilogue>
 void product(CpuBackend<Act>& be, MatrixView<Act const> x, Weight const& w, VectorView<Act const> bias,
              MatrixView<Act> y, Epilogue const& epilogue = {}) {
   ArenaScope scope(be.arena());
-  auto const run = [&](auto kernel, auto const& prepared) {
-    be.executor().run(ceil_div(w.rows, cpu::product_chunk_outputs), [&](index_t chunk) {
-      index_t const o0 = chunk * cpu::product_chunk_outputs;
-      index_t const o1 = std::min(w.rows, o0 + cpu::product_chunk_outputs);
-      index_t const then = o0 + be.executor().concurrency() * cpu::product_chunk_outputs;
-      kernel(prepared, w, bias, o0, o1, then, y);
-      epilogue(o0, o1);
-    });
-  };
-  if constexpr (std::same_as<Act, float>)
-    if (be.precision() == Precision::native) {
-      auto const& native = be.native_kernels();
-      if (native.integer_chunk != nullptr && cpu::in_integers(w.format))
-        return run(native.integer_chunk, cpu::integer_rows(be, x));
-      if (native.bf16_chunk != nullptr && w.format == Format::bf16)
-        return run(native.bf16_chunk, cpu::bf16_rows(be, x));
-    }
-  run(be.kernels().product_chunk, x);
+  cpu::ChunkedProduct<Act> const one{
+      &w, bias, {be, x, cpu::rounding_of(be, w.format)}, y, {w.rows, cpu::last_chunk_outputs}};
+  cpu::run_products<Act>(
+      be, {&one, 1}, [](std::size_t, index_t, index_t) {},
+      [&](std::size_t, index_t o0, index_t o1) { epilogue(o0, o1); });
 }
 
 }  // namespace graft
