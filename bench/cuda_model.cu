@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// A whole model on a GPU, its weights made up in LLaMA-2-7B's shapes, adapters kept in bf16: decoding and prefill of requests with adapters of
-// their own, beside the same without adapters, in turns.
+// A whole model on a GPU, its weights made up in LLaMA-2-7B's shapes, adapters kept in bf16: decoding and prefill of
+// requests with adapters of their own, beside the same without adapters, in turns.
 //     cuda_model [--small] [decode prefill requests lengths]      all four where none is named
 // decode    32 requests, each with a context of 512 tokens; every row has the bytes that must move (weights, keys and
 //           values, adapters), their share of the copy bandwidth of the same run, and the overhead over the step
@@ -281,7 +281,7 @@ class Bench {
       for (auto const& table : set->maps)
         for (auto const& map : table)
           for (auto const& vector : {map.c1, map.d, map.e})
-          if (vector != nullptr) bytes += static_cast<double>(vector.bytes(map.size));
+            if (vector != nullptr) bytes += static_cast<double>(vector.bytes(map.size));
       for (auto const& member : set->members)
         for (std::size_t s = 0; s < member.module->factors.size(); ++s) {
           auto const& site = model_.sites()[static_cast<index_t>(s)];

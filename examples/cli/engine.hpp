@@ -69,7 +69,8 @@ struct EngineOptions {
   AdapterStorage adapters = AdapterStorage::full;
 };
 
-/// Of one architecture; Owner is made from EngineOptions and holds a backend: owner.backend(). Defined in engine_of.hpp.
+/// Of one architecture; Owner is made from EngineOptions and holds a backend: owner.backend(). Defined in
+/// engine_of.hpp.
 template <class Arch, class Owner>
 std::unique_ptr<Engine> make_engine_of(ModelFiles files, EngineOptions const& options);
 

@@ -95,8 +95,8 @@ GRAFT_FILES PeftConfig read_peft_config(std::filesystem::path const& folder) {
                                 in_quotes(entry.path().filename().string()), " is an adapter, name that one"));
     raise<FormatError>(text(folder.string(), ": has no adapter_config.json, so it is not an adapter folder"));
   }
-  config.document = std::make_shared<nlohmann::ordered_json>(
-      read_json<nlohmann::ordered_json>(config.path, std::size_t{2} << 20));
+  config.document =
+      std::make_shared<nlohmann::ordered_json>(read_json<nlohmann::ordered_json>(config.path, std::size_t{2} << 20));
   if (!config.document->is_object()) config.fail("is not a JSON object");
 
   auto const string = [&](char const* key, std::string& to) {

@@ -165,7 +165,9 @@ class PeftOptionParser {
     member = value_.get<double>();
   }
   void operator()(std::string& member) const {
-    if (!names_.empty() && (!value_.is_string() || std::find(names_.begin(), names_.end(), value_.get_ref<std::string const&>()) == names_.end())) {
+    auto const listed = [&](std::string const& name) { return std::find(names_.begin(), names_.end(), name); };
+    bool const known = value_.is_string() && listed(value_.get_ref<std::string const&>()) != names_.end();
+    if (!names_.empty() && !known) {
       std::string all;
       for (auto const& name : names_) all += text(all.empty() ? "" : ", ", '"', name, '"');
       wrong("one of " + all);

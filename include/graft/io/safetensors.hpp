@@ -47,11 +47,11 @@ GRAFT_FILES TensorFile read_sharded_safetensors(const std::filesystem::path& pat
 /// twice, the name "__metadata__", text that is not UTF-8.
 /// `put_data` writes the bytes of each tensor, as many as it says, so that they need not be in memory together.
 GRAFT_FILES void write_safetensors(const std::filesystem::path& path, std::vector<TensorInfo> tensors,
-                              const std::map<std::string, std::string>& metadata,
-                              FunctionRef<void(const TensorInfo&, OutputFile&)> put_data);
+                                   const std::map<std::string, std::string>& metadata,
+                                   FunctionRef<void(const TensorInfo&, OutputFile&)> put_data);
 /// As above, with the bytes that the tensors point to.
 GRAFT_FILES void write_safetensors(const std::filesystem::path& path, std::vector<TensorInfo> tensors,
-                              const std::map<std::string, std::string>& metadata = {});
+                                   const std::map<std::string, std::string>& metadata = {});
 
 #if GRAFT_FILES_ARE_HERE
 GRAFT_FILES TensorFile read_safetensors(const std::filesystem::path& path) {
@@ -129,8 +129,8 @@ GRAFT_FILES TensorFile read_sharded_safetensors(const std::filesystem::path& pat
 }
 
 GRAFT_FILES void write_safetensors(const std::filesystem::path& path, std::vector<TensorInfo> tensors,
-                              const std::map<std::string, std::string>& metadata,
-                              FunctionRef<void(const TensorInfo&, OutputFile&)> put_data) {
+                                   const std::map<std::string, std::string>& metadata,
+                                   FunctionRef<void(const TensorInfo&, OutputFile&)> put_data) {
   std::string const header = detail::safetensors_header_text(tensors, metadata);
   OutputFile file(path);
   std::uint64_t const length = header.size();
@@ -141,7 +141,7 @@ GRAFT_FILES void write_safetensors(const std::filesystem::path& path, std::vecto
 }
 
 GRAFT_FILES void write_safetensors(const std::filesystem::path& path, std::vector<TensorInfo> tensors,
-                              const std::map<std::string, std::string>& metadata) {
+                                   const std::map<std::string, std::string>& metadata) {
   write_safetensors(path, std::move(tensors), metadata,
                     [](const TensorInfo& tensor, OutputFile& file) { file.write(tensor.data, tensor.bytes); });
 }
