@@ -109,7 +109,7 @@ TEST_CASE("a fused product has the bits of its parts, whether maps fit the chunk
 
 TEST_CASE("products side by side have the bits of each alone, whatever is on them and whoever runs them", "[isa]") {
   Random random(3);
-  Mix const small(2, random), chunk(64, random), wide(192, random);
+  Mix const small(2, false, random), chunk(64, true, random), wide(192, true, random);
   index_t const inputs = 96;
   Buffer<float> x(Mix::rows, inputs);
   fill_normal(x.view(), random);

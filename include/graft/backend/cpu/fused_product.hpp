@@ -20,11 +20,12 @@ inline constexpr index_t maps_ahead = 8;
 
 template <class Act>
 void ask_for_map(RowMapBatch<Act> const& maps, index_t n, index_t first, index_t last) {
-  constexpr index_t line = 64 / static_cast<index_t>(sizeof(Act));
+  constexpr index_t line = 64;
   auto const* const map = maps.row(n);
   if (map == nullptr) return;
-  for (auto const* values : {map->c1, map->d, map->e})
-    for (index_t j = first; values != nullptr && j < last; j += line) __builtin_prefetch(values + j);
+  for (auto const& values : {map->c1, map->d, map->e})
+    for (index_t k = values.bytes(first); values != nullptr && k < values.bytes(last); k += line)
+      __builtin_prefetch(static_cast<std::byte const*>(values.data()) + k);
 }
 
 /// What is applied to the outputs of a product.
