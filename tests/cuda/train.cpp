@@ -80,12 +80,12 @@ struct Setting {
     return made;
   }
   /// A classifier's own head, trained with the module.
-  void bring_head(auto& module) {
+  void bring_head(auto& trained) {
     auto const& weight = files.weights.tensors.at("score.weight");
     SavedTensor saved{{weight.rows, weight.cols},
                       std::vector<float>(static_cast<std::size_t>(weight.rows * weight.cols))};
     for (index_t r = 0; r < weight.rows; ++r) weight.row(r, saved.values.data() + r * weight.cols);
-    module.saved["score.weight"] = saved;
+    trained.saved["score.weight"] = saved;
   }
   std::int32_t token(Random& random) {
     return static_cast<std::int32_t>(testing::pick(random, 0, files.config.vocabulary - 1));

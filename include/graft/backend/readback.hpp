@@ -2,9 +2,8 @@
 // Numbers that a backend hands to the host later, without making it wait for what comes behind them.
 #pragma once
 
-#include <graft/core/memory.hpp>
+#include <graft/core/types.hpp>
 
-#include <algorithm>
 #include <vector>
 
 namespace graft {

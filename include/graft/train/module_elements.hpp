@@ -9,6 +9,8 @@
 
 #include <concepts>
 #include <span>
+#include <type_traits>
+#include <utility>
 #include <vector>
 
 namespace graft {
