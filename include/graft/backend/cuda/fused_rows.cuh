@@ -33,7 +33,7 @@ __device__ void load_mapped(RowMapRow<float const> const* map, T const* row, ind
     }
   }
 #pragma unroll
-  for (int k = 0; k < N; ++k) to[k] = to_real(from_real<T>(map_element(to[k], other[k], c1[k], d[k], e[k])));
+  for (int k = 0; k < N; ++k) to[k] = to_real(from_real<T>(map_float(to[k], other[k], c1[k], d[k], e[k])));
 }
 
 __device__ inline RowMapRow<float const> const* map_of(RowMapBatch<float> const& maps, index_t row) {
@@ -118,7 +118,7 @@ struct MappedHead {
     float const other = map->d != nullptr ? to_real(row[partner(j, map->group)]) : 0.f;
     float const c1 = map->c1 != nullptr ? map->c1[j] : 0.f, d = map->d != nullptr ? map->d[j] : 0.f,
                 e = map->e != nullptr ? map->e[j] : 0.f;
-    return to_real(from_real<Act>(map_element(value, other, c1, d, e)));
+    return to_real(from_real<Act>(map_float(value, other, c1, d, e)));
   }
   /// By all lanes of the head's warp.
   __device__ void norm(index_t head_dim, float eps) {

@@ -67,7 +67,7 @@ __device__ inline void map_tile(TileMaps const& maps, int stage, index_t first, 
         auto const at = static_cast<unsigned>(column - first) + static_cast<unsigned>(j), within = at % group;
         other = shared[m][within < group / 2 ? at + group / 2 : at - group / 2];
       }
-      v[m][j] = map_element(v[m][j], other, c1[j], d[j], e[j]);
+      v[m][j] = map_float(v[m][j], other, c1[j], d[j], e[j]);
     }
   }
 }

@@ -14,6 +14,12 @@ namespace cuda {
 
 inline constexpr int row_map_threads = 256;
 
+/// map_element with each rounding written down: left to the compiler, which of the two products it contracts with a sum
+/// could differ from kernel to kernel, and so could the bits of a map that waits and of one that does not.
+__device__ inline float map_float(float y, float other, float c1, float d, float e) {
+  return __fadd_rn(__fadd_rn(y, __fmaf_rn(c1, y, __fmul_rn(d, other))), e);
+}
+
 /// Elements [first, last) of a map without d, N at a time; threads of the block share them.
 template <int N, class T>
 __device__ void map_alone(RowMapRow<float const> const& map, T* y, index_t first, index_t last) {
@@ -23,7 +29,7 @@ __device__ void map_alone(RowMapRow<float const> const& map, T* y, index_t first
     load_present(map.c1, j, last, true, c1);
     load_present(map.e, j, last, true, e);
 #pragma unroll
-    for (int k = 0; k < N; ++k) u[k] = map_element(u[k], 0.f, c1[k], 0.f, e[k]);
+    for (int k = 0; k < N; ++k) u[k] = map_float(u[k], 0.f, c1[k], 0.f, e[k]);
     store(u, y + j);
   }
 }
@@ -41,7 +47,7 @@ __device__ void map_within(RowMapRow<float const> const& map, T* y, index_t firs
 #pragma unroll
     for (int k = 0; k < N; ++k) {  // constant indices keep u in registers
       float const other = half == 1 ? u[k ^ 1] : half == 2 ? u[(k ^ 2) % N] : u[(k ^ 4) % N];
-      result[k] = map_element(u[k], other, c1[k], d[k], e[k]);
+      result[k] = map_float(u[k], other, c1[k], d[k], e[k]);
     }
     store(result, y + j);
   }
@@ -61,8 +67,8 @@ __device__ void map_pairs(RowMapRow<float const> const& map, T* y, index_t first
 #pragma unroll
     for (int k = 0; k < N; ++k) {
       float const own = u[k];
-      u[k] = map_element(own, v[k], cu[k], du[k], eu[k]);
-      v[k] = map_element(v[k], own, cv[k], dv[k], ev[k]);
+      u[k] = map_float(own, v[k], cu[k], du[k], eu[k]);
+      v[k] = map_float(v[k], own, cv[k], dv[k], ev[k]);
     }
     store(u, y + j), store(v, y + p);
   }
