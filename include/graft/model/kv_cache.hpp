@@ -48,7 +48,7 @@ class KvCache {
       auto& last = sequence.pages[static_cast<std::size_t>(sequence.length / page_tokens_)];
       if (users_[static_cast<std::size_t>(last)] > 1) {
         std::int32_t const own = take();
-        copy(be, page<Act const>(last), page<Act>(own));
+        copy(be, slots<Act const>(last, used), slots<Act>(own, used));
         give_back(last);
         last = own;
       }
@@ -86,9 +86,11 @@ class KvCache {
   using Space = typename B::Space;
   static constexpr bool on_host = std::same_as<Space, HostSpace>;
 
+  // The first `tokens` slots of a page, a row for the keys and one for the values of every layer.
   template <class T>
-  MatrixView<T, Space> page(std::int32_t page) const {
-    return matrix_view<Space>(static_cast<T*>(pointers_[static_cast<std::size_t>(page)]), 1, page_elements());
+  MatrixView<T, Space> slots(std::int32_t page, index_t tokens) const {
+    return matrix_view<Space>(static_cast<T*>(pointers_[static_cast<std::size_t>(page)]), 2 * layers_, tokens * width_,
+                              page_tokens_ * width_);
   }
   Act* const* page_data() const {
     if constexpr (on_host)
