@@ -26,7 +26,8 @@ struct KvView {
   }
 };
 
-/// Consecutive batch rows of one sequence.
+/// Consecutive batch rows of one sequence. A row that only fills up a batch, on a device, is a span of one row with
+/// first_token -1 and no tokens: it stores no key, and attention gives 0.
 struct AttentionSpan {
   std::int32_t const* pages = nullptr;
   index_t first_row = 0, rows = 0;     ///< in the batch

@@ -204,9 +204,10 @@ class DecodeGraphs {
     inputs.sine = matrix_view<typename B::Space>(static_cast<Act const*>(sine.resident), rows, angles);
 
     auto const page_lists = parcel.template take<std::int32_t>(rows * pages);
-    auto const spans = parcel.template take<AttentionSpan>(rows);  // a span of padding has no rows
-    for (index_t n = 0; n < used; ++n) {
-      auto span = step.spans[static_cast<std::size_t>(n)];
+    auto const spans = parcel.template take<AttentionSpan>(rows);
+    for (index_t n = 0; n < rows; ++n) {
+      AttentionSpan span{nullptr, n, 1, -1, 0, nullptr};  // of padding
+      if (n < used) span = step.spans[static_cast<std::size_t>(n)];
       std::copy_n(span.pages, ceil_div(span.tokens, cache.page_tokens()), page_lists.host + n * pages);
       span.pages = page_lists.resident + n * pages;
       spans.host[n] = span;

@@ -192,8 +192,8 @@ struct StoreKv {
   __device__ void operator()(index_t row, index_t first) const {
     AttentionSpan const& span = spans[row / max_rows];
     index_t const r = row % max_rows;
-    if (r >= span.rows) return;
     index_t const token = span.first_token + r, slot = token % kv.page_tokens;
+    if (r >= span.rows || token < 0) return;
     std::int32_t const page = span.pages[token / kv.page_tokens];
     float values[columns];
     Act* const key = kv.key(page, slot);

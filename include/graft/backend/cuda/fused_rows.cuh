@@ -159,8 +159,10 @@ __global__ void norm_rotate_store_heads(float const* q_norm, float const* k_norm
     if (chained(maps[2])) map_row(*maps[2], v.x.row(n), 0, v.x.cols), maps[2] = nullptr;
   }
   index_t const token = span.first_token + r, slot = token % kv.page_tokens, lane = threadIdx.x % 32;
-  std::int32_t const page = span.pages[token / kv.page_tokens];
+  bool const stored = token >= 0;  // else the row fills up the batch
+  std::int32_t const page = stored ? span.pages[token / kv.page_tokens] : -1;
   index_t const angles = cosine.cols;
+  if (!stored && last > heads) last = heads;
   for (index_t head = first + threadIdx.x / 32; head < last; head += head_warps) {
     if (head >= heads + kv_heads) {
       index_t const offset = (head - heads - kv_heads) * head_dim;
