@@ -110,6 +110,22 @@ TEMPLATE_TEST_CASE("products with quantised weights equal plain loops, for few r
   REQUIRE(graft_test::finish() == "");
 }
 
+TEST_CASE("a bias may lie anywhere") {
+  Random random(6);
+  CudaBackend<float> be;
+  ResidentWeight const w(Format::f32, 40, 64, random);
+  Buffer<float> x(5, 64), bias(1, 41);
+  fill_normal(x.view(), random), fill_normal(bias.view(), random);
+  DeviceBuffer<float> const from(x), offset(bias), y(5, 40);
+  for (index_t const first : {0, 1}) {
+    Buffer<float> part(1, 40);
+    std::copy_n(bias.row(0) + first, 40, part.row(0));
+    product(be, from.const_view(), w.weight, {offset.view().data + first, 40}, y.view());
+    CHECK(worst_row(y.host().view(), exact(x, w.host.weight, &part)) <= allowed<float>(false, true));
+  }
+  REQUIRE(graft_test::finish() == "");
+}
+
 TEST_CASE("weights larger than a slice are decoded slice by slice") {
   Random random(3);
   CudaBackend<float> be;

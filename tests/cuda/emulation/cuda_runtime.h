@@ -3,9 +3,9 @@
 // name, it compiles .cuh files with g++ -DGRAFT_CUDA_EMULATION and runs their kernels.
 //
 // It shows whether a kernel computes the right thing, needs a barrier it does not have, reaches a barrier with some of
-// its threads only, writes around its memory or reads memory nobody wrote. It says nothing about speed. What it cannot
-// show: races between blocks, misaligned accesses, too many registers, and static __shared__ arrays that are read
-// before they are written (they keep what the block before left).
+// its threads only, writes around its memory, reads memory nobody wrote, loads more than an address is aligned to, or
+// is handed a pointer to host memory. It says nothing about speed. What it cannot show: races between blocks, too many
+// registers or too much static shared memory, and sums that nvcc contracts.
 #pragma once
 
 #if !defined(GRAFT_CUDA_EMULATION)
@@ -28,7 +28,7 @@
 #define __device__
 #define __host__
 #define __constant__ static
-#define __shared__ static
+#define __shared__ static thread_local  // so that all of them lie where poison_shared_variables finds them
 #define __forceinline__ inline __attribute__((always_inline))
 #define __launch_bounds__(...)
 #define __grid_constant__
@@ -174,6 +174,7 @@ inline cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
   return cudaGetLastError();
 }
 inline cudaError_t cudaStreamQuery(cudaStream_t stream) {
+  if (auto const error = emulation::not_in_capture()) return error;
   return emulation::Device::get().stream(stream).queue.empty() ? cudaSuccess : cudaErrorNotReady;
 }
 inline cudaError_t cudaDeviceSynchronize() {
@@ -213,6 +214,7 @@ inline cudaError_t cudaEventSynchronize(cudaEvent_t event) {
   return cudaGetLastError();
 }
 inline cudaError_t cudaEventQuery(cudaEvent_t event) {
+  if (auto const error = emulation::not_in_capture()) return error;
   return event->ticket == nullptr || event->ticket->done ? cudaSuccess : cudaErrorNotReady;
 }
 inline cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned /*flags*/ = 0) {
@@ -319,6 +321,7 @@ inline cudaError_t cudaHostAlloc(void** data, std::size_t bytes, unsigned /*flag
 inline cudaError_t cudaMallocHost(void** data, std::size_t bytes) { return cudaHostAlloc(data, bytes, 0); }
 inline cudaError_t cudaFreeHost(void* data) {
   if (data == nullptr) return cudaSuccess;
+  if (auto const error = emulation::not_in_capture()) return error;
   emulation::Device::get().drain_all();
   if (emulation::Device::get().pinned.erase(static_cast<std::byte const*>(data)) == 0) return cudaErrorInvalidValue;
   free(data);
@@ -457,10 +460,9 @@ cudaError_t cudaLaunchKernelEx(cudaLaunchConfig_t const* config, void (*kernel)(
     return cudaErrorLaunchFailure;
   }
   device.calls.kernels += device.stream(config->stream).capture == nullptr;
-  device.enqueue(config->stream,
-                 [grid, block, bytes = config->dynamicSmemBytes, kernel, values] {
-                   return emulation::Device::get().run_grid(grid, block, bytes, [&] { std::apply(kernel, values); });
-                 });
+  device.enqueue(config->stream, [grid, block, bytes = config->dynamicSmemBytes, kernel, values] {
+    return emulation::Device::get().run_grid(grid, block, bytes, [&] { std::apply(kernel, values); });
+  });
   return cudaPeekAtLastError();
 }
 

@@ -6,6 +6,8 @@
 #include <tests/cuda/emulation/block.hpp>
 #include <tests/cuda/emulation/memory.hpp>
 
+#include <link.h>
+
 #include <chrono>
 #include <cstdlib>
 #include <deque>
@@ -74,6 +76,28 @@ struct Event {
   Graph* capture = nullptr;  // recorded in this one, behind these nodes
   std::vector<std::size_t> last;
 };
+
+/// NaN into the __shared__ variables of all kernels. They are the program's only thread-local ones without an initial
+/// value, which the linker lays side by side.
+inline void poison_shared_variables() {
+  struct Place {
+    std::byte* data = nullptr;
+    std::size_t bytes = 0;
+  };
+  static Place const place = [] {
+    Place found;
+    auto const of_program = [](dl_phdr_info* info, std::size_t, void* to) {
+      for (int k = 0; k < info->dlpi_phnum; ++k)
+        if (auto const& header = info->dlpi_phdr[k]; header.p_type == PT_TLS && info->dlpi_tls_data != nullptr)
+          *static_cast<Place*>(to) = {static_cast<std::byte*>(info->dlpi_tls_data) + header.p_filesz,
+                                      header.p_memsz - header.p_filesz};
+      return 1;  // the libraries come behind it
+    };
+    dl_iterate_phdr(of_program, &found);
+    return found;
+  }();
+  if (place.bytes != 0) std::memset(place.data, poison_byte, place.bytes);
+}
 
 class Device {
  public:
@@ -197,6 +221,7 @@ class Device {
     shared_.resize(shared_bytes + 2 * shared_guard + 16);
     std::byte* const begin = shared_.data() + shared_guard - reinterpret_cast<std::uintptr_t>(shared_.data()) % 16 + 16;
     dynamic_shared_ = begin;
+    if (lots.draw(8) == 0) poison_shared_variables();  // seldom: all kernels' together are megabytes
     for (std::uint64_t k = 0; k < count; ++k) {
       std::uint64_t const b = (start + k * (stride % count)) % count;
       blockIdx = {static_cast<unsigned>(b % grid.x), static_cast<unsigned>(b / grid.x % grid.y),

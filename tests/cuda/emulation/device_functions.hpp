@@ -15,6 +15,13 @@ using std::min;
 inline long long min(long long a, int b) { return std::min<long long>(a, b); }
 inline long long max(long long a, int b) { return std::max<long long>(a, b); }
 
+namespace emulation {
+inline void check_alignment(void const volatile* at, std::size_t alignment) {
+  if (reinterpret_cast<std::uintptr_t>(at) % alignment != 0)
+    Block::get().fail("an access of ", alignment, " bytes to an address that is not a multiple of them");
+}
+}  // namespace emulation
+
 // ---- barriers
 
 inline void __syncthreads(std::source_location where = std::source_location::current()) {

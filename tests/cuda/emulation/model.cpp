@@ -132,6 +132,56 @@ TEST_CASE("what is written around an allocation is found behind the kernel") {
   finished();
 }
 
+template <int unused>
+__global__ void read_shared(float* to) {
+  __shared__ float never_written[32];
+  to[threadIdx.x] = never_written[threadIdx.x];
+}
+
+TEST_CASE("shared variables are not what the kernel before left") {
+  Array<float> values(32);
+  bool poisoned = false;
+  for (int k = 0; k < 100 && !poisoned; ++k) {
+    REQUIRE(error_of(read_shared<0>, 1, 32, values.data) == "");
+    poisoned = std::isnan(values.host()[31]);
+  }
+  CHECK(poisoned);
+  finished();
+}
+
+__global__ void load_four(float const* from, float* to) {
+  graft::cuda::store_pack(to, graft::cuda::load_pack<4>(from));
+}
+
+TEST_CASE("vectors are loaded and stored where they are aligned") {
+  using Catch::Contains;
+  Array<float> values(8);
+  CHECK(error_of(load_four, 1, 1, values.data, values.data + 4) == "");
+  CHECK_THAT(error_of(load_four, 1, 1, values.data + 1, values.data + 4), Contains("16 bytes"));
+  CHECK_THAT(error_of(load_four, 1, 1, values.data, values.data + 2), Contains("16 bytes"));
+  finished();
+}
+
+struct Table {
+  int size;
+  float const* data;
+};
+__global__ void read_table(Table table, float* to) { to[0] = table.data[0]; }
+
+TEST_CASE("a pointer to host memory does not reach a kernel") {
+  using Catch::Contains;
+  Array<float> values(4);
+  std::vector<float> const host(4);
+  CHECK(error_of(read_table, 1, 1, Table{4, values.data}, values.data) == "");
+  CHECK_THAT(error_of(read_table, 1, 1, Table{4, host.data()}, values.data), Contains("pointer to host memory"));
+  Array<Table> table(1);
+  Table const good{4, values.data}, bad{4, host.data()};
+  CHECK(cudaMemcpy(table.data, &good, sizeof good, cudaMemcpyHostToDevice) == cudaSuccess);
+  CHECK(cudaMemcpy(table.data, &bad, sizeof bad, cudaMemcpyHostToDevice) != cudaSuccess);
+  cudaGetLastError();
+  finished();
+}
+
 TEST_CASE("fresh memory is not a number, copies stay inside, and nothing is lost") {
   auto const live = emulation::Memory::get().live();
   {

@@ -149,7 +149,7 @@ __global__ void __launch_bounds__(prefill_threads)
       if (Act const* const from = token_data[j & 1][k / packs]; from != nullptr)
         copy16(from + from_offset + k % packs * 8, at);
       else
-        *reinterpret_cast<uint4*>(at) = uint4{0, 0, 0, 0};  // 0 times what lies there may be NaN
+        *aligned_as<uint4>(at) = uint4{0, 0, 0, 0};  // 0 times what lies there may be NaN
     }
   };
 
@@ -161,10 +161,9 @@ __global__ void __launch_bounds__(prefill_threads)
 #pragma unroll
     for (int part = 0; part < 4; ++part) {
       index_t const r = row[part % 2];
-      query[k][part] = r < last_row
-                           ? *reinterpret_cast<std::uint32_t const*>(q.row(span.first_row + r) + index_t{head} * Dim +
-                                                                     16 * k + 8 * (part / 2) + 2 * t)
-                           : 0;
+      query[k][part] = r < last_row ? *aligned_as<std::uint32_t const>(q.row(span.first_row + r) + index_t{head} * Dim +
+                                                                       16 * k + 8 * (part / 2) + 2 * t)
+                                    : 0;
     }
   float const scale = sizes.scale * 1.44269504088896341f;  // exponentials of 2
   float acc[Dim / 8][4] = {}, highest[2] = {nothing_seen, nothing_seen}, total[2] = {};
@@ -259,8 +258,7 @@ __global__ void __launch_bounds__(prefill_threads)
     Act* const to = out.row(span.first_row + row[half]) + index_t{head} * Dim + 2 * t;
 #pragma unroll
     for (int n = 0; n < Dim / 8; ++n)
-      *reinterpret_cast<std::uint32_t*>(to + 8 * n) =
-          pack2<Act>(acc[n][2 * half] * inverse, acc[n][2 * half + 1] * inverse);
+      *aligned_as<std::uint32_t>(to + 8 * n) = pack2<Act>(acc[n][2 * half] * inverse, acc[n][2 * half + 1] * inverse);
   }
 #endif
 }

@@ -78,7 +78,8 @@ class DenseProducts {
       set(*plan, CUBLASLT_MATMUL_DESC_TRANSA, transpose_b == Transpose::yes ? CUBLAS_OP_T : CUBLAS_OP_N);
       set(*plan, CUBLASLT_MATMUL_DESC_TRANSB, transpose_a == Transpose::yes ? CUBLAS_OP_T : CUBLAS_OP_N);
       set(*plan, CUBLASLT_MATMUL_DESC_EPILOGUE, bias != nullptr ? CUBLASLT_EPILOGUE_BIAS : CUBLASLT_EPILOGUE_DEFAULT);
-      if (bias != nullptr) set(*plan, CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias);
+      // cuBLASLt looks at the address, not behind it: no later bias of the shape is aligned to less
+      if (bias != nullptr) set(*plan, CUBLASLT_MATMUL_DESC_BIAS_POINTER, reinterpret_cast<void const*>(bias_alignment));
       choose(*plan, key);
       found = plans_.emplace(key, std::move(plan)).first;
     }
@@ -122,6 +123,8 @@ class DenseProducts {
 
   // NVIDIA's advice for Hopper; other chips' kernels ask for less, and what is not asked for is not taken
   static constexpr std::size_t most_workspace = std::size_t{32} << 20;
+
+  static constexpr std::uintptr_t bias_alignment = 16;
 
   // No kernel loads more than 16 bytes at once.
   static std::int64_t alignment_of(void const* data) {

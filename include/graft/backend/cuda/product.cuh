@@ -21,8 +21,8 @@ index_t slice_outputs(index_t inputs) {
 
 /// The bias in the type that cuBLASLt's epilogue wants, that of the result; null where there is none. Its rounding
 /// weighs as much as rounding the product before adding a float bias would, which takes a pass over y instead of one
-/// over the bias. Biases of a model in the activations' type lose nothing. It is aligned to 16 bytes: kernels load it
-/// so, and no preference of cuBLASLt's tells them otherwise.
+/// over the bias. Biases of a model in the activations' type lose nothing. It is aligned to 16 bytes, as DenseProducts
+/// wants it.
 template <class Act>
 Act const* epilogue_bias(CudaBackend<Act>& be, VectorView<float const, DeviceSpace> bias) {
   if (bias.empty()) return nullptr;

@@ -60,7 +60,7 @@ __global__ void __launch_bounds__(quantized_threads)
       int const before = static_cast<int>(reinterpret_cast<std::uintptr_t>(from) & 15);
       for (int k = 16 * lane; k < before + bytes; k += 16 * 32) {
         if (k >= before && k + 16 <= before + bytes) {
-          *reinterpret_cast<uint4*>(stored[warp] + k) = *reinterpret_cast<uint4 const*>(from - before + k);
+          *aligned_as<uint4>(stored[warp] + k) = *aligned_as<uint4 const>(from - before + k);
         } else {  // what lies around the segment is not ours to read
           for (int b = 0; b < 16; ++b)
             if (k + b >= before && k + b < before + bytes) stored[warp][k + b] = from[k + b - before];

@@ -44,13 +44,14 @@ inline dim3 grid_of(index_t x, index_t y = 1, index_t z = 1) {
   return dim3(static_cast<unsigned>(x), static_cast<unsigned>(y), static_cast<unsigned>(z));
 }
 
-/// Starts kernel(arguments...) on the stream; nothing where the grid is empty. Shared memory above 48 KiB is asked for.
-/// CudaError when the launch is refused.
+/// Starts kernel(arguments...) on the stream; nothing where the grid is empty. CudaError when the launch is refused.
 template <class... Parameters, class... Arguments>
 void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, std::size_t shared_bytes, cudaStream_t stream,
             Arguments&&... arguments) {
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
-  if (shared_bytes > (std::size_t{48} << 10))
+  // More than 48 KiB must be asked for, a kernel's own __shared__ arrays counted: none here has more than 16 KiB of
+  // those besides dynamic ones.
+  if (shared_bytes > (std::size_t{32} << 10))
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)),
           "cudaFuncSetAttribute");
   cudaLaunchConfig_t config{};
@@ -154,14 +155,22 @@ struct alignas(sizeof(T) * N) Pack {
 template <class T>
 inline constexpr int pack_size = 16 / static_cast<int>(sizeof(T));
 
+/// `at` as the address of a P, whose alignment it must have: a GPU faults where a CPU does not care.
+template <class P, class T>
+__device__ inline P* aligned_as(T* at) {
+#if defined(GRAFT_CUDA_EMULATION)
+  emulation::check_alignment(at, alignof(P));
+#endif
+  return reinterpret_cast<P*>(at);
+}
 /// `at` is a multiple of the pack's size in bytes.
 template <int N, class T>
 __device__ inline Pack<T, N> load_pack(T const* at) {
-  return *reinterpret_cast<Pack<T, N> const*>(at);
+  return *aligned_as<Pack<T, N> const>(at);
 }
 template <int N, class T>
 __device__ inline void store_pack(T* at, Pack<T, N> const& pack) {
-  *reinterpret_cast<Pack<T, N>*>(at) = pack;
+  *aligned_as<Pack<T, N>>(at) = pack;
 }
 
 }  // namespace cuda

@@ -89,7 +89,7 @@ __device__ inline void copy16(void const* from, void* to) {
                : "r"(static_cast<std::uint32_t>(__cvta_generic_to_shared(to))), "l"(from)
                : "memory");
 #else
-  *static_cast<uint4*>(to) = *static_cast<uint4 const*>(from);
+  *aligned_as<uint4>(to) = *aligned_as<uint4 const>(from);
 #endif
 }
 __device__ inline void wait_for_copies() {
