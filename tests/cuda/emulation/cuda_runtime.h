@@ -341,8 +341,6 @@ inline std::string copy_error(void const* to, void const* from, std::size_t byte
     if (memory.is_device(data) && !memory.holds(data, bytes))
       return "a copy of " + std::to_string(bytes) + " bytes reaches outside its allocation";
   }
-  if (memory.is_device(to) && !memory.is_device(from) && memory.host_address_in(from, bytes) != nullptr)
-    return "a pointer to host memory is copied to the device";
   return {};
 }
 }  // namespace emulation
@@ -452,8 +450,13 @@ cudaError_t cudaLaunchKernelEx(cudaLaunchConfig_t const* config, void (*kernel)(
   if (config->dynamicSmemBytes > static_cast<std::size_t>(limit)) return cudaErrorInvalidValue;
   if (config->numAttrs != 0) return cudaErrorNotSupported;
   std::tuple<std::decay_t<Parameters>...> const values(std::forward<Arguments>(arguments)...);
-  auto const on_host = [](auto const& value) {
+  auto const on_host = []([[maybe_unused]] auto value) {
+#if __has_builtin(__builtin_clear_padding)  // what lies between members is whatever the stack held
+    __builtin_clear_padding(&value);
     return emulation::Memory::get().host_address_in(&value, sizeof value) != nullptr;
+#else
+    return false;
+#endif
   };
   if (std::apply([&](auto const&... each) { return (on_host(each) || ...); }, values)) {
     device.fail("a kernel is given a pointer to host memory");

@@ -10,6 +10,7 @@ namespace graft::cuda {
 inline constexpr int decode_threads = 128, decode_chunk = 256;  ///< tokens per block
 inline constexpr int decode_pack = 8;                           ///< elements of a key or value a thread loads at once
 inline constexpr int decode_heads = 8;                          ///< most query heads per block
+inline constexpr int decode_key_lanes = 4;  ///< neighbouring threads that share a key, so that they read 64 bytes of it
 
 /// What the chunks of every row and head leave: a softmax over the chunk's keys, not yet divided.
 struct DecodeParts {
@@ -18,6 +19,11 @@ struct DecodeParts {
   float* total = nullptr;    ///< [spans, heads, chunks], sum of e^(score - highest)
   int chunks = 0;
 };
+
+/// Floats between the queries of two heads in shared memory: whole loads, zeros behind a head.
+__host__ __device__ inline int decode_padded(int head_dim) {
+  return (head_dim + decode_pack - 1) / decode_pack * decode_pack;
+}
 
 /// One chunk of one row for up to `Heads` query heads of a head of K and V. Block (chunk, head of K and V and group of
 /// query heads, span). With parts.values null there is one chunk, whose result is written at once.
@@ -49,38 +55,48 @@ __global__ void decode_chunks(KvView<Act> kv, AttentionSizes sizes, AttentionSpa
     return;
   }
 
+  __shared__ Act const* slot[decode_chunk];  // null: the mask hides the token, what lies there may be anything
   __shared__ float weight[Heads][decode_chunk];
   __shared__ float of_warp[warps][Heads], highest[Heads], total[Heads];
-  float* const queries = dynamic_shared<float>();  // [Heads, dim], later [decode_threads, decode_pack]
-  for (int k = thread; k < Heads * dim; k += decode_threads)
-    queries[k] = k / dim < used ? to_real(q.row(span.first_row)[(first_head + k / dim) * index_t{dim} + k % dim]) : 0.f;
+  int const padded = decode_padded(dim);
+  float* const queries = dynamic_shared<float>();  // [Heads, padded], later [decode_threads, decode_pack]
+  for (int k = thread; k < Heads * padded; k += decode_threads) {
+    int const h = k / padded, c = k % padded;
+    queries[k] = h < used && c < dim ? to_real(q.row(span.first_row)[(first_head + h) * index_t{dim} + c]) : 0.f;
+  }
+  for (int t = thread; t < count; t += decode_threads)
+    slot[t] = unmasked(span, 0, from + t) ? slot_of(kv, span, from + t, index_t{kv_head} * dim) : nullptr;
   __syncthreads();
 
-  // scores: a thread has whole keys
+  // scores: `decode_key_lanes` threads have a key
   bool const whole = dim % decode_pack == 0 && kv.width % decode_pack == 0 && kv.key_offset % decode_pack == 0 &&
                      kv.value_offset % decode_pack == 0;
-  index_t const offset = index_t{kv_head} * dim;
   float best[Heads];
 #pragma unroll
   for (int h = 0; h < Heads; ++h) best[h] = nothing_seen;
-  for (int t = thread; t < count; t += decode_threads) {
-    Act const* const key = key_value(kv, span, from + t, offset).key;
+  for (int first = 0; first < count; first += decode_threads / decode_key_lanes) {
+    int const t = first + thread / decode_key_lanes;
+    Act const* const at = t < count ? slot[t] : nullptr;
     float sum[Heads] = {};
-    for (int k = 0; k < dim; k += decode_pack) {
-      float v[decode_pack];
-      load_columns(key, k, dim, whole, v);
-      int const rest = dim - k < decode_pack ? dim - k : decode_pack;
+    if (at != nullptr)
+      for (int k = thread % decode_key_lanes * decode_pack; k < dim; k += decode_key_lanes * decode_pack) {
+        float v[decode_pack];
+        load_columns(at + kv.key_offset, k, dim, whole, v);
 #pragma unroll
-      for (int h = 0; h < Heads; ++h)
+        for (int h = 0; h < Heads; ++h) {
+          float query[decode_pack];
+          load(queries + h * padded + k, query);
 #pragma unroll
-        for (int j = 0; j < decode_pack; ++j)
-          if (j < rest) sum[h] += v[j] * queries[h * dim + k + j];
-    }
-    bool const seen = unmasked(span, 0, from + t);
+          for (int j = 0; j < decode_pack; ++j) sum[h] += v[j] * query[j];
+        }
+      }
 #pragma unroll
     for (int h = 0; h < Heads; ++h) {
-      float const score = seen ? sum[h] * sizes.scale : nothing_seen;
-      weight[h][t] = score;
+#pragma unroll
+      for (int distance = 1; distance < decode_key_lanes; distance *= 2)
+        sum[h] += __shfl_xor_sync(0xffffffffu, sum[h], distance);
+      float const score = at != nullptr ? sum[h] * sizes.scale : nothing_seen;
+      if (t < count && thread % decode_key_lanes == 0) weight[h][t] = score;
       best[h] = fmaxf(best[h], score);
     }
   }
@@ -128,10 +144,10 @@ __global__ void decode_chunks(KvView<Act> kv, AttentionSizes sizes, AttentionSpa
     int const k = first_dim + thread % packs * decode_pack, token_lane = thread / packs;
     float acc[Heads][decode_pack] = {};
     if (token_lane < lanes)
+#pragma unroll 4
       for (int t = token_lane; t < count; t += lanes) {
-        if (!unmasked(span, 0, from + t)) continue;  // what lies there may be anything
-        float v[decode_pack];
-        load_columns(key_value(kv, span, from + t, offset).value, k, dim, whole, v);
+        float v[decode_pack] = {};
+        if (Act const* const at = slot[t]; at != nullptr) load_columns(at + kv.value_offset, k, dim, whole, v);
 #pragma unroll
         for (int h = 0; h < Heads; ++h) {
           float const w = weight[h][t];
@@ -205,7 +221,7 @@ void attention_decode(CudaBackend<Act>& be, KvView<Act> const& kv, AttentionShap
   }
   auto const run = [&](auto kernel, int heads) {
     auto const grid = grid_of(parts.chunks, shape.kv_heads * ceil_div(sizes.shared, heads), count);
-    index_t const shared = std::max<index_t>(heads * shape.head_dim, decode_threads * decode_pack);
+    index_t const shared = std::max(heads * decode_padded(sizes.head_dim), decode_threads * decode_pack);
     launch(kernel, grid, decode_threads, static_cast<std::size_t>(shared) * sizeof(float), be.stream(), kv, sizes,
            spans.data(), q, out, parts);
   };

@@ -27,17 +27,11 @@ inline AttentionSizes attention_sizes(AttentionShape const& shape) {
           shape};
 }
 
-/// Element 0 of a token's key and value of one head.
+/// Where a token lies in its page: element `offset` of its key is kv.key_offset behind, of its value kv.value_offset.
 template <class Act>
-struct KeyValue {
-  Act const *key, *value;
-};
-template <class Act>
-__device__ KeyValue<Act> key_value(KvView<Act> const& kv, AttentionSpan const& span, index_t token, index_t offset) {
+__device__ Act const* slot_of(KvView<Act> const& kv, AttentionSpan const& span, index_t token, index_t offset) {
   auto const t = static_cast<unsigned>(token), page_tokens = static_cast<unsigned>(kv.page_tokens);
-  std::int32_t const page = span.pages[t / page_tokens];
-  index_t const slot = t % page_tokens;
-  return {kv.key(page, slot) + offset, kv.value(page, slot) + offset};
+  return kv.page_data[span.pages[t / page_tokens]] + index_t{t % page_tokens} * kv.width + offset;
 }
 
 /// Whether the mask lets row `row` of the span see the token; the shape's own rule is asked elsewhere.

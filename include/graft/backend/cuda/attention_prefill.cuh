@@ -54,7 +54,7 @@ __global__ void prefill_plain(KvView<Act> kv, AttentionSizes sizes, AttentionSpa
           index_t const token = start + k / 32;
           int const c = first + k % 32;
           tile[k / 32][k % 32] =
-              token < keys.last && c < dim ? to_real(key_value(kv, span, token, offset).key[c]) : 0.f;
+              token < keys.last && c < dim ? to_real(slot_of(kv, span, token, offset)[kv.key_offset + c]) : 0.f;
         }
         __syncthreads();
         for (int c = 0; c < 32; ++c)
@@ -85,8 +85,9 @@ __global__ void prefill_plain(KvView<Act> kv, AttentionSizes sizes, AttentionSpa
         for (int k = thread; k < 32 * 32; k += plain_threads) {
           index_t const value_token = start + k / 32;
           int const c = first + k % 32;
-          tile[k / 32][k % 32] =
-              value_token < keys.last && c < dim ? to_real(key_value(kv, span, value_token, offset).value[c]) : 0.f;
+          tile[k / 32][k % 32] = value_token < keys.last && c < dim
+                                     ? to_real(slot_of(kv, span, value_token, offset)[kv.value_offset + c])
+                                     : 0.f;
         }
         __syncthreads();
         for (int t = 0; t < 32; ++t)
@@ -136,12 +137,12 @@ __global__ void __launch_bounds__(prefill_threads)
       keys.last > keys.first ? static_cast<int>((keys.last - keys.first + keys_per_tile - 1) / keys_per_tile) : 0;
   alignas(16) __shared__ Act key_tile[keys_per_tile][stride];
   alignas(16) __shared__ Act value_tile[keys_per_tile][stride];
-  __shared__ Act const* token_data[2][keys_per_tile];  // element 0 of the slot in its page
+  __shared__ Act const* token_data[2][keys_per_tile];  // as slot_of says
 
   auto const find_tokens = [&](int j) {
     if (thread >= keys_per_tile) return;
     index_t const token = keys.first + index_t{j} * keys_per_tile + thread;
-    token_data[j & 1][thread] = token < keys.last ? key_value(kv, span, token, offset).key - kv.key_offset : nullptr;
+    token_data[j & 1][thread] = token < keys.last ? slot_of(kv, span, token, offset) : nullptr;
   };
   auto const copy_tile = [&](int j, index_t from_offset, Act(&to)[keys_per_tile][stride]) {
     for (int k = thread; k < keys_per_tile * packs; k += prefill_threads) {
