@@ -34,9 +34,10 @@ void for_chunks(CudaBackend<Act>& be, Operation const& operation, index_t rows, 
          static_cast<unsigned>(threads), 0, be.stream(), operation, rows, cols);
 }
 
+inline constexpr int most_row_threads = 512;
 /// Threads for a row of `cols` elements, 8 each where that is enough.
 inline unsigned threads_for(index_t cols) {
-  return static_cast<unsigned>(std::clamp<index_t>(round_up(ceil_div(cols, 8), 32), 32, 512));
+  return static_cast<unsigned>(std::clamp<index_t>(round_up(ceil_div(cols, 8), 32), 32, most_row_threads));
 }
 
 template <class Act>
@@ -208,8 +209,9 @@ struct StoreKv {
 
 /// One block per group of weight.size elements: y = x / rms(x) * weight. x and y may be the same.
 template <class Act>
-__global__ void rms_norm_groups(MatrixView<Act const, DeviceSpace> x, VectorView<float const, DeviceSpace> weight,
-                                float eps, index_t groups, MatrixView<Act, DeviceSpace> y, bool whole) {
+__global__ void __launch_bounds__(most_row_threads)
+    rms_norm_groups(MatrixView<Act const, DeviceSpace> x, VectorView<float const, DeviceSpace> weight, float eps,
+                    index_t groups, MatrixView<Act, DeviceSpace> y, bool whole) {
   constexpr int n = 8;
   index_t const row = blockIdx.x / groups, size = weight.size, start = blockIdx.x % groups * size;
   Act const* const from = x.row(row) + start;
@@ -230,8 +232,9 @@ __global__ void rms_norm_groups(MatrixView<Act const, DeviceSpace> x, VectorView
 
 /// One block per row. The variance is taken around the mean, not as a difference of large numbers.
 template <class Act>
-__global__ void layer_norm_rows(MatrixView<Act const, DeviceSpace> x, float const* weight, float const* bias, float eps,
-                                MatrixView<Act, DeviceSpace> y, bool whole) {
+__global__ void __launch_bounds__(most_row_threads)
+    layer_norm_rows(MatrixView<Act const, DeviceSpace> x, float const* weight, float const* bias, float eps,
+                    MatrixView<Act, DeviceSpace> y, bool whole) {
   constexpr int n = 8;
   index_t const row = blockIdx.x, size = x.cols;
   index_t const first = n * index_t{threadIdx.x}, step = n * index_t{blockDim.x};

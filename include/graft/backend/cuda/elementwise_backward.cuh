@@ -50,10 +50,10 @@ class SumOverRows {
 /// alone.
 ///     dx (+)= s (dy w - mean(dy w) - z mean(dy w z))      dweight += dy z      dbias += dy
 template <bool centred, class Act>
-__global__ void norm_backward(MatrixView<Act const, DeviceSpace> x, VectorView<float const, DeviceSpace> weight,
-                              float eps, index_t groups, MatrixView<Act const, DeviceSpace> dy,
-                              MatrixView<Act, DeviceSpace> dx, bool replace, MatrixView<float, DeviceSpace> dweight,
-                              MatrixView<float, DeviceSpace> dbias) {
+__global__ void __launch_bounds__(most_row_threads)
+    norm_backward(MatrixView<Act const, DeviceSpace> x, VectorView<float const, DeviceSpace> weight, float eps,
+                  index_t groups, MatrixView<Act const, DeviceSpace> dy, MatrixView<Act, DeviceSpace> dx, bool replace,
+                  MatrixView<float, DeviceSpace> dweight, MatrixView<float, DeviceSpace> dbias) {
   index_t const size = weight.size, all = x.rows * groups, first = blockIdx.x * summed_rows;
   auto const count = static_cast<float>(size);
   for (index_t k = threadIdx.x; k < size; k += blockDim.x) {
@@ -174,9 +174,11 @@ __global__ void row_map_backward_rows(RowMapRow<float const> map, index_t group,
   bool const paired = group != 0;
   if (k >= (paired ? map.size / 2 : map.size)) return;
   index_t const at[2] = {paired ? k + k / half * half : k, paired ? k + k / half * half + half : k};
-  int const sides = paired ? 2 : 1;
   float sum_c[2] = {}, sum_d[2] = {}, sum_e[2] = {}, c1[2] = {}, d[2] = {};
-  for (int s = 0; s < sides; ++s) {
+  // constant indices keep all of them in registers
+#pragma unroll
+  for (int s = 0; s < 2; ++s) {
+    if (s == 1 && !paired) break;
     c1[s] = map.c1 != nullptr ? map.c1[at[s]] : 0.f;
     d[s] = map.d != nullptr ? map.d[at[s]] : 0.f;
   }
@@ -185,8 +187,11 @@ __global__ void row_map_backward_rows(RowMapRow<float const> map, index_t group,
     Z const* const input = z.row(rows[r]);
     G* const slope = dy.row(rows[r]);
     float in[2] = {}, g[2] = {};
-    for (int s = 0; s < sides; ++s) in[s] = to_real(input[at[s]]), g[s] = to_real(slope[at[s]]);
-    for (int s = 0; s < sides; ++s) {
+    in[0] = to_real(input[at[0]]), g[0] = to_real(slope[at[0]]);
+    if (paired) in[1] = to_real(input[at[1]]), g[1] = to_real(slope[at[1]]);
+#pragma unroll
+    for (int s = 0; s < 2; ++s) {
+      if (s == 1 && !paired) break;
       sum_c[s] += g[s] * in[s];
       sum_d[s] += g[s] * in[1 - s];
       sum_e[s] += g[s];
@@ -194,7 +199,9 @@ __global__ void row_map_backward_rows(RowMapRow<float const> map, index_t group,
         slope[at[s]] = from_real<G>(g[s] + (c1[s] * g[s] + d[1 - s] * g[1 - s]));
     }
   }
-  for (int s = 0; s < sides; ++s) {
+#pragma unroll
+  for (int s = 0; s < 2; ++s) {
+    if (s == 1 && !paired) break;
     if (dc.data != nullptr) dc(blockIdx.y, at[s]) = sum_c[s];
     if (dd.data != nullptr) dd(blockIdx.y, at[s]) = sum_d[s];
     if (de.data != nullptr) de(blockIdx.y, at[s]) = sum_e[s];

@@ -42,9 +42,9 @@ __device__ inline RowMapRow<float const> const* map_of(RowMapBatch<float> const&
 
 /// A row per block. Without weights no norm is made, and y is not written.
 template <class Act>
-__global__ void add_mapped_norm_rows(RowMapBatch<float> maps, MatrixView<Act, DeviceSpace> x,
-                                     MatrixView<Act, DeviceSpace> h, float const* weight, float eps,
-                                     MatrixView<Act, DeviceSpace> y, bool whole) {
+__global__ void __launch_bounds__(most_row_threads)
+    add_mapped_norm_rows(RowMapBatch<float> maps, MatrixView<Act, DeviceSpace> x, MatrixView<Act, DeviceSpace> h,
+                         float const* weight, float eps, MatrixView<Act, DeviceSpace> y, bool whole) {
   constexpr int n = 8;
   index_t const row = blockIdx.x, size = h.cols, start = n * index_t{threadIdx.x}, step = n * index_t{blockDim.x};
   auto const* map = map_of(maps, row);
@@ -148,15 +148,15 @@ __global__ void norm_rotate_store_heads(float const* q_norm, float const* k_norm
   index_t const r = blockIdx.x % max_rows, n = span.first_row + r;
   if (r >= span.rows) return;
   index_t const heads = q.x.cols / head_dim, kv_heads = k.x.cols / head_dim, all = heads + 2 * kv_heads;
-  RowMapRow<float const> const* maps[3] = {map_of(q.maps, n), map_of(k.maps, n), map_of(v.maps, n)};
+  auto const *q_map = map_of(q.maps, n), *k_map = map_of(k.maps, n), *v_map = map_of(v.maps, n);
   index_t first = index_t{blockIdx.y} * head_warps, last = first + head_warps < all ? first + head_warps : all;
   auto const chained = [](RowMapRow<float const> const* map) { return map != nullptr && map->next != nullptr; };
-  if (chained(maps[0]) || chained(maps[1]) || chained(maps[2])) {
+  if (chained(q_map) || chained(k_map) || chained(v_map)) {
     if (blockIdx.y != 0) return;  // one block has the row, because successors pair columns of other heads
     first = 0, last = all;
-    if (chained(maps[0])) map_row(*maps[0], q.x.row(n), 0, q.x.cols), maps[0] = nullptr;
-    if (chained(maps[1])) map_row(*maps[1], k.x.row(n), 0, k.x.cols), maps[1] = nullptr;
-    if (chained(maps[2])) map_row(*maps[2], v.x.row(n), 0, v.x.cols), maps[2] = nullptr;
+    if (chained(q_map)) map_row(*q_map, q.x.row(n), 0, q.x.cols), q_map = nullptr;
+    if (chained(k_map)) map_row(*k_map, k.x.row(n), 0, k.x.cols), k_map = nullptr;
+    if (chained(v_map)) map_row(*v_map, v.x.row(n), 0, v.x.cols), v_map = nullptr;
   }
   index_t const token = span.first_token + r, slot = token % kv.page_tokens, lane = threadIdx.x % 32;
   bool const stored = token >= 0;  // else the row fills up the batch
@@ -166,7 +166,7 @@ __global__ void norm_rotate_store_heads(float const* q_norm, float const* k_norm
   for (index_t head = first + threadIdx.x / 32; head < last; head += head_warps) {
     if (head >= heads + kv_heads) {
       index_t const offset = (head - heads - kv_heads) * head_dim;
-      MappedHead<Act> const value{v.x.row(n), maps[2], offset, nullptr};
+      MappedHead<Act> const value{v.x.row(n), v_map, offset, nullptr};
       Act* const to = kv.value(page, slot) + offset;
       for (index_t c = lane; c < head_dim; c += 32) to[c] = from_real<Act>(value(c));
       continue;
@@ -174,7 +174,7 @@ __global__ void norm_rotate_store_heads(float const* q_norm, float const* k_norm
     bool const is_query = head < heads;
     index_t const offset = (is_query ? head : head - heads) * head_dim;
     Act* const to = (is_query ? out.row(n) : kv.key(page, slot)) + offset;
-    MappedHead<Act> value{is_query ? q.x.row(n) : k.x.row(n), maps[is_query ? 0 : 1], offset,
+    MappedHead<Act> value{is_query ? q.x.row(n) : k.x.row(n), is_query ? q_map : k_map, offset,
                           is_query ? q_norm : k_norm};
     value.norm(head_dim, eps);
     for (index_t c = lane; c < angles; c += 32) {  // a lane has both of a pair
