@@ -8,6 +8,7 @@
 #include <graft/backend/fused_rows.hpp>
 
 #include <algorithm>
+#include <cstddef>
 #include <new>
 #include <span>
 

@@ -15,7 +15,7 @@ namespace cuda {
 inline constexpr int row_map_threads = 256;
 
 /// map_element with each rounding written down: left to the compiler, which of the two products it contracts with a sum
-/// would differ from kernel to kernel, and so would the bits of a map that waits and of one that does not.
+/// could differ from kernel to kernel, and so could the bits of a map that waits and of one that does not.
 __device__ inline float map_float(float y, float other, float c1, float d, float e) {
   return __fadd_rn(__fadd_rn(y, __fmaf_rn(c1, y, __fmul_rn(d, other))), e);
 }
