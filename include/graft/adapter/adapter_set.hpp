@@ -73,6 +73,8 @@ struct PublishedModule {
   /// Whether some set holds maps made of this module's and others' or a weight: these do not follow when a training
   /// writes the module's numbers anew where kernels read them.
   mutable std::atomic<bool> composed = false;
+  /// Whether a training has written these numbers anew and `module` still has the parameters from before.
+  mutable std::atomic<bool> ahead = false;
 };
 
 /// What adapters do at a site: a bit for the row maps of each stage, and one for low-rank deltas.

@@ -166,6 +166,8 @@ class Gradients {
     if constexpr (!on_host) {
       if (unread_ == nullptr) return;
       for (auto& [name, slot] : modules_) {
+        expects(!slot.module->ahead, "graft: the parameters of ", name,
+                " are on the device; call its optimiser's store() before gradients are asked for in host memory");
         bring(slot);
         slot.published.add_to(*unread_, *slot.module, slot.values.data());
       }

@@ -66,11 +66,16 @@ class ResidentMaps {
       auto const found = known.find(v.data());
       return found == known.end() ? Numbers<R>{} : v.moved_to(found->second);
     };
+    auto const gather = [&](Numbers<R> const& v, index_t size) {
+      if (find(v) == nullptr) gathering.add(v, size);
+    };
     for (auto const* table : tables)
       for (auto const& first : *table)
-        for (Row const* map = &first; map != nullptr; map = map->next, ++links)
-          for (auto const& v : {map->c1, map->d, map->e})
-            if (find(v) == nullptr) gathering.add(v, map->size);
+        for (Row const* map = &first; map != nullptr; map = map->next, ++links) {
+          gather(map->c1, map->size);
+          gather(map->d, map->size);
+          gather(map->e, map->size);
+        }
     coefficients_ = gathering.copy();
     typename VectorGathering<R, S>::Places places(coefficients_.data());
     auto const place = [&](Numbers<R> const& v, index_t size) {

@@ -101,33 +101,38 @@ struct RoAdRotation {
     Variant variant;
 
     GRAFT_HOST_DEVICE index_t size() const { return blocks; }
-    /// c = alpha cos theta;  d = -alpha sin theta in a group's first half, +alpha sin theta in its second.
     GRAFT_HOST_DEVICE void publish(index_t k, SiteNumbers<R> const& out) const {
-      using std::sin;
-      for (index_t const j : {first_output(k), second_output(k)}) {
-        auto const [c, s] = entries(variant, group_size, j);
-        // alpha cos t - 1 without cancellation near the identity: (alpha - 1) - 2 alpha sin^2(t/2)
-        R const half = sin(theta[c] / 2);
-        out.map.c1[j] = (alpha[c] - 1) - 2 * alpha[c] * half * half;
-        R const sine = alpha[s] * sin(theta[s]);
-        out.map.d[j] = j == first_output(k) ? -sine : sine;
-      }
+      index_t const first = k / (group_size / 2) * (group_size / 2) + k;
+      publish(first, true, out.map);
+      publish(first + group_size / 2, false, out.map);
     }
     GRAFT_HOST_DEVICE void backward(index_t k, SiteNumbers<R const> const& grad, Elements const& g) const {
-      using std::cos, std::sin;
-      for (index_t const j : {first_output(k), second_output(k)}) {
-        auto const [c, s] = entries(variant, group_size, j);
-        R const dc = grad.map.c1[j], ds = j == first_output(k) ? -grad.map.d[j] : grad.map.d[j];
-        g.alpha[c] += dc * cos(theta[c]);
-        g.theta[c] -= dc * alpha[c] * sin(theta[c]);
-        g.alpha[s] += ds * sin(theta[s]);
-        g.theta[s] += ds * alpha[s] * cos(theta[s]);
-      }
+      index_t const first = k / (group_size / 2) * (group_size / 2) + k;
+      backward(first, true, grad.map, g);
+      backward(first + group_size / 2, false, grad.map, g);
     }
 
    private:
-    GRAFT_HOST_DEVICE index_t first_output(index_t k) const { return k / (group_size / 2) * (group_size / 2) + k; }
-    GRAFT_HOST_DEVICE index_t second_output(index_t k) const { return first_output(k) + group_size / 2; }
+    /// Output j: c = alpha cos theta;  d = -alpha sin theta in a group's first half, +alpha sin theta in its second.
+    GRAFT_HOST_DEVICE void publish(index_t j, bool first_half, RowMapRow<R> const& out) const {
+      using std::sin;
+      auto const [c, s] = entries(variant, group_size, j);
+      // alpha cos t - 1 without cancellation near the identity: (alpha - 1) - 2 alpha sin^2(t/2)
+      R const half = sin(theta[c] / 2);
+      out.c1[j] = (alpha[c] - 1) - 2 * alpha[c] * half * half;
+      R const sine = alpha[s] * sin(theta[s]);
+      out.d[j] = first_half ? -sine : sine;
+    }
+    GRAFT_HOST_DEVICE void backward(index_t j, bool first_half, RowMapRow<R const> const& grad,
+                                    Elements const& g) const {
+      using std::cos, std::sin;
+      auto const [c, s] = entries(variant, group_size, j);
+      R const dc = grad.c1[j], ds = first_half ? -grad.d[j] : grad.d[j];
+      g.alpha[c] += dc * cos(theta[c]);
+      g.theta[c] -= dc * alpha[c] * sin(theta[c]);
+      g.alpha[s] += ds * sin(theta[s]);
+      g.theta[s] += ds * alpha[s] * cos(theta[s]);
+    }
   };
   template <class B>
   Elements<Real<B>> elements(State<B> const& state) const {

@@ -114,9 +114,17 @@ class ModuleOptimizer {
     for (auto& buffer : buffers_) buffer.optimizer->steps() = steps;
   }
 
-  /// Parameters and heads as they are now, into the module, as for writing it; waits for a device.
+  /// Parameters and heads as they are now, into the module, as for writing it; waits for a device. Also before
+  /// Gradients::of is asked on one: policies on the host go back from the parameters that were published.
   void store([[maybe_unused]] B& be) {
-    if constexpr (!on_host) copy_to_host(be, static_cast<R const*>(own().data), module_.parameters().data, own().size);
+    if constexpr (!on_host) {
+      auto const to = module_.parameters();
+      copy_to_host(be, static_cast<R const*>(own().data), to.data, own().size);
+      if (published_ != nullptr && published_->ahead) {
+        std::copy(to.begin(), to.end(), static_cast<Module<P, B> const*>(published_->module.get())->parameters().data);
+        published_->ahead = false;
+      }
+    }
     std::size_t k = 1;
     for (auto& [path, tensor] : module_.saved) {
       auto const head = buffers_[k++].parameters;
@@ -152,6 +160,7 @@ class ModuleOptimizer {
     if constexpr (DeviceTrainable<P, B>) {
       if (published_ == nullptr || published_->composed || bank.find(module_.name) != published_) return false;
       publish_elements(be, module_, own(), *published_);
+      published_->ahead = true;
       for (auto const& buffer : buffers_) {
         if (buffer.path.empty()) continue;
         auto const& replacement = published_->replacements.at(buffer.path);
