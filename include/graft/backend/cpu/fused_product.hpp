@@ -14,9 +14,9 @@
 namespace graft {
 namespace cpu {
 
-/// Rows whose maps are asked for before they are wanted: pieces of a few lines each, which no prefetcher of the
-/// processor sees coming.
-inline constexpr index_t maps_ahead = 8;
+/// Rows whose maps are asked for before the product they act on, into the second-level cache: pieces of a few lines
+/// each, which no prefetcher of the processor sees coming. Others follow as many rows ahead.
+inline constexpr index_t maps_ahead = 64;
 
 template <class Act>
 void ask_for_map(RowMapBatch<Act> const& maps, index_t n, index_t first, index_t last) {
@@ -24,7 +24,7 @@ void ask_for_map(RowMapBatch<Act> const& maps, index_t n, index_t first, index_t
   auto const* const map = maps.row(n);
   if (map == nullptr) return;
   for (auto const* values : {map->c1, map->d, map->e})
-    for (index_t j = first; values != nullptr && j < last; j += line) __builtin_prefetch(values + j);
+    for (index_t j = first; values != nullptr && j < last; j += line) __builtin_prefetch(values + j, 0, 2);
 }
 
 /// What is applied to the outputs of a product.
