@@ -15,9 +15,9 @@
 namespace graft {
 namespace cpu {
 
-/// Rows whose maps are asked for before they are wanted: pieces of a few lines each, which no prefetcher of the
-/// processor sees coming.
-inline constexpr index_t maps_ahead = 8;
+/// Rows whose maps are asked for before the product they act on, into the second-level cache: pieces of a few lines
+/// each, which no prefetcher of the processor sees coming. Others follow as many rows ahead.
+inline constexpr index_t maps_ahead = 64;
 
 template <class Act>
 void ask_for_map(RowMapBatch<Act> const& maps, index_t n, index_t first, index_t last) {
@@ -26,7 +26,7 @@ void ask_for_map(RowMapBatch<Act> const& maps, index_t n, index_t first, index_t
   if (map == nullptr) return;
   for (auto const& values : {map->c1, map->d, map->e})
     for (index_t k = values.bytes(first); values != nullptr && k < values.bytes(last); k += line)
-      __builtin_prefetch(static_cast<std::byte const*>(values.data()) + k);
+      __builtin_prefetch(static_cast<std::byte const*>(values.data()) + k, 0, 2);
 }
 
 /// What is applied to the outputs of a product.
