@@ -130,7 +130,7 @@ struct Batch {
       for (std::size_t site = 0; site < 7; ++site) {
         for (auto const& maps : module->maps)
           if (!maps.empty())
-            for (auto const* vector : {maps[site].c1, maps[site].d, maps[site].e})
+            for (auto const& vector : {maps[site].c1, maps[site].d, maps[site].e})
               values += vector != nullptr ? maps[site].size : 0;
         auto const at = static_cast<index_t>(site);
         if (!module->factors.empty())

@@ -57,7 +57,7 @@ struct Errors {
 // With X rounded, a sum meets one rounding per block of 32 for each of two terms (integers), or one per value of a
 // panel of 256 and one per panel (bf16), and the scales' products three more; magnitudes are those of the terms d q and
 // m of a value d q + m, each at most 16 |d| and 16 |d| + |w| here. An integer scale per 32 moves each x by half a step,
-// highest / 254; bf16 by 2^-9.
+// highest / 254; bf16 by 2^-8 of itself.
 Errors errors(Format format, index_t n, index_t o, index_t i, bool with_bias, Random& random) {
   StoredWeight const stored(format, o, i, random);
   Buffer<float> x(n, i, 3), y(n, o, 5);
