@@ -24,9 +24,11 @@ void ask_for_map(RowMapBatch<Act> const& maps, index_t n, index_t first, index_t
   constexpr index_t line = 64;
   auto const* const map = maps.row(n);
   if (map == nullptr) return;
-  for (auto const& values : {map->c1, map->d, map->e})
+  auto const ask = [&](Numbers<real_of<Act>> const& values) {
     for (index_t k = values.bytes(first); values != nullptr && k < values.bytes(last); k += line)
       __builtin_prefetch(static_cast<std::byte const*>(values.data()) + k, 0, 2);
+  };
+  ask(map->c1), ask(map->d), ask(map->e);
 }
 
 /// What is applied to the outputs of a product.
