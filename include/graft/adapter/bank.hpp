@@ -20,8 +20,8 @@
 namespace graft {
 
 /// Holds published modules by name, with their numbers in f32 or bf16: see AdapterStorage. One thread may load or
-/// unload while others resolve and decode: a module is immutable once published, a name is one pointer, and whoever
-/// uses a module keeps it alive.
+/// unload while others resolve and decode: a module is immutable once published (but see ModuleOptimizer::publish), a
+/// name is one pointer, and whoever uses a module keeps it alive.
 template <class List, class B>
 class Bank;
 

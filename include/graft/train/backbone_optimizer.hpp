@@ -56,12 +56,7 @@ class BackboneOptimizer {
     std::vector<VectorView<R, Space>> slopes;
     for (auto const& tensor : tensors_) slopes.push_back(gradients.of_tensor(be, tensor_address(model_, tensor.name)));
     auto& runner = optimizer_runner(be);
-    std::span<VectorView<R, Space> const> const all(slopes);
-    if (norm == nullptr) norm = norm_.data();
-    if (clip > 0)
-      clip_gradient(runner, all, clip, norm);
-    else
-      global_norm(runner, all, norm);
+    clip_gradient(runner, std::span<VectorView<R, Space> const>(slopes), clip, norm != nullptr ? norm : norm_.data());
     for (std::size_t k = 0; k < tensors_.size(); ++k) {
       tensors_[k].optimizer->step(runner, tensors_[k].parameters, slopes[k], rates);
       if constexpr (!on_host) update_model(be, tensors_[k]);

@@ -41,14 +41,11 @@ double clip_gradient(Executor& executor, std::span<VectorView<R> const> buffers,
   return norm;
 }
 
-/// The same with the norm written where the gradients are, for code that does not ask where that is.
-template <class R>
-void global_norm(Executor& executor, std::span<VectorView<R> const> buffers, double* norm) {
-  *norm = global_norm(executor, buffers);
-}
+/// The same with the norm written where the gradients are, for code that does not ask where that is; most = 0 scales
+/// nothing.
 template <class R>
 void clip_gradient(Executor& executor, std::span<VectorView<R> const> buffers, double most, double* norm) {
-  *norm = clip_gradient(executor, buffers, most);
+  *norm = most > 0 ? clip_gradient(executor, buffers, most) : global_norm(executor, buffers);
 }
 
 }  // namespace graft

@@ -10,9 +10,9 @@
 #include <graft/core/error.hpp>
 #include <graft/core/memory.hpp>
 #include <graft/core/view.hpp>
+#include <graft/train/host_copy.hpp>
 #include <graft/train/resident_copy.hpp>
 
-#include <algorithm>
 #include <concepts>
 #include <cstdint>
 #include <span>
@@ -36,13 +36,10 @@ class RowLosses {
   using Space = typename B::Space;
 
   /// Rows whose outputs have not come yet have lost nothing.
-  void start([[maybe_unused]] B& be, index_t rows) {
+  void start(B& be, index_t rows) {
     host_.assign(static_cast<std::size_t>(rows), {});
     memory_.make_room(rows);
-    if constexpr (std::same_as<Space, HostSpace>)
-      std::copy(host_.begin(), host_.end(), memory_.data());
-    else
-      copy_to_device(be, host_.data(), memory_.data(), rows);
+    copy_from_host(be, host_, memory_.view().part(0, rows));
   }
   VectorView<RowLoss, Space> part(index_t first, index_t count) const { return memory_.view().part(first, count); }
   VectorView<RowLoss const, Space> all() const { return part(0, static_cast<index_t>(host_.size())); }

@@ -7,6 +7,7 @@
 #include <graft/adapter/module.hpp>
 #include <graft/core/executor.hpp>
 #include <graft/train/clip.hpp>
+#include <graft/train/host_copy.hpp>
 #include <graft/train/module_elements.hpp>
 #include <graft/train/optimizer.hpp>
 #include <graft/train/parameter_ranges.hpp>
@@ -62,7 +63,8 @@ class ModuleOptimizer {
   }
 
   /// Puts the parameters as they are now into the bank, under the module's name. Requests resolved from now on use
-  /// them; on a device those resolved since the first time do too.
+  /// them; on a device those resolved since the first time do too, whose version and fingerprint stay the same: keys
+  /// and values that were cached with them are of other parameters then.
   template <class List>
   void publish(B& be, Bank<List, B>& bank) {
     if (publish_in_place(be, bank)) return;
@@ -87,12 +89,7 @@ class ModuleOptimizer {
         if (!rates[static_cast<std::size_t>(range.group)]) clear(be, slopes.back().part(range.first, range.size));
     }
     auto& runner = optimizer_runner(be);
-    std::span<VectorView<R, Space> const> const all(slopes);
-    if (norm == nullptr) norm = norm_.data();
-    if (clip > 0)
-      clip_gradient(runner, all, clip, norm);
-    else
-      global_norm(runner, all, norm);
+    clip_gradient(runner, std::span<VectorView<R, Space> const>(slopes), clip, norm != nullptr ? norm : norm_.data());
     for (std::size_t k = 0; k < buffers_.size(); ++k)
       buffers_[k].optimizer->step(runner, buffers_[k].parameters, slopes[k], rates);
   }
@@ -116,7 +113,7 @@ class ModuleOptimizer {
 
   /// Parameters and heads as they are now, into the module, as for writing it; waits for a device. Also before
   /// Gradients::of is asked on one: policies on the host go back from the parameters that were published.
-  void store([[maybe_unused]] B& be) {
+  void store(B& be) {
     if constexpr (!on_host) {
       auto const to = module_.parameters();
       copy_to_host(be, static_cast<R const*>(own().data), to.data, own().size);
@@ -127,12 +124,7 @@ class ModuleOptimizer {
     }
     std::size_t k = 1;
     for (auto& [path, tensor] : module_.saved) {
-      auto const head = buffers_[k++].parameters;
-      std::vector<R> values(static_cast<std::size_t>(head.size));
-      if constexpr (on_host)
-        std::copy(head.begin(), head.end(), values.begin());
-      else
-        copy_to_host(be, static_cast<R const*>(head.data), values.data(), head.size);
+      auto const values = host_copy(be, buffers_[k++].parameters);
       std::transform(values.begin(), values.end(), tensor.values.begin(), [](R v) { return static_cast<float>(v); });
     }
   }

@@ -7,6 +7,7 @@
 #include <graft/core/error.hpp>
 #include <graft/train/bilevel.hpp>
 #include <graft/train/checkpoint.hpp>
+#include <graft/train/host_copy.hpp>
 #include <graft/train/loss.hpp>
 #include <graft/train/module_optimizer.hpp>
 #include <graft/train/task_parts.hpp>
@@ -136,9 +137,7 @@ class Trainer {
       for (std::size_t k = 0; k < count; ++k) batch.push_back(&examples[first + k]);
       run_batch(batch, 1, 0, frozen, false, &report_.data()->sums);
     }
-    Readback<Report, B> report;
-    report.put(be_, report_.data(), 1);
-    return report.get(be_)->sums;
+    return host_copy(be_, report_.view())[0].sums;
   }
 
   /// What a checkpoint holds, with the caller's own description of the options beside it.
@@ -150,7 +149,7 @@ class Trainer {
       tensors.push_back(tensor_info(name, {view.size}, view.data));
     };
     auto const add_copy = [&](std::string const& name, VectorView<R, Space> view) {
-      auto& copy = values.emplace_back(host_copy(view));
+      auto& copy = values.emplace_back(host_copy(be_, view));
       add(name, {copy.data(), view.size});
     };
     optimizer_.for_each_parameter(add_copy);
@@ -180,7 +179,7 @@ class Trainer {
       auto const take = [&](std::string const& name, VectorView<R, Space> view) {
         std::vector<R> values(static_cast<std::size_t>(view.size));
         checkpoint.read(name, vector_view(values.data(), view.size));
-        put(values, view);
+        copy_from_host(be_, values, view);
       };
       optimizer_.for_each_parameter(take);
       optimizer_.for_each_state(take);
@@ -218,23 +217,7 @@ class Trainer {
   };
   void start_report() {
     Report const none;
-    if constexpr (on_host)
-      *report_.data() = none;
-    else
-      copy_to_device(be_, &none, report_.data(), 1);
-  }
-
-  std::vector<R> host_copy(VectorView<R, Space> from) {
-    if constexpr (on_host) return {from.begin(), from.end()};
-    std::vector<R> values(static_cast<std::size_t>(from.size));
-    if constexpr (!on_host) copy_to_host(be_, static_cast<R const*>(from.data), values.data(), from.size);
-    return values;
-  }
-  void put(std::vector<R> const& values, VectorView<R, Space> to) {
-    if constexpr (on_host)
-      std::copy(values.begin(), values.end(), to.begin());
-    else
-      copy_to_device(be_, values.data(), to.data, to.size);
+    copy_from_host(be_, {&none, 1}, report_.view());
   }
 
   index_t per_step() const { return options_.batch * options_.accumulate; }
@@ -364,7 +347,7 @@ class Trainer {
   void keep_best() {
     best_.clear();
     optimizer_.for_each_parameter(
-        [&](std::string const&, VectorView<R, Space> view) { best_.push_back(host_copy(view)); });
+        [&](std::string const&, VectorView<R, Space> view) { best_.push_back(host_copy(be_, view)); });
   }
   void each_best(auto&& f) {
     std::size_t k = 0;
@@ -373,7 +356,9 @@ class Trainer {
   }
   void take_best() {
     if (best_.empty()) return;
-    each_best([this](std::string const&, VectorView<R, Space> view, std::vector<R> const& kept) { put(kept, view); });
+    each_best([this](std::string const&, VectorView<R, Space> view, std::vector<R> const& kept) {
+      copy_from_host(be_, kept, view);
+    });
   }
 
   M& model_;

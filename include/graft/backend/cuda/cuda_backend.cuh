@@ -18,6 +18,24 @@
 namespace graft {
 namespace cuda {
 
+/// Host memory that copies to and from a device need not wait for. To take it and to give it back concerns the whole
+/// device, and so keeps out of recordings.
+struct GiveBackPinned {
+  void operator()(void* memory) const {
+    std::lock_guard const lock(whole_device());
+    cudaFreeHost(memory);
+  }
+};
+template <class T>
+using PinnedArray = std::unique_ptr<T[], GiveBackPinned>;
+template <class T>
+PinnedArray<T> pinned_array(std::size_t count) {
+  void* memory = nullptr;
+  std::lock_guard const lock(whole_device());
+  check(cudaHostAlloc(&memory, count * sizeof(T), cudaHostAllocDefault), "cudaHostAlloc");
+  return PinnedArray<T>(static_cast<T*>(memory));
+}
+
 /// Pinned memory in four pieces that are used in turn. A piece is written again only when the copies out of it are
 /// done, so that whoever fills it waits only when it is three pieces ahead of the device.
 class UploadRing {
@@ -27,7 +45,7 @@ class UploadRing {
       check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "cudaEventCreateWithFlags");
   }
   ~UploadRing() {
-    give_back();
+    data_.reset();
     for (auto const event : done_) cudaEventDestroy(event);
   }
   UploadRing(UploadRing const&) = delete;
@@ -43,7 +61,7 @@ class UploadRing {
       check(cudaEventSynchronize(done_[piece_]), "cudaEventSynchronize");
       used_ = 0;
     }
-    std::byte* const result = data_ + piece_ * piece_bytes_ + used_;
+    std::byte* const result = data_.get() + piece_ * piece_bytes_ + used_;
     used_ += bytes;
     return result;
   }
@@ -51,27 +69,19 @@ class UploadRing {
  private:
   static constexpr std::size_t pieces = 4, minimum_piece = std::size_t{256} << 10;
 
-  void give_back() {
-    std::lock_guard const lock(whole_device());
-    cudaFreeHost(data_);
-    data_ = nullptr;
-    piece_bytes_ = 0;
-  }
   void grow(std::size_t bytes) {
     check(cudaStreamSynchronize(stream_), "cudaStreamSynchronize");
-    give_back();
+    data_.reset();
+    piece_bytes_ = 0;
     std::size_t const wanted = bytes > minimum_piece ? bytes : minimum_piece;
-    void* memory = nullptr;
-    std::lock_guard const lock(whole_device());
-    check(cudaHostAlloc(&memory, pieces * wanted, cudaHostAllocDefault), "cudaHostAlloc");
-    data_ = static_cast<std::byte*>(memory);
+    data_ = pinned_array<std::byte>(pieces * wanted);
     piece_bytes_ = wanted;
     piece_ = used_ = 0;
   }
 
   cudaStream_t stream_;
   cudaEvent_t done_[pieces] = {};
-  std::byte* data_ = nullptr;
+  PinnedArray<std::byte> data_;
   std::size_t piece_bytes_ = 0, piece_ = 0, used_ = 0;
 };
 

@@ -88,12 +88,14 @@ void global_norm(CudaBackend<Act>& be, std::span<VectorView<float, DeviceSpace> 
                VectorView<double const, DeviceSpace>(parts), norm);
 }
 
-/// Scales the buffers so that their global norm is at most `most` (clip_scale); *norm becomes what it was.
+/// Scales the buffers so that their global norm is at most `most` (clip_scale; 0: not at all); *norm becomes what it
+/// was.
 template <class Act>
 void clip_gradient(CudaBackend<Act>& be, std::span<VectorView<float, DeviceSpace> const> buffers, double most,
                    double* norm) {
   global_norm(be, buffers, norm);
-  for (auto const& buffer : buffers) for_each_element(be, buffer.size, cuda::ClipElement{buffer.data, norm, most});
+  if (most > 0)
+    for (auto const& buffer : buffers) for_each_element(be, buffer.size, cuda::ClipElement{buffer.data, norm, most});
 }
 
 }  // namespace graft

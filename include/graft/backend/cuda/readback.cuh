@@ -15,7 +15,6 @@ class Readback<T, CudaBackend<Act>> {
   ~Readback() {
     cudaEventSynchronize(there_);
     cudaEventDestroy(there_);
-    cudaFreeHost(values_);
   }
   Readback(Readback const&) = delete;
   Readback& operator=(Readback const&) = delete;
@@ -23,26 +22,23 @@ class Readback<T, CudaBackend<Act>> {
   /// Memory is taken only where there are more than ever before. What was put before must have been got.
   void put(CudaBackend<Act>& be, T const* from, index_t count) {
     if (count > room_) {
-      cudaFreeHost(values_);
-      values_ = nullptr, room_ = 0;
-      void* memory = nullptr;
-      cuda::check(cudaHostAlloc(&memory, static_cast<std::size_t>(count) * sizeof(T), cudaHostAllocDefault),
-                  "cudaHostAlloc");
-      values_ = static_cast<T*>(memory), room_ = count;
+      room_ = 0;
+      values_ = cuda::pinned_array<T>(static_cast<std::size_t>(count));
+      room_ = count;
     }
-    cuda::check(cudaMemcpyAsync(values_, from, static_cast<std::size_t>(count) * sizeof(T), cudaMemcpyDeviceToHost,
-                                be.stream()),
+    cuda::check(cudaMemcpyAsync(values_.get(), from, static_cast<std::size_t>(count) * sizeof(T),
+                                cudaMemcpyDeviceToHost, be.stream()),
                 "cudaMemcpyAsync");
     cuda::check(cudaEventRecord(there_, be.stream()), "cudaEventRecord");
   }
   T const* get(CudaBackend<Act>&) {
     cuda::check(cudaEventSynchronize(there_), "cudaEventSynchronize");
-    return values_;
+    return values_.get();
   }
 
  private:
   cudaEvent_t there_ = nullptr;
-  T* values_ = nullptr;
+  cuda::PinnedArray<T> values_;
   index_t room_ = 0;
 };
 
