@@ -203,8 +203,7 @@ template <class R>
 NativeKernels native_kernels([[maybe_unused]] Isa isa) {
   if constexpr (std::same_as<R, float>) {
 #if GRAFT_CAN_TARGET
-    if (isa == Isa::vnni)
-      return {vnni::round_to_integers, vnni::round_to_bf16, vnni::integer_chunk, vnni::product_chunk<bf16, float>};
+    if (isa == Isa::vnni) return {vnni::round_to_integers, vnni::round_to_bf16, vnni::integer_chunk, vnni::bf16_chunk};
     if (isa >= Isa::avx2) return {avx2::round_to_integers, nullptr, avx2::integer_chunk, nullptr};
 #endif
   }
