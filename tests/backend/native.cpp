@@ -54,10 +54,11 @@ struct Errors {
   double of_rounding = 0;  // against X itself, in units of what rounding X explains
 };
 
-// With X rounded, a sum meets one rounding per block of 32 for each of two terms (integers), or one per value of a
-// panel of 256 and one per panel (bf16), and the scales' products three more; magnitudes are those of the terms d q and
-// m of a value d q + m, each at most 16 |d| and 16 |d| + |w| here. An integer scale per 32 moves each x by half a step,
-// highest / 254; bf16 by 2^-8 of itself.
+// With X rounded, a sum meets one rounding per block of 32 for each of two terms (integers), and the scales' products
+// three more; or (bf16) two in every step of 32 values, four where its register's lanes meet and one for the bias, in
+// longer rows one per value of a panel of 256 and one per panel. Magnitudes are those of the terms d q and m of a value
+// d q + m, each at most 16 |d| and 16 |d| + |w| here. An integer scale per 32 moves each x by half a step, highest /
+// 254; bf16 by 2^-8 of itself.
 Errors errors(Format format, index_t n, index_t o, index_t i, bool with_bias, Random& random) {
   StoredWeight const stored(format, o, i, random);
   Buffer<float> x(n, i, 3), y(n, o, 5);
@@ -68,7 +69,7 @@ Errors errors(Format format, index_t n, index_t o, index_t i, bool with_bias, Ra
   REQUIRE(y.gaps_untouched());
   bool const integers = format != Format::bf16;
   auto const terms = static_cast<double>(i);
-  double const steps = integers ? 2 * terms / 32 + 5 : std::min(terms, 256.0) + std::ceil(terms / 256) + 2;
+  double const steps = integers || i <= 2048 ? 2 * std::ceil(terms / 32) + 5 : 256 + std::ceil(terms / 256) + 2;
   Errors worst;
   for (index_t r = 0; r < n; ++r) {
     auto const seen = rounded(format, x.row(r), i);
@@ -113,18 +114,35 @@ TEST_CASE("native products round X as documented and nothing else", "[isa]") {
       }
 }
 
+TEST_CASE("native products take rows of any width, and any number of them", "[isa]") {
+  if (!has_bf16()) return;  // the case before says so
+  Random random(5);
+  for (index_t const i : {1, 2, 31, 33, 100, 577, 2047, 2049})
+    for (index_t const n : {1, 5, 6, 7, 64}) {
+      auto const worst = errors(Format::bf16, n, 70, i, true, random);
+      INFO(n << " rows of " << i);
+      CHECK(worst.of_sums <= 1);
+      CHECK(worst.of_rounding <= 1);
+    }
+}
+
 TEST_CASE("a row's native product depends on that row alone, whoever runs the chunks") {
   Random random(2);
-  for (Format const format : {Format::q8_0, Format::q4_0, Format::q4_1, Format::bf16}) {
-    index_t const o = 131, i = 1056, count = 33;
+  struct Case {
+    Format format;
+    index_t i;
+  };
+  for (auto const [format, i] : {Case{Format::q8_0, 1056}, Case{Format::q4_0, 1056}, Case{Format::q4_1, 1056},
+                                 Case{Format::bf16, 1050}, Case{Format::bf16, 2080}}) {
+    index_t const o = 131, count = 41;
     StoredWeight const stored(format, o, i, random);
     Buffer<float> x(count, i), alone(count, o), y(count, o);
     fill_normal(x.view(), random);
     for (index_t n = 0; n < count; ++n)
       multiply(std::as_const(x).view().row_range(n, 1), stored.weight, {}, alone.view().row_range(n, 1));
-    for (index_t const rows : {2, 3, 4, 7, 33}) {
+    for (index_t const rows : {2, 3, 4, 7, 33, 41}) {
       auto const part = y.view().row_range(0, rows);
-      INFO(format_info(format).name << ", " << rows << " rows");
+      INFO(format_info(format).name << ", " << rows << " rows of " << i);
       multiply(std::as_const(x).view().row_range(count - rows, rows), stored.weight, {}, part);
       CHECK(same_bits(part, alone.view().row_range(count - rows, rows)));
     }
