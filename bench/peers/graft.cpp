@@ -57,13 +57,15 @@ class Worker {
   json open(json const& call) {
     bool const native = call.at("precision") == "native";
     backend_.set_precision(native ? Precision::native : Precision::exact);
-    bool const narrow = native && !call.at("adapters").empty();  // as the command has them; what is trained is f32
+    // as the command has them; what is trained is f32
+    bool const narrow = native && !call.at("adapters").empty();
     auto const path = call.at("model").get<std::string>();
     tokenizer_.emplace(read_tokenizer(path));
     auto files = open_model(path);
     model_ = std::make_unique<PeerModel>(std::move(files.config), std::move(files.weights),
                                          narrow ? AdapterStorage::bf16 : AdapterStorage::full);
-    context_ = std::make_unique<Context<PeerModel>>(*model_, backend_);
+    context_ = std::make_unique<Context<PeerModel>>(
+        *model_, backend_, ContextOptions{.kv_storage = native ? KvStorage::bf16 : KvStorage::full});
     for (auto const& [name, folder] : call.at("adapters").items())
       load_adapter(backend_, model_->bank(), name, folder.get<std::string>());
     return {{"isa", isa_name(backend_.isa())}};

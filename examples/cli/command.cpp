@@ -17,6 +17,10 @@ void ModelOptions::add_to(CLI::App& command, bool adapters_too) {
         .add_option("--adapter-storage", adapter_storage,
                     "f32 or bf16, what adapters are kept in; by default f32 in exact, bf16 in native precision")
         ->check(CLI::IsMember({"f32", "bf16"}));
+  command
+      .add_option("--kv-storage", kv_storage,
+                  "f32 or bf16, what keys and values are kept in; by default f32 in exact, bf16 in native precision")
+      ->check(CLI::IsMember({"f32", "bf16"}));
   command.add_option("--device", device, "cpu or cuda")->check(CLI::IsMember({"cpu", "cuda"}));
   command.add_option("--threads", threads, "threads to compute with; 0: one per core")->check(CLI::Range(0, 1024));
   command
@@ -35,6 +39,11 @@ std::unique_ptr<Engine> ModelOptions::open() const {
   EngineOptions options{threads, native ? Precision::native : Precision::exact};
   options.device = device == "cuda" ? Device::cuda : Device::cpu;
   if (adapter_storage == "bf16" || (adapter_storage.empty() && native)) options.adapters = AdapterStorage::bf16;
+  if (options.device == Device::cpu) {
+    if (kv_storage == "bf16" || (kv_storage.empty() && native)) options.kv = KvStorage::bf16;
+  } else if (kv_storage == "f32" ? native : kv_storage == "bf16" && !native) {
+    raise<ContractError>("a GPU keeps keys and values as activations: f32 in exact, bf16 in native precision");
+  }
   auto engine = make_engine(open_model(model), options);
   std::vector<std::string> names;
   for (auto const& adapter : adapters) {

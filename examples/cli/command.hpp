@@ -28,7 +28,7 @@ struct UsageError : std::runtime_error {
 struct ModelOptions {
   std::string model;
   std::vector<std::string> adapters;  ///< NAME=PATH
-  std::string device = "cpu", precision = "exact", adapter_storage{};
+  std::string device = "cpu", precision = "exact", adapter_storage{}, kv_storage{};
   index_t threads = 0;
   bool json = false;
 

@@ -67,6 +67,7 @@ struct EngineOptions {
   Precision precision = Precision::exact;  ///< on a GPU: activations in f32, or in bf16
   Device device = Device::cpu;
   AdapterStorage adapters = AdapterStorage::full;
+  KvStorage kv = KvStorage::full;  ///< of the processor; a GPU keeps what its activations are
 };
 
 /// Of one architecture; Owner is made from EngineOptions and holds a backend: owner.backend(). Defined in

@@ -16,7 +16,7 @@ class ArchitectureEngine final : public Engine {
   ArchitectureEngine(ModelFiles files, EngineOptions const& options)
       : owner_(options),
         model_(std::move(files.config), std::move(files.weights), options.adapters),
-        context_(model_, owner_.backend()) {}
+        context_(model_, owner_.backend(), {.kv_storage = options.kv}) {}
 
   ModelConfig const& config() const override { return model_.config(); }
   SiteTable const& sites() const override { return model_.sites(); }

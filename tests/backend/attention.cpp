@@ -124,6 +124,59 @@ TEMPLATE_TEST_CASE("paged attention equals the formula", "", float, double) {
       }
 }
 
+TEST_CASE("keys and values in bf16 are those rounded, and attention over them is that over the rounded in f32",
+          "[isa]") {
+  Random random(6);
+  CpuBackend<> be;
+  for (auto const& [heads, kv_heads, head_dim] :
+       {std::array<index_t, 3>{1, 1, 6}, {3, 1, 64}, {4, 4, 20}, {7, 1, 10}, {6, 2, 33}})
+    for (index_t const page_tokens : {1, 5, 64}) {
+      AttentionShape const shape{heads, kv_heads, head_dim, 0.2, true, head_dim == 20 ? 7 : 0};
+      std::vector<index_t> const lengths{1, 23, 70};
+      Cache<float> cache(shape, page_tokens, lengths, random);
+      // as many elements, of half the size, that begin as NaN
+      std::vector<bf16> memory(cache.memory.size(), bf16(NAN));
+      std::vector<float*> pages;
+      for (float* const page : cache.page_data)
+        pages.push_back(reinterpret_cast<float*>(memory.data() + (page - cache.memory.data())));
+      KvView<float> narrow = cache.view;
+      narrow.page_data = pages.data(), narrow.narrow = true;
+      index_t const rows = 1 + 23 + 70;
+      Buffer<float> q(rows, heads * head_dim, 3), k(rows, cache.width, 1), v(rows, cache.width, 2),
+          rounded_k(rows, cache.width), rounded_v(rows, cache.width), out(rows, heads * head_dim, 4),
+          expected(rows, heads * head_dim);
+      fill_normal(q.view(), random), fill_normal(k.view(), random), fill_normal(v.view(), random);
+      for (index_t n = 0; n < rows; ++n)
+        for (index_t c = 0; c < cache.width; ++c) {
+          rounded_k.row(n)[c] = static_cast<float>(bf16(k.row(n)[c]));
+          rounded_v.row(n)[c] = static_cast<float>(bf16(v.row(n)[c]));
+        }
+      std::vector<AttentionSpan> spans;
+      index_t row = 0;
+      for (std::size_t s = 0; s < lengths.size(); row += lengths[s++])
+        spans.push_back(cache.span(s, row, 0, lengths[s]));
+      store_kv<float>(be, narrow, spans, std::as_const(k).view(), std::as_const(v).view());
+      attention<float>(be, narrow, shape, spans, std::as_const(q).view(), out.view());
+      store_kv<float>(be, cache.view, spans, std::as_const(rounded_k).view(), std::as_const(rounded_v).view());
+      attention<float>(be, cache.view, shape, spans, std::as_const(q).view(), expected.view());
+      INFO(heads << " heads, " << kv_heads << " of keys, " << head_dim << " wide, pages of " << page_tokens);
+      CHECK(same_bits(out.view(), expected.view()));
+      REQUIRE(out.gaps_untouched());
+    }
+}
+
+TEST_CASE("bf16 of a row is that of its values, numbers that are none included", "[isa]") {
+  Random random(7);
+  index_t const count = 45;
+  std::vector<float> x(static_cast<std::size_t>(count));
+  fill_normal(VectorView<float>{x.data(), count}, random);
+  float const special[] = {NAN, -NAN, INFINITY, -INFINITY, 0.f, -0.f, 1e-40f, 3.4e38f, 1.00390625f, 1.01171875f};
+  for (std::size_t k = 0; k < std::size(special); ++k) x[2 * k] = x[x.size() - 1 - 2 * k] = special[k];
+  std::vector<bf16> y(x.size());
+  CpuBackend<>().kernels().narrow_row(x.data(), count, y.data());
+  for (std::size_t k = 0; k < x.size(); ++k) CHECK(y[k].bits == bf16(x[k]).bits);
+}
+
 TEST_CASE("masks hide keys in addition, and a row that sees nothing is zero", "[isa]") {
   Random random(2);
   CpuBackend<> be;

@@ -115,8 +115,9 @@ TEST_CASE("listed positions are the sequence's, whatever calls and chunks its to
 }
 
 TEST_CASE("a fork goes its own way") {
+  auto const storage = GENERATE(KvStorage::full, KvStorage::bf16);
   for (auto const* name : {"llama_lora", "llama_pedro", "gpt2", "mistral"}) {
-    Session s(name);
+    Session s(name, {.page_tokens = 4, .kv_storage = storage});
     for (auto const& request : case_of(name).requests) {
       if (request.tokens.size() < 7) continue;
       auto const prompt = part(request.tokens, 0, 5);  // the second page is half full
@@ -180,9 +181,11 @@ TEST_CASE("truncated tokens leave nothing behind") {
 }
 
 TEST_CASE("pages are given back and used again") {
-  Session s("llama_lora", {2});
+  Session s("llama_lora", {2}), narrow("llama_lora", {.page_tokens = 2, .kv_storage = KvStorage::bf16});
   s.context->cache().reserve(8);
   auto const bytes = s.context->cache().bytes();
+  narrow.context->cache().reserve(8);
+  CHECK(2 * narrow.context->cache().bytes() == bytes);
   for (int round = 0; round < 20; ++round) {
     auto sequence = s.start();
     s.step(sequence, {1, 2, 3, 4, 5});

@@ -11,18 +11,22 @@
 namespace graft {
 
 /// The keys and values of one layer, scattered over pages. Token t of a sequence lies in page pages[t / page_tokens].
+/// They are Act, or bf16 ("narrow") where the backend is CpuBackend<float>.
 template <class Act>
 struct KvView {
   Act* const* page_data = nullptr;           ///< [pages in the cache]
   index_t key_offset = 0, value_offset = 0;  ///< of this layer inside a page
   index_t page_tokens = 0;
-  index_t width = 0;  ///< kv_heads * head_dim
+  index_t width = 0;    ///< kv_heads * head_dim
+  bool narrow = false;  ///< T is bf16 below; offsets count elements either way
 
-  GRAFT_HOST_DEVICE Act* key(std::int32_t page, index_t slot) const {
-    return page_data[page] + key_offset + slot * width;
+  template <class T = Act>
+  GRAFT_HOST_DEVICE T* key(std::int32_t page, index_t slot) const {
+    return reinterpret_cast<T*>(page_data[page]) + key_offset + slot * width;
   }
-  GRAFT_HOST_DEVICE Act* value(std::int32_t page, index_t slot) const {
-    return page_data[page] + value_offset + slot * width;
+  template <class T = Act>
+  GRAFT_HOST_DEVICE T* value(std::int32_t page, index_t slot) const {
+    return reinterpret_cast<T*>(page_data[page]) + value_offset + slot * width;
   }
 };
 

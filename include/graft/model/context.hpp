@@ -34,6 +34,7 @@ struct ContextOptions {
   index_t chunk_rows = 0;
   /// On a device: how many recorded decode steps are kept, one for each size of batch; 0: none is recorded.
   index_t decode_graphs = 32;
+  KvStorage kv_storage = KvStorage::full;
 };
 
 /// A KV cache and scratch memory for steps over one model; used by one thread at a time.
@@ -48,7 +49,8 @@ class Context {
       : model_(model),
         be_(backend),
         options_(options),
-        cache_(model.config().layers, model.config().kv_heads * model.config().head_dim, options.page_tokens),
+        cache_(model.config().layers, model.config().kv_heads * model.config().head_dim, options.page_tokens,
+               options.kv_storage),
         graphs_(options.decode_graphs) {
     expects(options.chunk_rows >= 0, "graft: chunk_rows must not be negative");
     if (options.chunk_rows == 0) options_.chunk_rows = on_host ? 512 : 4096;

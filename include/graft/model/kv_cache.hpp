@@ -5,9 +5,12 @@
 #include <graft/backend/attention.hpp>
 #include <graft/core/error.hpp>
 #include <graft/core/memory.hpp>
+#include <graft/core/scalar.hpp>
 #include <graft/core/types.hpp>
 
 #include <algorithm>
+#include <concepts>
+#include <cstdint>
 #include <memory>
 #include <vector>
 
@@ -19,21 +22,31 @@ struct KvSequence {
   index_t length = 0;
 };
 
+/// What keys and values are kept in. Arithmetic is the same for both.
+enum class KvStorage : std::uint8_t {
+  full,  ///< the backend's Act
+  bf16,  ///< rounded to nearest even, half of it to keep and to read at every step; for CpuBackend<float>
+};
+
 /// Pages of `page_tokens` tokens, each with keys and values of every layer. A fork shares pages until one side writes.
 template <class B>
 class KvCache {
  public:
   using Act = typename B::Act;
 
-  KvCache(index_t layers, index_t width, index_t page_tokens = 32)
-      : layers_(layers), width_(width), page_tokens_(page_tokens) {
+  KvCache(index_t layers, index_t width, index_t page_tokens = 32, KvStorage storage = KvStorage::full)
+      : layers_(layers), width_(width), page_tokens_(page_tokens), narrow_(storage == KvStorage::bf16) {
     expects(page_tokens > 0 && page_tokens <= 64, "graft: a KV page holds 1 to 64 tokens, not ", page_tokens);
+    expects(!narrow_ || (on_host && std::same_as<Act, float>),
+            "graft: KvStorage::bf16 is for CpuBackend<float>; others keep keys and values in the type of activations");
   }
 
   index_t page_tokens() const { return page_tokens_; }
   index_t page_elements() const { return layers_ * 2 * page_tokens_ * width_; }
   /// Bytes held, used or free.
-  std::size_t bytes() const { return pages_.size() * static_cast<std::size_t>(page_elements()) * sizeof(Act); }
+  std::size_t bytes() const {
+    return pages_.size() * static_cast<std::size_t>(page_elements()) * (narrow_ ? sizeof(bf16) : sizeof(Act));
+  }
 
   /// Makes memory for `tokens` tokens in `sequences` sequences, so that reaching them allocates nothing.
   void reserve(index_t tokens, index_t sequences = 1) {
@@ -48,7 +61,10 @@ class KvCache {
       auto& last = sequence.pages[static_cast<std::size_t>(sequence.length / page_tokens_)];
       if (users_[static_cast<std::size_t>(last)] > 1) {
         std::int32_t const own = take();
-        copy(be, slots<Act const>(last, used), slots<Act>(own, used));
+        if (narrow_)
+          copy_narrow(last, own, used);
+        else
+          copy(be, slots<Act const>(last, used), slots<Act>(own, used));
         give_back(last);
         last = own;
       }
@@ -75,7 +91,7 @@ class KvCache {
 
   KvView<Act> view(index_t layer) const {
     index_t const block = page_tokens_ * width_;
-    return {page_data(), 2 * layer * block, (2 * layer + 1) * block, page_tokens_, width_};
+    return {page_data(), 2 * layer * block, (2 * layer + 1) * block, page_tokens_, width_, narrow_};
   }
   /// The same of a cache whose type is forgotten, as a Step holds it.
   static KvView<Act> view_of(void const* cache, index_t layer) {
@@ -92,6 +108,13 @@ class KvCache {
     return matrix_view<Space>(static_cast<T*>(pointers_[static_cast<std::size_t>(page)]), 2 * layers_, tokens * width_,
                               page_tokens_ * width_);
   }
+  void copy_narrow(std::int32_t from, std::int32_t to, index_t tokens) const {
+    for (index_t layer = 0; layer < layers_; ++layer) {
+      auto const kv = view(layer);
+      std::copy_n(kv.template key<bf16>(from, 0), tokens * width_, kv.template key<bf16>(to, 0));
+      std::copy_n(kv.template value<bf16>(from, 0), tokens * width_, kv.template value<bf16>(to, 0));
+    }
+  }
   Act* const* page_data() const {
     if constexpr (on_host)
       return pointers_.data();
@@ -103,7 +126,7 @@ class KvCache {
     free_.reserve(pages_.size() + 1);
     users_.reserve(pages_.size() + 1);
     pointers_.reserve(pages_.size() + 1);
-    pages_.emplace_back(page_elements());
+    pages_.emplace_back(narrow_ ? page_elements() / 2 : page_elements());  // which is even
     users_.push_back(0);
     pointers_.push_back(pages_.back().data());
     free_.push_back(static_cast<std::int32_t>(pages_.size() - 1));
@@ -126,6 +149,7 @@ class KvCache {
   }
 
   index_t layers_, width_, page_tokens_;
+  bool narrow_;              // pages hold bf16
   std::size_t longest_ = 0;  // pages of the longest sequence room was reserved for
   std::vector<Storage<Act, Space>> pages_;
   std::vector<Act*> pointers_;

@@ -15,11 +15,16 @@ void store_kv(CpuBackend<Act>& be, KvView<Act> const& kv, std::span<AttentionSpa
               MatrixView<Act const> v) {
   auto const store = [&](AttentionSpan const& span) {
     for (index_t r = 0; r < span.rows; ++r) {
-      index_t const token = span.first_token + r;
+      index_t const token = span.first_token + r, slot = token % kv.page_tokens;
       std::int32_t const page = span.pages[token / kv.page_tokens];
-      std::copy(k.row(span.first_row + r), k.row(span.first_row + r) + kv.width, kv.key(page, token % kv.page_tokens));
-      std::copy(v.row(span.first_row + r), v.row(span.first_row + r) + kv.width,
-                kv.value(page, token % kv.page_tokens));
+      Act const *const key = k.row(span.first_row + r), *const value = v.row(span.first_row + r);
+      if (kv.narrow) {
+        be.kernels().narrow_row(key, kv.width, kv.template key<bf16>(page, slot));
+        be.kernels().narrow_row(value, kv.width, kv.template value<bf16>(page, slot));
+      } else {
+        std::copy_n(key, kv.width, kv.key(page, slot));
+        std::copy_n(value, kv.width, kv.value(page, slot));
+      }
     }
   };
   cpu::for_row_blocks(be, static_cast<index_t>(spans.size()), [&](index_t first, index_t last) {

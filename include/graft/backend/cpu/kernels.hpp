@@ -86,6 +86,7 @@ struct Kernels {
   void (*rotate_row)(R const* cosine, R const* sine, index_t half, index_t head_dim, index_t cols, R* row);
   void (*attend)(KvView<R> const& kv, AttentionShape const& shape, AttentionSpan const& span, index_t row0,
                  index_t row1, index_t kv_head, MatrixView<R const> q, MatrixView<R> out);
+  void (*narrow_row)(R const* x, index_t count, bf16* y);
 };
 
 /// What backward passes need besides.
