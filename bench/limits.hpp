@@ -1,12 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 // What this machine can do at best, measured beside the case that is compared with it: reading memory, and the dot
-// product instructions of each level with operands in registers.
+// product instructions of each level with operands in registers; AMX's with operands in the first-level cache, from
+// which each meets two.
 #pragma once
 
+#include <graft/backend/cpu/amx.hpp>
 #include <graft/backend/cpu/isa.hpp>
 #include <graft/core/executor.hpp>
 
 #include <algorithm>
+#include <cstddef>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
@@ -130,6 +133,24 @@ GRAFT_TARGET_END
 #endif
 #undef GRAFT_LIMIT
 
+#if GRAFT_CAN_TARGET
+/// `count` times four products of tiles, of two tiles by two.
+inline void bf16_tiles(index_t count) {
+  constexpr index_t stride = graft::cpu::amx_row_bytes;
+  alignas(64) static std::byte const zeros[4][graft::cpu::amx_rows * stride] = {};
+  graft::cpu::AmxTiles tiles;
+  for (index_t k = 0; k < count; ++k) {
+    tiles.load<4>(zeros[0], stride), tiles.load<6>(zeros[2], stride);
+    tiles.multiply<0, 4, 6>();
+    tiles.load<7>(zeros[3], stride);
+    tiles.multiply<1, 4, 7>();
+    tiles.load<5>(zeros[1], stride);
+    tiles.multiply<2, 5, 6>();
+    tiles.multiply<3, 5, 7>();
+  }
+}
+#endif
+
 /// Operations per second (a multiplication and an addition are two) of all threads of an executor with the best
 /// instruction of a level; 0 where it has none.
 enum class Instruction { fma, bf16, integers };
@@ -137,16 +158,17 @@ inline double operation_limit([[maybe_unused]] graft::Executor& executor, [[mayb
                               [[maybe_unused]] Instruction instruction) {
 #if GRAFT_CAN_TARGET
   void (*loop)(index_t) = nullptr;
-  double operations = 0;  // of one instruction
-  if (instruction == Instruction::fma && isa >= Isa::avx512) loop = fma_512, operations = 32;
-  if (instruction == Instruction::fma && isa == Isa::avx2) loop = fma_256, operations = 16;
-  if (instruction == Instruction::bf16 && isa == Isa::vnni) loop = bf16_512, operations = 64;
-  if (instruction == Instruction::integers && isa == Isa::vnni) loop = integers_512, operations = 128;
+  double operations = 0;  // of a loop's turn
+  if (instruction == Instruction::fma && isa >= Isa::avx512) loop = fma_512, operations = 10 * 32;
+  if (instruction == Instruction::fma && isa == Isa::avx2) loop = fma_256, operations = 10 * 16;
+  if (instruction == Instruction::bf16 && isa == Isa::vnni) loop = bf16_512, operations = 10 * 64;
+  if (instruction == Instruction::bf16 && isa == Isa::amx) loop = bf16_tiles, operations = 4 * 2 * 16 * 16 * 32;
+  if (instruction == Instruction::integers && isa >= Isa::vnni) loop = integers_512, operations = 10 * 128;
   if (loop == nullptr) return 0;
   constexpr index_t count = 100000;
   index_t const tasks = 4 * executor.concurrency();
   double const seconds = seconds_of([&] { executor.run(tasks, [&](index_t) { loop(count); }); });
-  return static_cast<double>(tasks * count * 10) * operations / seconds;
+  return static_cast<double>(tasks * count) * operations / seconds;
 #else
   return 0;
 #endif

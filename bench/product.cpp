@@ -100,8 +100,10 @@ int main(int argc, char** argv) {
           for (Precision precision : {Precision::exact, Precision::native}) {
             auto const isa = static_cast<Isa>(level);
             bool const native = precision == Precision::native;
-            if (native && (isa != Isa::vnni || format == Format::f32)) continue;
-            if (!native && isa == Isa::avx512 && detected_isa() == Isa::vnni) continue;  // the same kernels
+            if (native && (isa < Isa::vnni || format == Format::f32)) continue;
+            // the same kernels
+            if (native && isa == Isa::amx && format != Format::bf16) continue;
+            if (!native && isa >= Isa::avx512 && isa != detected_isa()) continue;
             benchmark::RegisterBenchmark(
                 text("product/", shape.name, "/", format_info(format).name, "/", rows, "/", isa_name(isa), "/",
                      native ? "native" : "exact")

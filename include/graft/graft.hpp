@@ -23,6 +23,7 @@
 #include <graft/backend/activation.hpp>
 #include <graft/backend/attention.hpp>
 #include <graft/backend/backend.hpp>
+#include <graft/backend/cpu/amx.hpp>
 #include <graft/backend/cpu/attention.hpp>
 #include <graft/backend/cpu/attention_backward.hpp>
 #include <graft/backend/cpu/cpu.hpp>

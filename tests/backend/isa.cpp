@@ -35,9 +35,9 @@ TEST_CASE("a backend starts with the best level, or with the one GRAFT_ISA names
 }
 
 TEST_CASE("a level the processor lacks is refused") {
-  if (detected_isa() == Isa::vnni) return graft_test::note_skip("this processor has every level");
+  if (detected_isa() == Isa::amx) return graft_test::note_skip("this processor has every level");
   CpuBackend<> be;
-  CHECK_THROWS_WITH(be.set_isa(Isa::vnni), Catch::Contains("this processor has no vnni"));
+  CHECK_THROWS_WITH(be.set_isa(Isa::amx), Catch::Contains("this processor has no amx"));
 }
 
 // A product with a row that is 1 at one place and 0 elsewhere picks out a weight: no rounding is involved.

@@ -19,7 +19,7 @@ using namespace graft::testing;
 using graft_test::StoredWeight;
 
 bool has_integers() { return default_isa() >= Isa::avx2; }
-bool has_bf16() { return default_isa() == Isa::vnni; }
+bool has_bf16() { return default_isa() >= Isa::vnni; }
 
 void multiply(Executor& executor, MatrixView<float const> x, Weight const& w, VectorView<float const> bias,
               MatrixView<float> y, Precision precision = Precision::native) {
@@ -56,9 +56,9 @@ struct Errors {
 
 // With X rounded, a sum meets one rounding per block of 32 for each of two terms (integers), and the scales' products
 // three more; or (bf16) two in every step of 32 values, four where its register's lanes meet and one for the bias, in
-// longer rows one per value of a panel of 256 and one per panel. Magnitudes are those of the terms d q and m of a value
-// d q + m, each at most 16 |d| and 16 |d| + |w| here. An integer scale per 32 moves each x by half a step, highest /
-// 254; bf16 by 2^-8 of itself.
+// longer rows one per value of a panel of 256 and one per panel; of AMX's products amx.cpp says more. Magnitudes are
+// those of the terms d q and m of a value d q + m, each at most 16 |d| and 16 |d| + |w| here. An integer scale per 32
+// moves each x by half a step, highest / 254; bf16 by 2^-8 of itself.
 Errors errors(Format format, index_t n, index_t o, index_t i, bool with_bias, Random& random) {
   StoredWeight const stored(format, o, i, random);
   Buffer<float> x(n, i, 3), y(n, o, 5);
@@ -69,7 +69,10 @@ Errors errors(Format format, index_t n, index_t o, index_t i, bool with_bias, Ra
   REQUIRE(y.gaps_untouched());
   bool const integers = format != Format::bf16;
   auto const terms = static_cast<double>(i);
-  double const steps = integers || i <= 2048 ? 2 * std::ceil(terms / 32) + 5 : 256 + std::ceil(terms / 256) + 2;
+  bool const tiles = !integers && default_isa() == Isa::amx;
+  double const steps = tiles                   ? std::ceil(terms / 32) + 18
+                       : integers || i <= 2048 ? 2 * std::ceil(terms / 32) + 5
+                                               : 256 + std::ceil(terms / 256) + 2;
   Errors worst;
   for (index_t r = 0; r < n; ++r) {
     auto const seen = rounded(format, x.row(r), i);

@@ -5,6 +5,7 @@
 
 #include <graft/backend/activation.hpp>
 #include <graft/backend/attention.hpp>
+#include <graft/backend/cpu/amx.hpp>
 #include <graft/backend/cpu/isa.hpp>
 #include <graft/backend/cpu/outer_products.hpp>
 #include <graft/backend/low_rank.hpp>
@@ -103,10 +104,11 @@ struct BackwardKernels {
 };
 
 /// The products of `native` precision; null where a level has no instruction for them. Rows of bf16 are padded as
-/// others are.
+/// others are, and rounded so many at a time; what is in the memory of these is the kernels' affair.
 struct NativeKernels {
   void (*round_to_integers)(float const* x, index_t n, IntegerRows const& to) = nullptr;
-  void (*round_to_bf16)(float const* x, index_t count, bf16* out) = nullptr;
+  index_t bf16_rows = 1;
+  void (*round_to_bf16)(MatrixView<float const> x, bf16* out) = nullptr;
   void (*integer_chunk)(IntegerRows const& x, Weight const& w, VectorView<float const> bias, index_t o0, index_t o1,
                         RowsAhead const& then, MatrixView<float> y) = nullptr;
   void (*bf16_chunk)(MatrixView<bf16 const> x, Weight const& w, VectorView<float const> bias, index_t o0, index_t o1,
@@ -204,8 +206,11 @@ template <class R>
 NativeKernels native_kernels([[maybe_unused]] Isa isa) {
   if constexpr (std::same_as<R, float>) {
 #if GRAFT_CAN_TARGET
-    if (isa == Isa::vnni) return {vnni::round_to_integers, vnni::round_to_bf16, vnni::integer_chunk, vnni::bf16_chunk};
-    if (isa >= Isa::avx2) return {avx2::round_to_integers, nullptr, avx2::integer_chunk, nullptr};
+    if (isa == Isa::amx)
+      return {vnni::round_to_integers, amx_rows, vnni::round_to_tiles, vnni::integer_chunk, vnni::tile_chunk};
+    if (isa == Isa::vnni)
+      return {vnni::round_to_integers, 1, vnni::round_row_to_bf16, vnni::integer_chunk, vnni::bf16_chunk};
+    if (isa >= Isa::avx2) return {avx2::round_to_integers, 1, nullptr, avx2::integer_chunk, nullptr};
 #endif
   }
   return {};

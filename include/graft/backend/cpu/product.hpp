@@ -63,12 +63,13 @@ inline IntegerRows integer_rows(CpuBackend<float>& be, MatrixView<float const> x
 
 /// X rounded to bf16 and padded with zeros, in the arena.
 inline MatrixView<bf16 const> bf16_rows(CpuBackend<float>& be, MatrixView<float const> x) {
-  auto const to = be.arena().matrix<bf16>(x.rows, padded<bf16>(x.cols));
-  prepare_rows(be, x.rows, [&](index_t n) {
-    be.native_kernels().round_to_bf16(x.row(n), x.cols, to.row(n));
-    std::fill(to.row(n) + x.cols, to.row(n) + to.cols, bf16{});
+  index_t const together = be.native_kernels().bf16_rows;
+  auto const to = be.arena().matrix<bf16>(round_up(x.rows, together), padded<bf16>(x.cols));
+  prepare_rows(be, ceil_div(x.rows, together), [&](index_t k) {
+    index_t const n = k * together;
+    be.native_kernels().round_to_bf16(x.row_range(n, std::min(together, x.rows - n)), to.row(n));
   });
-  return to;
+  return to.row_range(0, x.rows);
 }
 
 /// How a product rounds X first: in native precision, where the processor multiplies the weight's format directly, bf16
