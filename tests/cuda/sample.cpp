@@ -79,6 +79,11 @@ TEST_CASE("device: small vocabularies, and one that no block of threads divides"
   check<float>(every_kind(), 5003, 1, 2, false);
 }
 
+TEST_CASE("device: a vocabulary of 70,001 tokens, most of them unlikely") {
+  check<float>({{.temperature = 1, .seed = 1}, {.temperature = 0.9, .top_p = 0.95, .min_p = 1e-4, .seed = 2}}, 70001, 2,
+               4, false);
+}
+
 TEST_CASE("device: zeros of both signs are equal, the lower token first") {
   Device<float> device;
   Buffer<float> logits(2, 4);

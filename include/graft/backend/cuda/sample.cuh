@@ -30,10 +30,10 @@ struct SampleKeys {
   __device__ int bits() const { return 32 + token_bits; }
 };
 
-/// Sums over the block in a fixed order; every thread gets them.
-template <int Count>
-__device__ void block_sums(double (&sum)[Count]) {
-  __shared__ double of_warp[sample_warps][Count], total[Count];
+/// Sums over the block; every thread gets them. Of integers, so that no order matters.
+template <class T, int Count>
+__device__ void block_sums(T (&sum)[Count]) {
+  __shared__ T of_warp[sample_warps][Count], total[Count];
   int const thread = static_cast<int>(threadIdx.x);
 #pragma unroll
   for (int k = 0; k < Count; ++k) {
@@ -42,7 +42,7 @@ __device__ void block_sums(double (&sum)[Count]) {
   }
   __syncthreads();
   if (thread < Count) {
-    double all = 0;
+    T all = 0;
     for (int w = 0; w < sample_warps; ++w) all += of_warp[w][thread];
     total[thread] = all;
   }
@@ -67,37 +67,38 @@ __device__ inline std::uint64_t block_highest(std::uint64_t key) {
   return best;
 }
 
-/// The first candidate, from the most likely on, with which the sum of `amount` is at least `target` (above it where
-/// `strict`); the last one where none is. amount(token, key) is negative for those that are no candidates.
+/// The first candidate, from the most likely on, with which the sum of `amount` is at least `target`; the last one
+/// where none is. amount(token, key) is negative for those that are no candidates.
 template <class Amount>
-__device__ std::uint64_t descend(SampleKeys const& keys, float const* logits, index_t count, double target, bool strict,
+__device__ std::uint64_t descend(SampleKeys const& keys, float const* logits, index_t count, long long target,
                                  Amount const& amount) {
   std::uint64_t prefix = 0;
-  double before = 0;  // the sum of all above the prefix's range
+  long long before = 0;  // the sum of all above the prefix's range
   for (int shift = (keys.bits() + key_digit - 1) / key_digit * key_digit - key_digit; shift >= 0; shift -= key_digit) {
-    double sum[2 * key_buckets] = {};  // of the amounts, and how many there are
+    long long sum[key_buckets] = {};
+    int candidates[key_buckets] = {};
     for (index_t k = threadIdx.x; k < count; k += sample_threads) {
       std::uint64_t const key = keys.of(logits[k], k);
       if (key >> (shift + key_digit) != prefix) continue;
-      double const a = amount(k, key);
+      long long const a = amount(k, key);
       if (a < 0) continue;
       int const digit = static_cast<int>(key >> shift) & (key_buckets - 1);
 #pragma unroll
       for (int b = 0; b < key_buckets; ++b) {  // constant indices keep the sums in registers
-        sum[b] += b == digit ? a : 0.;
-        sum[key_buckets + b] += b == digit ? 1. : 0.;
+        sum[b] += b == digit ? a : 0;
+        candidates[b] += b == digit ? 1 : 0;
       }
     }
-    block_sums(sum);
+    block_sums(sum), block_sums(candidates);
     int chosen = 0;
     bool found = false;
-    double passed = 0, passed_before_chosen = 0;
+    long long passed = 0, passed_before_chosen = 0;
 #pragma unroll
     for (int b = key_buckets - 1; b >= 0; --b) {
-      if (sum[key_buckets + b] == 0 || found) continue;
+      if (candidates[b] == 0 || found) continue;
       chosen = b, passed_before_chosen = passed;
       passed += sum[b];
-      found = strict ? before + passed > target : before + passed >= target;
+      found = before + passed >= target;
     }
     before += passed_before_chosen;
     prefix = prefix << key_digit | static_cast<unsigned>(chosen);
@@ -105,11 +106,14 @@ __device__ std::uint64_t descend(SampleKeys const& keys, float const* logits, in
   return prefix;
 }
 
-/// One row per block. scratch [n, V]: penalised logits; shares [n, V]: likelihoods over that of the best token.
+/// One row per block. scratch [n, V]: penalised logits; shares [n, V]: likelihoods over that of the best token, as
+/// multiples of 2^(b - 62) for V <= 2^b, so that all of them sum to less than 2^63. Rounding moves a sum by at most
+/// 2^(2b - 63): one part in 2^29 for V = 128 Ki, where shares in float would be off by one in 2^24 each. Double is left
+/// for what happens once per token, because many GPUs have a 64th of float's rate in it.
 template <class T>
 __global__ void __launch_bounds__(sample_threads)
     sample_rows(MatrixView<T const, DeviceSpace> logits, SamplingRow* rows, MatrixView<float, DeviceSpace> scratch,
-                MatrixView<double, DeviceSpace> shares, std::int32_t* tokens) {
+                MatrixView<long long, DeviceSpace> shares, std::int32_t* tokens) {
   index_t const n = blockIdx.x, count = logits.cols;
   SamplingRow const options = rows[n];
   T const* const from = logits.row(n);
@@ -140,33 +144,33 @@ __global__ void __launch_bounds__(sample_threads)
     return;
   }
 
-  double* const share = shares.row(n);
+  auto const scale = static_cast<double>(1LL << (62 - token_bits));
+  long long* const share = shares.row(n);
   double const highest = values[keys.token(best)] / options.temperature;
   for (index_t k = threadIdx.x; k < count; k += sample_threads)
-    share[k] = exp(values[k] / options.temperature - highest);
+    share[k] = llrint(scale * exp(values[k] / options.temperature - highest));
   // every thread reads the shares it wrote
+  auto const sum_of = [&](auto const& amount) {
+    long long sum[1] = {};
+    for (index_t k = threadIdx.x; k < count; k += sample_threads)
+      if (long long const a = amount(k, keys.of(values[k], k)); a > 0) sum[0] += a;
+    block_sums(sum);
+    return sum[0];
+  };
   std::uint64_t last = 0;  // candidates have at least this key
   if (options.top_k > 0 && options.top_k < count)
-    last = descend(keys, values, count, static_cast<double>(options.top_k), false,
-                   [](index_t, std::uint64_t) { return 1.; });
+    last = descend(keys, values, count, options.top_k, [](index_t, std::uint64_t) { return 1LL; });
   if (options.top_p < 1) {
-    double sum[1] = {};
-    for (index_t k = threadIdx.x; k < count; k += sample_threads)
-      if (keys.of(values[k], k) >= last) sum[0] += share[k];
-    block_sums(sum);
-    last = descend(keys, values, count, options.top_p * sum[0], false,
-                   [&](index_t k, std::uint64_t key) { return key >= last ? share[k] : -1.; });
+    auto const likely = [&](index_t k, std::uint64_t key) { return key >= last ? share[k] : -1LL; };
+    auto const wanted = options.top_p * static_cast<double>(sum_of(likely));
+    last = descend(keys, values, count, static_cast<long long>(ceil(wanted)), likely);
   }
-  auto const kept = [&](index_t k, std::uint64_t key) {
-    return key >= last && share[k] >= options.min_p ? share[k] : -1.;
-  };
-  double sum[1] = {};
-  for (index_t k = threadIdx.x; k < count; k += sample_threads)
-    if (double const a = kept(k, keys.of(values[k], k)); a > 0) sum[0] += a;
-  block_sums(sum);
+  auto const least = llrint(scale * options.min_p);
+  auto const kept = [&](index_t k, std::uint64_t key) { return key >= last && share[k] >= least ? share[k] : -1LL; };
+  long long const sum = sum_of(kept);
   Random random = options.random;
-  double const point = random.uniform() * sum[0];
-  auto const drawn = descend(keys, values, count, point, true, kept);
+  auto const point = static_cast<long long>(random.uniform() * static_cast<double>(sum));  // the first one behind it
+  auto const drawn = descend(keys, values, count, point < sum ? point + 1 : sum, kept);
   if (threadIdx.x == 0) {
     tokens[n] = keys.token(drawn);
     rows[n].random = random;
@@ -177,12 +181,12 @@ __global__ void __launch_bounds__(sample_threads)
 
 /// tokens[n] = a token for row n of the logits [n, V], f32, bf16 or f16. rows [n] and tokens [n] lie in device memory;
 /// the rows' random streams move on. The filters, ties (the lower token first) and draws are those of Sampler
-/// (model/sampling.hpp); sums of shares are made in another order, in double.
+/// (model/sampling.hpp); shares are summed as integers here, as doubles there.
 template <class Act, class T>
 void sample(CudaBackend<Act>& be, MatrixView<T const, DeviceSpace> logits, SamplingRow* rows, std::int32_t* tokens) {
   auto const scope = be.scope();
   auto const scratch = be.arena().template matrix<float>(logits.rows, logits.cols);
-  auto const shares = be.arena().template matrix<double>(logits.rows, logits.cols);
+  auto const shares = be.arena().template matrix<long long>(logits.rows, logits.cols);
   cuda::launch(cuda::sample_rows<T>, cuda::grid_of(logits.rows), cuda::sample_threads, 0, be.stream(), logits, rows,
                scratch, shares, tokens);
 }
