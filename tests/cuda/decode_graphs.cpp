@@ -205,7 +205,9 @@ TEST_CASE("recorded decode steps: batches, adapters and contexts change between 
   }
   SECTION("between them prompts, larger batches, forks and truncated sequences") {
     pair.step({1, 2, 3});
-    pair.start({{"road"}}, 240);  // scratch grows, and the cache's table of pages moves
+    pair.start({{"road"}}, 240);  // scratch grows
+    check_recorded(recorded_by([&] { pair.step({1, 2, 3}); }), 0);
+    pair.recording.cache().reserve(4 * 128);  // 129 pages: its table moves
     check_recorded(recorded_by([&] { pair.step({1, 2, 3}); }), 1);
     pair.requests.push_back({pair.requests[4].recorded.fork(), pair.requests[4].plain.fork()});
     pair.step({4, pair.requests.size() - 1});

@@ -132,8 +132,8 @@ class KvCache {
     free_.push_back(static_cast<std::int32_t>(pages_.size() - 1));
     if constexpr (!on_host) {
       auto const count = static_cast<index_t>(pointers_.size());
-      if (resident_pointers_.size() < count)
-        resident_pointers_ = Storage<Act*, Space>(std::max<index_t>(64, 2 * count));
+      if (resident_pointers_.size() < count)  // far ahead, because recorded steps hold where the table lies
+        resident_pointers_ = Storage<Act*, Space>(std::max<index_t>(128, 16 * count));
       Memory<Space>::copy_from_host(resident_pointers_.data(), pointers_.data(), pointers_.size() * sizeof(Act*));
     }
   }
