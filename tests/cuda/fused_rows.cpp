@@ -94,6 +94,47 @@ TEMPLATE_TEST_CASE("device: a mapped sum and its norm in one kernel", "", float,
   }
 }
 
+TEMPLATE_TEST_CASE("device: a mapped sum and its layer norm in one kernel", "", float, bf16, f16) {
+  for (index_t const size : {960, 100}) {  // 100: columns that no load of 8 divides
+    Random random(3);
+    Device<TestType> device;
+    Maps const host_maps(random, size == 960 ? 13 : 0, size);
+    bool const mapped = size == 960, in_place = size == 100;
+    auto const maps = mapped ? device.put_maps(host_maps.of_row) : RowMapBatch<float>{};
+    auto const x = random_buffer<TestType>(random, 13, size), h = random_buffer<TestType>(random, 13, size);
+    auto const weight = device.put(random_buffer<float>(random, 1, size, 0)),
+               bias = device.put(random_buffer<float>(random, 1, size, 0));
+    VectorView<float const, DeviceSpace> const weights{weight.data, size}, biases{bias.data, size};
+    auto const x1 = device.put(x), h1 = device.put(h), x2 = device.put(x), h2 = device.put(h), y2 = device.put(h);
+    auto const y1 = in_place ? h1 : device.put(h);
+    auto const scope = device.be.scope();
+    add_mapped_layer_norm(device.be, Unmapped<CudaBackend<TestType>>{x1, maps}, h1, weights, biases, 1e-5, y1);
+    if (mapped) apply_row_map(device.be, maps, x2);
+    add(device.be, read_only(x2), h2);
+    layer_norm(device.be, read_only(h2), weights, biases, 1e-5, y2);
+    auto const result = device.get(y1);
+    CHECK(worst_row(result.view(), device.get(y2).view()) == 0);
+    if (!in_place) CHECK(worst_row(device.get(h1).view(), device.get(h2).view()) == 0);
+    CHECK(result.gaps_untouched());
+  }
+}
+
+TEMPLATE_TEST_CASE("device: mapped and activated in one kernel", "", float, bf16, f16) {
+  for (index_t const size : {1536, 192}) {
+    Random random(4);
+    Device<TestType> device;
+    Maps const host_maps(random, 12, size);
+    auto const maps = device.put_maps(host_maps.of_row);
+    auto const x = random_buffer<TestType>(random, 12, size, 3);
+    auto const x1 = device.put(x), x2 = device.put(x);
+    auto const scope = device.be.scope();
+    auto const out = activate_mapped(device.be, Activation::gelu_tanh, Unmapped<CudaBackend<TestType>>{x1, maps});
+    apply_row_map(device.be, maps, x2);
+    activate(device.be, Activation::gelu_tanh, x2);
+    CHECK(worst_row(device.get(out).view(), device.get(x2).view()) == 0);
+  }
+}
+
 TEMPLATE_TEST_CASE("device: mapped gates and inputs in one kernel", "", float, bf16, f16) {
   for (index_t const size : {1536, 192}) {
     Random random(2);

@@ -113,24 +113,18 @@ struct Bert {
     auto const attended = be.arena().template matrix<Act>(h.rows, h.cols);
     linear(be, block.q, *chunk.plan, ConstView(h), q);
     attention(be, step.kv_of(block.layer), block.shape, chunk.spans, ConstView(q), attended);
-    auto const o = be.arena().template matrix<Act>(h.rows, h.cols);
-    linear(be, block.o, *chunk.plan, ConstView(attended), o);
-    add(be, ConstView(o), h);
-    layer_norm(be, ConstView(h), block.attention_norm, block.attention_norm_bias, block.eps, h);
+    auto const o = linear_unmapped(be, block.o, *chunk.plan, ConstView(attended));
+    add_mapped_layer_norm(be, o, h, block.attention_norm, block.attention_norm_bias, block.eps, h);
   }
 
   template <class Be, class B, class View>
   static void feed_forward(Be& be, Block<B> const& block, StepChunk<B> const& chunk, View h) {
-    using Act = typename B::Act;
-    using ConstView = MatrixView<Act const, typename B::Space>;
+    using ConstView = MatrixView<typename B::Act const, typename B::Space>;
     auto const scope = be.scope();
-    auto const up = be.arena().template matrix<Act>(h.rows, block.up.site.out);
-    auto const down = be.arena().template matrix<Act>(h.rows, h.cols);
-    linear(be, block.up, *chunk.plan, ConstView(h), up);
-    activate(be, block.activation, up);
-    linear(be, block.down, *chunk.plan, ConstView(up), down);
-    add(be, ConstView(down), h);
-    layer_norm(be, ConstView(h), block.norm, block.norm_bias, block.eps, h);
+    auto const up = linear_unmapped(be, block.up, *chunk.plan, ConstView(h));
+    auto const active = activate_mapped(be, block.activation, up);
+    auto const down = linear_unmapped(be, block.down, *chunk.plan, ConstView(active));
+    add_mapped_layer_norm(be, down, h, block.norm, block.norm_bias, block.eps, h);
   }
 };
 

@@ -130,43 +130,37 @@ struct Gpt2 {
       auto const chunk_scope = be.scope();
       auto const rows = h.row_range(chunk.first, chunk.rows);
       auto const x = normalized.row_range(chunk.first, chunk.rows);
-      attend(be, block, step, chunk, x, rows);
-      feed_forward(be, block, chunk, rows);
+      auto const normalized_again = be.arena().template matrix<Act>(x.rows, x.cols);
+      add_mapped_layer_norm(be, attend(be, block, step, chunk, x), rows, block.norm_2, block.norm_2_bias, block.eps,
+                            normalized_again);
+      add_mapped(be, feed_forward(be, block, chunk, normalized_again), rows);
       apply_block_output(be, block.output, *chunk.plan, rows);
     }
   }
 
  private:
-  // h += c_proj(attention(c_attn(x))); x [n,d] is normalised
+  // c_proj(attention(c_attn(x))); x [n,d] is normalised
   template <class Be, class B, class View>
-  static void attend(Be& be, Block<B> const& block, Step<B> const& step, StepChunk<B> const& chunk, View x, View h) {
+  static Unmapped<Be> attend(Be& be, Block<B> const& block, Step<B> const& step, StepChunk<B> const& chunk, View x) {
     using Act = typename B::Act;
     using ConstView = MatrixView<Act const, typename B::Space>;
-    index_t const d = h.cols;
+    index_t const d = x.cols;
     auto const qkv = be.arena().template matrix<Act>(x.rows, 3 * d);
     linear(be, block.qkv, *chunk.plan, ConstView(x), qkv);
     auto const kv = step.kv_of(block.layer);
     store_kv(be, kv, chunk.spans, ConstView(qkv.col_range(d, d)), ConstView(qkv.col_range(2 * d, d)));
     auto const attended = be.arena().template matrix<Act>(x.rows, d);
     attention(be, kv, block.shape, chunk.spans, ConstView(qkv.col_range(0, d)), attended);
-    auto const o = be.arena().template matrix<Act>(x.rows, d);
-    linear(be, block.o, *chunk.plan, ConstView(attended), o);
-    add(be, ConstView(o), h);
+    return linear_unmapped(be, block.o, *chunk.plan, ConstView(attended));
   }
 
-  // h += c_proj(f(c_fc(x))), x = layer_norm(h)
+  // c_proj(f(c_fc(x))); x [n,d] is normalised
   template <class Be, class B, class View>
-  static void feed_forward(Be& be, Block<B> const& block, StepChunk<B> const& chunk, View h) {
-    using Act = typename B::Act;
-    using ConstView = MatrixView<Act const, typename B::Space>;
-    auto const x = be.arena().template matrix<Act>(h.rows, h.cols);
-    layer_norm(be, ConstView(h), block.norm_2, block.norm_2_bias, block.eps, x);
-    auto const up = be.arena().template matrix<Act>(x.rows, block.up.site.out);
-    linear(be, block.up, *chunk.plan, ConstView(x), up);
-    activate(be, block.activation, up);
-    auto const down = be.arena().template matrix<Act>(h.rows, h.cols);
-    linear(be, block.down, *chunk.plan, ConstView(up), down);
-    add(be, ConstView(down), h);
+  static Unmapped<Be> feed_forward(Be& be, Block<B> const& block, StepChunk<B> const& chunk, View x) {
+    using ConstView = MatrixView<typename B::Act const, typename B::Space>;
+    auto const up = linear_unmapped(be, block.up, *chunk.plan, ConstView(x));
+    auto const active = activate_mapped(be, block.activation, up);
+    return linear_unmapped(be, block.down, *chunk.plan, ConstView(active));
   }
 };
 

@@ -58,6 +58,24 @@ void add_mapped_norm(B& be, Unmapped<B> const& x, MatrixView<typename B::Act, ty
   rms_norm(be, MatrixView<typename B::Act const, typename B::Space>(h), weight, eps, y);
 }
 
+/// h += map(x); y = layer_norm(h), which may be h.  x, h, y [n, d], weight and bias [d]
+template <class B>
+void add_mapped_layer_norm(B& be, Unmapped<B> const& x, MatrixView<typename B::Act, typename B::Space> h,
+                           VectorView<typename B::Real const, typename B::Space> weight,
+                           VectorView<typename B::Real const, typename B::Space> bias, double eps,
+                           MatrixView<typename B::Act, typename B::Space> y) {
+  add_mapped(be, x, h);
+  layer_norm(be, MatrixView<typename B::Act const, typename B::Space>(h), weight, bias, eps, y);
+}
+
+/// f(map(x)), in place or in the caller's scope of the arena.  x [n, f]
+template <class B>
+MatrixView<typename B::Act, typename B::Space> activate_mapped(B& be, Activation f, Unmapped<B> const& x) {
+  auto const y = mapped(be, x);
+  activate(be, f, y);
+  return y;
+}
+
 /// f(map(gate)) * map(up), in place of gate or in the caller's scope of the arena.  gate, up [n, f]
 template <class B>
 MatrixView<typename B::Act, typename B::Space> activate_gated_mapped(B& be, Activation f, Unmapped<B> const& gate,

@@ -238,21 +238,15 @@ __global__ void __launch_bounds__(most_row_threads)
   }
 }
 
-/// One block per row. The variance is taken around the mean, not as a difference of large numbers.
+/// to = layer_norm(from), by all threads of a block, of which each has 8 columns of every 8 * blockDim.x and knows
+/// their sum. The variance is taken around the mean, not as a difference of large numbers. from and to may be the same.
 template <class Act>
-__global__ void __launch_bounds__(most_row_threads)
-    layer_norm_rows(MatrixView<Act const, DeviceSpace> x, float const* weight, float const* bias, float eps,
-                    MatrixView<Act, DeviceSpace> y, bool whole) {
+__device__ void layer_norm_row(float sum, Act const* from, index_t size, float const* weight, float const* bias,
+                               float eps, bool whole, Act* to) {
   constexpr int n = 8;
-  index_t const row = blockIdx.x, size = x.cols;
   index_t const first = n * index_t{threadIdx.x}, step = n * index_t{blockDim.x};
-  Act const* const from = x.row(row);
-  float sum = 0, squares = 0, v[n], w[n], b[n];
-  for (index_t k = first; k < size; k += step) {
-    load_columns(from, k, size, whole, v);
-    for (float const each : v) sum += each;
-  }
   float const mean = block_sum(sum) / static_cast<float>(size);
+  float squares = 0, v[n], w[n], b[n];
   for (index_t k = first; k < size; k += step) {
     load_columns(from, k, size, whole, v);
     for (int j = 0; j < n; ++j)
@@ -264,8 +258,23 @@ __global__ void __launch_bounds__(most_row_threads)
     load_columns(weight, k, size, whole, w);
     load_columns(bias, k, size, whole, b);
     for (int j = 0; j < n; ++j) v[j] = (v[j] - mean) * scale * w[j] + b[j];
-    store_columns(v, k, size, whole, y.row(row));
+    store_columns(v, k, size, whole, to);
   }
+}
+
+/// One block per row.
+template <class Act>
+__global__ void __launch_bounds__(most_row_threads)
+    layer_norm_rows(MatrixView<Act const, DeviceSpace> x, float const* weight, float const* bias, float eps,
+                    MatrixView<Act, DeviceSpace> y, bool whole) {
+  constexpr int n = 8;
+  Act const* const from = x.row(blockIdx.x);
+  float sum = 0, v[n];
+  for (index_t k = n * index_t{threadIdx.x}; k < x.cols; k += n * index_t{blockDim.x}) {
+    load_columns(from, k, x.cols, whole, v);
+    for (float const each : v) sum += each;
+  }
+  layer_norm_row(sum, from, x.cols, weight, bias, eps, whole, y.row(blockIdx.x));
 }
 
 /// A dense weight as a matrix of its own type.

@@ -40,31 +40,41 @@ __device__ inline RowMapRow<float const> const* map_of(RowMapBatch<float> const&
   return maps.request != nullptr ? maps.row(row) : nullptr;
 }
 
+/// h += map(x) in row blockIdx.x, by all threads of the block; each(value) sees a thread's columns as they are stored.
+template <class Act, class Each>
+__device__ void add_mapped_row(RowMapBatch<float> const& maps, MatrixView<Act, DeviceSpace> x,
+                               MatrixView<Act, DeviceSpace> h, bool whole, Each const& each) {
+  constexpr int n = 8;
+  index_t const row = blockIdx.x, size = h.cols;
+  auto const* map = map_of(maps, row);
+  if (map != nullptr && map->next != nullptr) {
+    map_row(*map, x.row(row), 0, size);
+    map = nullptr;
+  }
+  float v[n], w[n];
+  for (index_t k = n * index_t{threadIdx.x}; k < size; k += n * index_t{blockDim.x}) {
+    load_mapped(map, static_cast<Act const*>(x.row(row)), k, size, whole, v);
+    load_columns(h.row(row), k, size, whole, w);
+    for (int j = 0; j < n; ++j) {
+      v[j] = to_real(from_real<Act>(v[j] + w[j]));  // the norm is that of what is stored
+      each(v[j]);
+    }
+    store_columns(v, k, size, whole, h.row(row));
+  }
+}
+
 /// A row per block. Without weights no norm is made, and y is not written.
 template <class Act>
 __global__ void __launch_bounds__(most_row_threads)
     add_mapped_norm_rows(RowMapBatch<float> maps, MatrixView<Act, DeviceSpace> x, MatrixView<Act, DeviceSpace> h,
                          float const* weight, float eps, MatrixView<Act, DeviceSpace> y, bool whole) {
   constexpr int n = 8;
-  index_t const row = blockIdx.x, size = h.cols, start = n * index_t{threadIdx.x}, step = n * index_t{blockDim.x};
-  auto const* map = map_of(maps, row);
-  if (map != nullptr && map->next != nullptr) {
-    map_row(*map, x.row(row), 0, size);
-    map = nullptr;
-  }
+  index_t const row = blockIdx.x, size = h.cols;
   float squares = 0, v[n], w[n];
-  for (index_t k = start; k < size; k += step) {
-    load_mapped(map, static_cast<Act const*>(x.row(row)), k, size, whole, v);
-    load_columns(h.row(row), k, size, whole, w);
-    for (int j = 0; j < n; ++j) {
-      v[j] = to_real(from_real<Act>(v[j] + w[j]));  // the norm is that of what is stored
-      squares += v[j] * v[j];
-    }
-    store_columns(v, k, size, whole, h.row(row));
-  }
+  add_mapped_row(maps, x, h, whole, [&](float value) { squares += value * value; });
   if (weight == nullptr) return;
   float const scale = 1 / sqrtf(block_sum(squares) / static_cast<float>(size) + eps);
-  for (index_t k = start; k < size; k += step) {  // a thread reads what it wrote
+  for (index_t k = n * index_t{threadIdx.x}; k < size; k += n * index_t{blockDim.x}) {  // a thread reads what it wrote
     load_columns(h.row(row), k, size, whole, v);
     load_columns(weight, k, size, whole, w);
     for (int j = 0; j < n; ++j) v[j] = v[j] * scale * w[j];
@@ -72,7 +82,40 @@ __global__ void __launch_bounds__(most_row_threads)
   }
 }
 
+/// A row per block.
+template <class Act>
+__global__ void __launch_bounds__(most_row_threads)
+    add_mapped_layer_norm_rows(RowMapBatch<float> maps, MatrixView<Act, DeviceSpace> x, MatrixView<Act, DeviceSpace> h,
+                               float const* weight, float const* bias, float eps, MatrixView<Act, DeviceSpace> y,
+                               bool whole) {
+  float sum = 0;
+  add_mapped_row(maps, x, h, whole, [&](float value) { sum += value; });
+  layer_norm_row(sum, static_cast<Act const*>(h.row(blockIdx.x)), h.cols, weight, bias, eps, whole, y.row(blockIdx.x));
+}
+
 inline constexpr int gated_threads = 128, gated_columns = 8;
+
+/// Row blockIdx.x, chunk blockIdx.y of columns.
+template <class Act>
+__global__ void activate_mapped_rows(Activation f, RowMapBatch<float> maps, MatrixView<Act, DeviceSpace> x,
+                                     MatrixView<Act, DeviceSpace> out, bool whole) {
+  constexpr int n = gated_columns;
+  index_t const row = blockIdx.x, chunk = n * gated_threads;
+  index_t first = blockIdx.y * chunk, last = first + chunk < out.cols ? first + chunk : out.cols;
+  auto const* map = map_of(maps, row);
+  if (map != nullptr && map->next != nullptr) {
+    if (blockIdx.y != 0) return;  // one block has the row, because successors pair other columns
+    first = 0, last = out.cols;
+    map_row(*map, x.row(row), 0, out.cols);
+    map = nullptr;
+  }
+  for (index_t k = first + n * index_t{threadIdx.x}; k < last; k += chunk) {
+    float v[n];
+    load_mapped(map, static_cast<Act const*>(x.row(row)), k, out.cols, whole, v);
+    for (float& each : v) each = graft::activate(f, each);
+    store_columns(v, k, out.cols, whole, out.row(row));
+  }
+}
 
 /// Row blockIdx.x, chunk blockIdx.y of columns.
 template <class Act>
@@ -212,7 +255,28 @@ void add_mapped_norm(CudaBackend<Act>& be, Unmapped<CudaBackend<Act>> const& x, 
   cuda::launch_add(be, x, h, weight.data, eps, y);
 }
 
+/// y may be h.
+template <class Act>
+void add_mapped_layer_norm(CudaBackend<Act>& be, Unmapped<CudaBackend<Act>> const& x, MatrixView<Act, DeviceSpace> h,
+                           VectorView<float const, DeviceSpace> weight, VectorView<float const, DeviceSpace> bias,
+                           double eps, MatrixView<Act, DeviceSpace> y) {
+  bool const whole =
+      cuda::aligned16(x.x) && cuda::aligned16(h) && cuda::aligned16(y) && cuda::aligned16(weight.data, bias.data);
+  cuda::launch(cuda::add_mapped_layer_norm_rows<Act>, cuda::grid_of(h.rows), cuda::threads_for(h.cols), 0, be.stream(),
+               cuda::present_maps(x.maps), x.x, h, weight.data, bias.data, static_cast<float>(eps), y, whole);
+}
+
 /// Into memory of the caller's scope, because partners of a map lie in columns of other blocks.
+template <class Act>
+MatrixView<Act, DeviceSpace> activate_mapped(CudaBackend<Act>& be, Activation f, Unmapped<CudaBackend<Act>> const& x) {
+  auto const out = be.arena().template matrix<Act>(x.x.rows, x.x.cols);
+  bool const whole = cuda::aligned16(x.x) && cuda::aligned16(out);
+  auto const grid = cuda::grid_of(out.rows, ceil_div(out.cols, cuda::gated_threads * cuda::gated_columns));
+  cuda::launch(cuda::activate_mapped_rows<Act>, grid, cuda::gated_threads, 0, be.stream(), f,
+               cuda::present_maps(x.maps), x.x, out, whole);
+  return out;
+}
+/// The same.
 template <class Act>
 MatrixView<Act, DeviceSpace> activate_gated_mapped(CudaBackend<Act>& be, Activation f,
                                                    Unmapped<CudaBackend<Act>> const& gate,
