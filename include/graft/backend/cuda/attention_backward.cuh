@@ -13,6 +13,9 @@ inline constexpr int backward_tile = 32;  ///< queries and keys of a tile of sco
 inline constexpr int backward_rows = 4;   ///< of a tile, per warp
 inline constexpr int backward_threads = 32 * backward_tile / backward_rows;
 inline constexpr int backward_dims = 128;  ///< columns of results at a time
+/// Of a multiprocessor at a time: 128 registers for a thread, which is enough where loops are not unrolled further than
+/// the pragmas below say.
+inline constexpr int backward_blocks = 2;
 
 /// 32 x 32 numbers; a column's numbers lie in different banks.
 using Square = float[backward_tile][backward_tile + 1];
@@ -30,6 +33,7 @@ struct AttentionInputs {
 template <class Act>
 __device__ inline void load_square(MatrixView<Act const, DeviceSpace> from, index_t first_row, index_t row,
                                    index_t last_row, index_t offset, int column, int columns, Square& to) {
+#pragma unroll 2
   for (int k = static_cast<int>(threadIdx.x); k < backward_tile * backward_tile; k += backward_threads) {
     int const r = k / backward_tile, c = k % backward_tile;
     bool const there = row + r < last_row && column + c < columns;
@@ -51,6 +55,7 @@ __device__ inline void multiply_rows(AttentionSpan const& span, MatrixView<Act c
     load_square(left, span.first_row, query, span.rows, left_offset, column, dim, a);
     load_square(right, span.first_row, key, span.rows, right_offset, column, dim, b);
     __syncthreads();
+#pragma unroll 4
     for (int c = 0; c < backward_tile; ++c)
 #pragma unroll
       for (int r = 0; r < backward_rows; ++r) sum[r] += a[backward_rows * warp + r][c] * b[lane][c];
@@ -154,7 +159,7 @@ __device__ inline void add_tile(AttentionSpan const& span, float const (&sum)[ba
 
 /// dQ of 32 queries of a head: block (tile, head, span). A lane has a column of every 32.
 template <class Act>
-__global__ void __launch_bounds__(backward_threads)
+__global__ void __launch_bounds__(backward_threads, backward_blocks)
     attention_dq(AttentionInputs<Act> in, AttentionSpan const* spans, MatrixView<Act, DeviceSpace> dq) {
   auto const span = spans[blockIdx.z];
   index_t const query = index_t{blockIdx.x} * backward_tile;
@@ -175,6 +180,7 @@ __global__ void __launch_bounds__(backward_threads)
         __syncthreads();
         load_square(in.k, span.first_row, key, span.rows, k_offset, column, dim, b);
         __syncthreads();
+#pragma unroll 4
         for (int t = 0; t < backward_tile; ++t)
 #pragma unroll
           for (int r = 0; r < backward_rows; ++r) acc[r][part] += slopes[backward_rows * warp + r][t] * b[t][lane];
@@ -187,7 +193,7 @@ __global__ void __launch_bounds__(backward_threads)
 /// dK and dV of 32 keys of a head of keys: block (tile, head of keys, span). The heads that share the keys follow each
 /// other.
 template <class Act>
-__global__ void __launch_bounds__(backward_threads)
+__global__ void __launch_bounds__(backward_threads, backward_blocks)
     attention_dkv(AttentionInputs<Act> in, AttentionSpan const* spans, MatrixView<Act, DeviceSpace> dk,
                   MatrixView<Act, DeviceSpace> dv) {
   auto const span = spans[blockIdx.z];
@@ -212,6 +218,7 @@ __global__ void __launch_bounds__(backward_threads)
           load_square(in.q, span.first_row, query, span.rows, q_offset, column, dim, a);
           load_square(in.dout, span.first_row, query, span.rows, q_offset, column, dim, b);
           __syncthreads();
+#pragma unroll 4
           for (int i = 0; i < backward_tile; ++i)
 #pragma unroll
             for (int r = 0; r < backward_rows; ++r) {
