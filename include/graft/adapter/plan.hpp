@@ -92,7 +92,7 @@ class Plan {
     return deltas;
   }
   /// Prompts that vectors are made from in this step, where kernels read them.
-  std::span<GeneratedPrompt<R> const> prompts() const { return resident_.prompts(); }
+  GeneratedPrompts<R> const& prompts() const { return resident_.prompts(); }
 
   /// The same in host memory.
   RowMapBatch<R> host_maps(Stage stage, index_t site) const {

@@ -97,11 +97,12 @@ class ResidentPlan {
     }
     tiles_ = tiles.resident;
     auto const prompts = parcel.template take<GeneratedPrompt<R>>(requests);
-    prompt_count_ = 0;
+    prompts_ = {prompts.resident};
     for (std::size_t q = 0; q < plan.requests.size(); ++q)
-      if (auto const& request = plan.requests[q]; request.makes_vectors())
-        prompts.host[prompt_count_++] = {request.state->resident_layers(), plan.first[q], request.prompt_rows};
-    prompts_ = prompts.resident;
+      if (auto const& request = plan.requests[q]; request.makes_vectors()) {
+        prompts.host[prompts_.size++] = {request.state->resident_layers(), plan.first[q], request.prompt_rows};
+        prompts_.scored_terms = std::max(prompts_.scored_terms, request.state->scored_terms());
+      }
   }
 
   RowMapRow<R const> const* const* tables(Stage stage) const { return tables_[static_cast<std::size_t>(stage)]; }
@@ -109,7 +110,7 @@ class ResidentPlan {
   std::int32_t const* positioned() const { return positioned_; }
   std::int32_t const* group_rows() const { return group_rows_; }
   LowRankTile<R> const* tiles() const { return tiles_; }
-  std::span<GeneratedPrompt<R> const> prompts() const { return {prompts_, prompt_count_}; }
+  GeneratedPrompts<R> const& prompts() const { return prompts_; }
 
  private:
   using Table = RowMapRow<R const> const*;
@@ -118,8 +119,7 @@ class ResidentPlan {
   std::array<Table const*, stage_count> tables_{};
   std::int32_t const *request_ = nullptr, *positioned_ = nullptr, *group_rows_ = nullptr;
   LowRankTile<R> const* tiles_ = nullptr;
-  GeneratedPrompt<R> const* prompts_ = nullptr;
-  std::size_t prompt_count_ = 0;
+  GeneratedPrompts<R> prompts_;
 };
 
 }  // namespace graft

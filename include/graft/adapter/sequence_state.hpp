@@ -96,6 +96,8 @@ class SequenceState {
   }
   /// What kernels need to make the vectors, [layers]; not on the host.
   GeneratedMaps<R> const* resident_layers() const { return resident_.layers(); }
+  /// The most terms of a layer one of which pools by attention; 0: none does.
+  index_t scored_terms() const { return resident_.scored_terms(); }
   /// Kernels have been told to make a layer's vectors: its maps count from now on.
   void set_made(index_t layer) {
     for (auto const& target : targets_[static_cast<std::size_t>(layer)])

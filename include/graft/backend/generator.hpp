@@ -67,7 +67,8 @@ struct GeneratedMaps {
   GeneratedTarget<R> const* targets = nullptr;
   index_t target_count = 0;
   R* sum = nullptr;         ///< [vectors] of scratch
-  R* bottleneck = nullptr;  ///< [largest r] of scratch
+  R* bottleneck = nullptr;  ///< [r] of scratch, for one term after the other
+  R* pooled = nullptr;      ///< [term_count, d] of scratch
   index_t vectors = 0;
 };
 
@@ -76,6 +77,15 @@ template <class R>
 struct GeneratedPrompt {
   GeneratedMaps<R> const* layers = nullptr;  ///< [layers]
   index_t first_row = 0, rows = 0;
+};
+
+/// Those of a batch, in a backend's memory.
+template <class R>
+struct GeneratedPrompts {
+  GeneratedPrompt<R> const* data = nullptr;
+  index_t size = 0;
+  index_t scored_terms = 0;  ///< the most terms of a request one of which pools by attention; 0: none does
+  bool empty() const { return size == 0; }
 };
 
 }  // namespace graft

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The way back through one generator of vectors (make_vectors.cuh) and one prompt. What it adds to has one owner each:
-// a block for the bottleneck, then threads for the elements of the factors, then threads for the prompt's columns.
+// a block for the bottleneck, threads for the elements of the factors and of the prompt's rows, blocks for columns.
 #pragma once
 
 #include <graft/backend/activation.hpp>
@@ -44,17 +44,25 @@ __device__ inline float generator_slope(VectorGenerator<float> const& g, float z
   }
 }
 
-/// Everything of the size of the bottleneck or the prompt; one block.
+/// Pools again: a warp per row for the scores, then blocks for the columns.
 template <class X>
 __global__ void __launch_bounds__(make_vectors_threads)
-    generator_bottleneck(GeneratorTerm<float> term, GeneratorGradient<float> grad, MatrixView<X const, DeviceSpace> x,
-                         float const* dl, GeneratorState state) {
+    generator_scores(VectorGenerator<float> g, MatrixView<X const, DeviceSpace> x, GeneratorState state) {
+  score_rows(g, x, state.share);
+}
+template <class X>
+__global__ void __launch_bounds__(make_vectors_threads)
+    generator_pool(VectorGenerator<float> g, MatrixView<X const, DeviceSpace> x, bool whole, GeneratorState state) {
+  pool_rows(g, x, whole, state.share, state.h);
+}
+
+/// Everything of the size of the bottleneck, and dh; one block.
+template <class R>
+__global__ void __launch_bounds__(make_vectors_threads)
+    generator_bottleneck(GeneratorTerm<R> term, GeneratorGradient<R> grad, R const* dl, GeneratorState state) {
   VectorGenerator<float> const& g = term.generator;
-  bool const attends = g.pooling == VectorGenerator<float>::Pooling::attention;
   index_t const first = threadIdx.x, step = blockDim.x, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  index_t const warps = blockDim.x / 32, d = g.width, p = x.rows;
-  pool_rows(g, x.data, x.stride, p, state.share, state.h);
-  __syncthreads();
+  index_t const warps = blockDim.x / 32, d = g.width;
   for (index_t r = warp; r < g.rank; r += warps) {
     float z = 0, dz = 0;
     for (index_t k = lane; k < d; k += 32) z += g.down[r * d + k] * state.h[k];
@@ -75,22 +83,36 @@ __global__ void __launch_bounds__(make_vectors_threads)
     for (index_t r = 0; r < g.rank; ++r) sum += state.slope[r] * g.down[r * d + k];
     state.dh[k] = sum;
   }
-  if (!attends) return;
-  // of shares w_t = softmax(s)_t: ds_t = w_t (dw_t - sum_u w_u dw_u)
-  __syncthreads();
-  for (index_t t = warp; t < p; t += warps) {
-    float sum = 0;
-    for (index_t k = lane; k < d; k += 32) sum += state.dh[k] * to_real(x(t, k));
-    sum = warp_sum(sum);
-    if (lane == 0) state.along[t] = sum;
-  }
-  __syncthreads();
-  if (threadIdx.x != 0) return;
-  float highest = state.share[0], total = 0, mean = 0;
-  for (index_t t = 1; t < p; ++t) highest = state.share[t] > highest ? state.share[t] : highest;
-  for (index_t t = 0; t < p; ++t) total += state.share[t] = exp_of(state.share[t] - highest);
-  for (index_t t = 0; t < p; ++t) state.share[t] /= total, mean += state.share[t] * state.along[t];
-  for (index_t t = 0; t < p; ++t) state.along[t] = state.share[t] * (state.along[t] - mean);
+}
+
+/// along = dh . x, a warp per row.
+template <class X>
+__global__ void __launch_bounds__(make_vectors_threads)
+    generator_along(VectorGenerator<float> g, MatrixView<X const, DeviceSpace> x, GeneratorState state) {
+  g.pool = state.dh;
+  score_rows(g, x, state.along);
+}
+
+/// Scores become shares w_t = softmax(s)_t, and along becomes ds_t = w_t (dw_t - sum_u w_u dw_u); one block.
+template <class R>
+__global__ void __launch_bounds__(make_vectors_threads) generator_shares(index_t p, GeneratorState state) {
+  index_t const first = threadIdx.x, step = blockDim.x;  // a thread has the same rows throughout
+  float highest = -INFINITY, total = 0, mean = 0;
+  for (index_t t = first; t < p; t += step) highest = state.share[t] > highest ? state.share[t] : highest;
+  highest = block_max(highest);
+  for (index_t t = first; t < p; t += step) total += state.share[t] = exp_of(state.share[t] - highest);
+  total = block_sum(total);
+  for (index_t t = first; t < p; t += step) state.share[t] /= total, mean += state.share[t] * state.along[t];
+  mean = block_sum(mean);
+  for (index_t t = first; t < p; t += step) state.along[t] = state.share[t] * (state.along[t] - mean);
+}
+
+/// Of attention pooling's own vector; blocks as generator_pool's.
+template <class X>
+__global__ void __launch_bounds__(make_vectors_threads)
+    generator_pool_gradient(MatrixView<X const, DeviceSpace> x, bool whole, GeneratorState state, float* gradient) {
+  sum_rows(
+      x, whole, false, [&](index_t t) { return state.along[t]; }, [&](index_t k, float sum) { gradient[k] += sum; });
 }
 
 /// dW_up += dl f^T, db += dl, dW_down += dz h^T: a thread per element.
@@ -109,32 +131,30 @@ __global__ void generator_factors(GeneratorTerm<R> term, GeneratorGradient<R> gr
   }
 }
 
-/// The prompt's rows, and attention pooling's own vector: a thread per column.
+inline constexpr int generator_rows_per_block = 16;
+
+/// The prompt's rows: a thread per column, blockIdx.y counts pieces of the prompt.
 template <class X, class D>
-__global__ void generator_rows(VectorGenerator<float> g, GeneratorGradient<float> grad,
-                               MatrixView<X const, DeviceSpace> x, MatrixView<D, DeviceSpace> dx,
-                               GeneratorState state) {
+__global__ void generator_rows(VectorGenerator<float> g, MatrixView<X const, DeviceSpace> x,
+                               MatrixView<D, DeviceSpace> dx, GeneratorState state) {
   using Pooling = VectorGenerator<float>::Pooling;
   index_t const k = index_t{blockIdx.x} * blockDim.x + threadIdx.x, p = x.rows;
   if (k >= g.width) return;
+  index_t const first = index_t{blockIdx.y} * generator_rows_per_block;
+  index_t const last = first + generator_rows_per_block < p ? first + generator_rows_per_block : p;
   float const dh = state.dh[k];
   auto const add = [&](index_t t, float value) { dx(t, k) = from_real<D>(to_real(dx(t, k)) + value); };
   if (g.pooling == Pooling::last) {
-    add(p - 1, dh);
+    if (last == p) add(p - 1, dh);
   } else if (g.pooling == Pooling::mean) {
-    for (index_t t = 0; t < p; ++t) add(t, dh / static_cast<float>(p));
-  } else if (g.pooling == Pooling::max) {
+    for (index_t t = first; t < last; ++t) add(t, dh / static_cast<float>(p));
+  } else if (g.pooling == Pooling::max) {  // the first row that has what was pooled
+    if (first != 0) return;
     index_t highest = 0;
-    for (index_t t = 1; t < p; ++t)
-      if (to_real(x(highest, k)) < to_real(x(t, k))) highest = t;
+    while (to_real(x(highest, k)) != state.h[k] && highest < p - 1) ++highest;
     add(highest, dh);
   } else {
-    float sum = 0;
-    for (index_t t = 0; t < p; ++t) {
-      sum += state.along[t] * to_real(x(t, k));
-      add(t, state.share[t] * dh + state.along[t] * g.pool[k]);
-    }
-    if (grad.pool != nullptr) grad.pool[k] += sum;
+    for (index_t t = first; t < last; ++t) add(t, state.share[t] * dh + state.along[t] * g.pool[k]);
   }
 }
 
@@ -154,13 +174,25 @@ void generator_backward(CudaBackend<Act>& be, GeneratorTerm<float> const& term, 
   auto const x = g.raw ? raw : normalized;
   cuda::GeneratorState const state{take(g.width), take(g.width), take(g.rank),
                                    take(g.rank),  take(x.rows),  take(x.rows)};
-  cuda::launch(cuda::generator_bottleneck<Act>, dim3(1), cuda::make_vectors_threads, 0, be.stream(), term, grad, x,
-               dl.data, state);
+  bool const attends = g.pooling == VectorGenerator<float>::Pooling::attention, whole = cuda::aligned16(x);
+  auto const run = [&](auto* kernel, index_t blocks, auto const&... arguments) {
+    cuda::launch(kernel, cuda::grid_of(blocks), cuda::make_vectors_threads, 0, be.stream(), arguments...);
+  };
+  index_t const columns = ceil_div(g.width, cuda::pooled_columns);
+  if (attends) run(cuda::generator_scores<Act>, cuda::make_vectors_blocks, g, x, state);
+  run(cuda::generator_pool<Act>, columns, g, x, whole, state);
+  run(cuda::generator_bottleneck<float>, 1, term, grad, dl.data, state);
+  if (attends) {
+    run(cuda::generator_along<Act>, cuda::make_vectors_blocks, g, x, state);
+    run(cuda::generator_shares<float>, 1, x.rows, state);
+    if (grad.pool != nullptr) run(cuda::generator_pool_gradient<Act>, columns, x, whole, state, grad.pool);
+  }
   if (grad.up != nullptr)
     cuda::launch(cuda::generator_factors<float>, cuda::grid_of(ceil_div(g.rank * (g.vectors + g.width), 256)), 256, 0,
                  be.stream(), term, grad, dl.data, state);
-  cuda::launch(cuda::generator_rows<Act, Act>, cuda::grid_of(ceil_div(g.width, 128)), 128, 0, be.stream(), g, grad, x,
-               g.raw ? draw : dnormalized, state);
+  cuda::launch(cuda::generator_rows<Act, Act>,
+               cuda::grid_of(ceil_div(g.width, 128), ceil_div(x.rows, cuda::generator_rows_per_block)), 128, 0,
+               be.stream(), g, x, g.raw ? draw : dnormalized, state);
 }
 
 }  // namespace graft
