@@ -114,6 +114,14 @@ TEST_CASE("a refused call is a CudaError that names it") {
 }
 
 #if defined(GRAFT_CUDA_EMULATION)
+TEST_CASE("a machine without a GPU is told so") {
+  emulation::Device::get().properties.devices = 0;
+  CHECK_THROWS_AS(CudaBackend<float>(), CudaError);
+  CHECK_THROWS_WITH(CudaBackend<float>(),
+                    Catch::Contains("there is no GPU to compute on: CUDA ") && Catch::Contains("cudaErrorNoDevice"));
+  emulation::Device::get().properties.devices = 1;
+}
+
 TEST_CASE("a backend gives back all it took") {
   auto const live = emulation::Memory::get().live();
   auto const pinned = emulation::Device::get().pinned.size();

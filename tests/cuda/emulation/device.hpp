@@ -25,6 +25,7 @@ namespace emulation {
 /// What the device says of itself. Shared memory is that of the smallest GPU graft supports (sm_75), so that what fits
 /// here fits everywhere; few multiprocessors, so that grids made for them stay small.
 struct Properties {
+  int devices = 1;
   int multiprocessors = 4;
   int compute_major = 9, compute_minor = 0;
   int shared_bytes = 48 << 10;        ///< per block, without asking

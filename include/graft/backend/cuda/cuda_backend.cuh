@@ -85,10 +85,22 @@ class UploadRing {
   std::size_t piece_bytes_ = 0, piece_ = 0, used_ = 0;
 };
 
+/// CudaError unless there is a GPU: any other call would say so too, in words that few understand.
+inline void require_gpu() {
+  int count = 0;
+  cudaError_t const error = cudaGetDeviceCount(&count);
+  if (error == cudaSuccess && count > 0) return;
+  cudaGetLastError();  // not to be found by whoever asks next
+  raise<CudaError>(
+      text("there is no GPU to compute on: CUDA ", CUDART_VERSION / 1000, ".", CUDART_VERSION % 1000 / 10,
+           " needs an NVIDIA GPU and a driver that is not older (cudaGetDeviceCount: ", cudaGetErrorName(error), ")"));
+}
+
 /// A stream of one's own, or somebody else's.
 class StreamOwner {
  public:
   explicit StreamOwner(cudaStream_t foreign) : stream_(foreign), own_(foreign == nullptr) {
+    require_gpu();
     if (own_) check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "cudaStreamCreateWithFlags");
   }
   ~StreamOwner() {
