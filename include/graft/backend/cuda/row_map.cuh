@@ -121,9 +121,10 @@ __global__ void map_rows(RowMapBatch<float> maps, MatrixView<T, DeviceSpace> y, 
   }
 }
 
-/// One listed row per blockIdx.x, all its columns.
+/// One listed row per blockIdx.x, all its columns. The map is asked for by address, so that no thread copies it.
 template <class T>
-__global__ void map_listed_rows(RowMapRow<float const> map, std::int32_t const* rows, MatrixView<T, DeviceSpace> y) {
+__global__ void map_listed_rows(__grid_constant__ RowMapRow<float const> const map, std::int32_t const* rows,
+                                MatrixView<T, DeviceSpace> y) {
   map_row(map, y.row(rows[blockIdx.x]), 0, y.cols);
 }
 
