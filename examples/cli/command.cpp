@@ -8,19 +8,18 @@
 
 namespace graft::cli {
 
-void ModelOptions::add_to(CLI::App& command, bool adapters_too) {
+void ModelOptions::add_to(CLI::App& command, bool serves) {
   command.add_option("--model", model, "GGUF file, safetensors file or Hugging Face folder")->required();
-  if (adapters_too)
+  if (serves)
     command.add_option("--adapter", adapters, "NAME=PATH of a PEFT folder or GGUF LoRA; repeatable")->take_all();
-  if (adapters_too)
+  auto const add_storage = [&](char const* name, std::string& value, std::string const& of) {
     command
-        .add_option("--adapter-storage", adapter_storage,
-                    "f32 or bf16, what adapters are kept in; by default f32 in exact, bf16 in native precision")
+        .add_option(name, value,
+                    "f32 or bf16, what " + of + " are kept in; by default f32 in exact, bf16 in native precision")
         ->check(CLI::IsMember({"f32", "bf16"}));
-  command
-      .add_option("--kv-storage", kv_storage,
-                  "f32 or bf16, what keys and values are kept in; by default f32 in exact, bf16 in native precision")
-      ->check(CLI::IsMember({"f32", "bf16"}));
+  };
+  if (serves) add_storage("--adapter-storage", adapter_storage, "adapters");
+  if (serves) add_storage("--kv-storage", kv_storage, "keys and values");
   command.add_option("--device", device, "cpu or cuda")->check(CLI::IsMember({"cpu", "cuda"}));
   command.add_option("--threads", threads, "threads to compute with; 0: one per core")->check(CLI::Range(0, 1024));
   command

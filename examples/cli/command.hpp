@@ -32,7 +32,8 @@ struct ModelOptions {
   index_t threads = 0;
   bool json = false;
 
-  void add_to(CLI::App& command, bool adapters_too = true);
+  /// What only commands that serve requests know: adapters, and what they and keys and values are kept in.
+  void add_to(CLI::App& command, bool serves = true);
   /// ContractError where the device is not the processor; for what does not go through an Engine.
   void check() const;
   /// Opens the model and loads the adapters.
