@@ -81,6 +81,17 @@ def sites(cases):
                   "overhead over no adapter, %", "floor, %"], rows)
 
 
+def attentions(cases):
+    rows = []
+    for case in cases:
+        _, model, requests, tokens, count, storage = case["name"].split("/")[:6]
+        rows.append([f"{model}, {requests} x {count} rows after {tokens} tokens, {storage}", f"{case['us']:.0f}",
+                     f"{case['GB/s']:.1f}", f"{case['read_limit_%']:.0f}", f"{case['GFLOP/s']:.0f}",
+                     f"{case['instruction_limit_%']:.0f}"])
+    return table(["attention of one layer", "µs", "GB/s", "% of read limit", "GFLOP/s",
+                  "% of limit of multiply-adds"], rows)
+
+
 def models(cases):
     rows = []
     for case in cases:
@@ -101,7 +112,9 @@ def main():
         model = [case for case in cases if case["name"].split("/")[0] in ("decode", "prefill")]
         layer = [case for case in cases if case["name"].startswith("layer/")]
         site = [case for case in cases if case["name"].startswith("sites/")]
-        for some, render in ((product, products), (layer, layers), (site, sites), (model, models)):
+        attention = [case for case in cases if case["name"].startswith("attention/")]
+        for some, render in ((product, products), (layer, layers), (site, sites), (attention, attentions),
+                             (model, models)):
             if some:
                 print(render(some), end="\n\n")
 
