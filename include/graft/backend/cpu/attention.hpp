@@ -36,7 +36,7 @@ void store_kv(CpuBackend<Act>& be, KvView<Act> const& kv, std::span<AttentionSpa
 template <class Act>
 void attention(CpuBackend<Act>& be, KvView<Act> const& kv, AttentionShape const& shape,
                std::span<AttentionSpan const> spans, MatrixView<Act const> q, MatrixView<Act> out) {
-  constexpr index_t block = 16;  // rows that read the same pages one after the other
+  index_t const block = std::max<index_t>(1, cpu::attention_queries * shape.kv_heads / shape.heads);  // rows of a task
   ArenaScope scope(be.arena());
   auto const first_task = be.arena().template vector<index_t>(static_cast<index_t>(spans.size()));
   index_t tasks = 0;

@@ -49,6 +49,8 @@ struct RowsAhead {
 namespace graft::cpu {
 
 inline constexpr index_t max_page_tokens = 64;
+/// Queries, of several rows and of the heads that share keys, that read a page one after the other.
+inline constexpr index_t attention_queries = 48;
 
 /// Outputs one task computes. A multiple of 64, the usual group of a row map, so that maps are applied while the chunk
 /// is in cache; depends on the shape alone.
