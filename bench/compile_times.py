@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How long translation units take to compile, as a table for docs/performance.md:
 
-    bench/compile_times.py [--compiler g++] [--runs 3] [--into docs/performance.md]
+    bench/compile_times.py [--compiler g++] [--runs 3] [--only PART_OF_A_NAME] [--into docs/performance.md]
 
 Processor seconds of the compiler with -O2, the median of the runs. A header alone stands for what including it costs.
 """
@@ -40,7 +40,7 @@ def units():
     yield "[00_quick_start.cpp](../examples/00_quick_start.cpp): model, files, tokenizer", quick_start, []
     yield "the same, linked with `graft::kernels`", quick_start, extern
     yield "the same, linked with `graft::kernels` and `graft::files`", quick_start, files
-    yield "`graft::kernels` itself", include("graft/backend/cpu/kernels.hpp"), [*extern, "-DGRAFT_DEFINE_KERNELS"]
+    yield "`graft::kernels` itself", include("graft/graft.hpp"), [*extern, "-DGRAFT_DEFINE_KERNELS"]
     readers = ("io/model_files.hpp", "io/peft.hpp", "io/safetensors.hpp", "text/model_tokenizer.hpp", "text/tokenizer.hpp")
     yield "`graft::files` itself", include(*(f"graft/{reader}" for reader in readers)), [*files, "-DGRAFT_DEFINE_FILES"]
 
@@ -59,13 +59,15 @@ def main():
     parser.add_argument("--compiler", default="g++")
     parser.add_argument("--eigen", default="/usr/include/eigen3")
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--only", default="", help="measure the rows alone whose names hold this")
     parser.add_argument("--into", type=Path)
     arguments = parser.parse_args()
     options = ["-std=c++20", "-O2", f"-I{ROOT / 'include'}", f"-I{ROOT}", "-isystem", arguments.eigen, *MACROS]
-    times = [(name, []) for name, _, _ in units()]
+    wanted = [unit for unit in units() if arguments.only in unit[0]]
+    times = [(name, []) for name, _, _ in wanted]
     with tempfile.TemporaryDirectory() as folder:
         for _ in range(arguments.runs):  # runs side by side, so that a slow minute of the machine hits all alike
-            for (_, source, more), (_, found) in zip(units(), times):
+            for (_, source, more), (_, found) in zip(wanted, times):
                 (Path(folder) / "unit.cpp").write_text(source)
                 found.append(seconds([arguments.compiler, *options, *more, "-c", f"{folder}/unit.cpp", "-o", f"{folder}/unit.o"]))
     version = subprocess.run([arguments.compiler, "-dumpfullversion"], capture_output=True, text=True).stdout.strip()

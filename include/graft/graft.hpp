@@ -65,6 +65,7 @@
 #include <graft/adapter/apply_backward.hpp>
 #include <graft/adapter/backpropagation.hpp>
 #include <graft/adapter/bank.hpp>
+#include <graft/adapter/compiled.hpp>
 #include <graft/adapter/compose.hpp>
 #include <graft/adapter/gradients.hpp>
 #include <graft/adapter/ia3.hpp>
@@ -99,6 +100,7 @@
 #include <graft/arch/llama.hpp>
 #include <graft/arch/weights.hpp>
 
+#include <graft/model/compiled.hpp>
 #include <graft/model/context.hpp>
 #include <graft/model/decode_graphs.hpp>
 #include <graft/model/generate.hpp>

@@ -19,41 +19,16 @@
 
 namespace graft {
 
-/// Holds published modules by name, with their numbers in f32 or bf16: see AdapterStorage. One thread may load or
-/// unload while others resolve and decode: a module is immutable once published (but see ModuleOptimizer::publish), a
-/// name is one pointer, and whoever uses a module keeps it alive.
-template <class List, class B>
-class Bank;
-
-template <class... Ps, class B>
-class Bank<Adapters<Ps...>, B> {
-  using Checked = detail::CheckedPolicies<Adapters<Ps...>, B>;
-  static_assert(sizeof(Checked) > 0);  // says what is wrong with the list
-
+/// What a bank is, whatever its list of policies.
+template <class B>
+class ModuleBank {
  public:
   using R = Real<B>;
   using Published = PublishedModule<B>;
   using Set = AdapterSet<B>;
-  using Policies = Adapters<Ps...>;
-
-  explicit Bank(SiteTable sites, AdapterStorage storage = AdapterStorage::full)
-      : sites_(std::make_shared<SiteTable const>(std::move(sites))), storage_(storage) {}
 
   SiteTable const& sites() const { return *sites_; }
   AdapterStorage storage() const { return storage_; }
-
-  /// Publishes the module under its name; requests resolved before keep what they had. Returns the new version.
-  /// ContractError when it brings a tensor (modules_to_save) that cannot be replaced for one request.
-  template <class P>
-  std::uint64_t load(B& be, Module<P, B> module) {
-    static_assert((std::same_as<P, Ps> || ...), "graft: this bank's Adapters<...> does not list the module's policy");
-    auto published = publish(be, std::make_shared<Module<P, B>>(std::move(module)));
-    std::lock_guard lock(mutex_);
-    published->version = ++versions_;
-    std::uint64_t const version = published->version;
-    modules_[published->name] = std::move(published);
-    return version;
-  }
 
   /// Forgets the name; false when there is none. Memory goes when the last request using it ends.
   bool unload(std::string const& name) {
@@ -77,145 +52,32 @@ class Bank<Adapters<Ps...>, B> {
 
   /// The composed adapters of a request; the same list gives the same object while anyone holds it. The order of the
   /// names does not matter. Null for an empty list. Unknown names and maps that cannot be summed are ContractErrors.
-  std::shared_ptr<Set const> resolve(std::span<AdapterUse const> uses) {
-    if (uses.empty()) return nullptr;
-    std::vector<typename Set::Member> members;
-    {
-      std::lock_guard lock(mutex_);
-      for (auto const& use : uses) {
-        auto const found = modules_.find(use.name);
-        expects(found != modules_.end(), "graft: no adapter is called ", use.name);
-        auto same =
-            std::find_if(members.begin(), members.end(), [&](auto const& m) { return m.module == found->second; });
-        if (same == members.end()) same = members.insert(same, {found->second, R{0}});
-        same->weight += static_cast<R>(use.weight);
-        expects(std::isfinite(same->weight), "graft: the weight of adapter ", use.name, " is not finite");
-      }
-    }
-    std::sort(members.begin(), members.end(), [](auto const& a, auto const& b) {
-      return std::tie(a.module->policy, a.module->name) < std::tie(b.module->policy, b.module->name);
-    });
-    std::string key;
-    for (auto const& m : members)
-      key += text(m.module->version, ':', std::bit_cast<std::uint64_t>(static_cast<double>(m.weight)), ' ');
-    std::lock_guard lock(set_mutex_);
-    if (auto const known = sets_[key].lock()) return known;
-    auto set = compose_set(std::move(members));
-    set->fingerprint = std::hash<std::string>{}(key);
-    if (sets_.size() > 2 * live_sets_ + 64) {
-      std::erase_if(sets_, [](auto const& entry) { return entry.second.expired(); });
-      live_sets_ = sets_.size();
-    }
-    sets_[key] = set;
-    return set;
-  }
+  std::shared_ptr<Set const> resolve(std::span<AdapterUse const> uses);
   std::shared_ptr<Set const> resolve(std::initializer_list<AdapterUse> uses) {
     return resolve(std::span<AdapterUse const>(uses.begin(), uses.size()));
   }
 
+ protected:
+  /// low_rank: of each policy in the list, whether it gives deltas; outlives the bank.
+  ModuleBank(std::shared_ptr<SiteTable const> sites, AdapterStorage storage, std::span<bool const> low_rank)
+      : sites_(std::move(sites)), storage_(storage), low_rank_(low_rank) {}
+
+  /// Publishes a module of the policy at a place in the list; its new version.
+  template <class P>
+  std::uint64_t publish(B& be, index_t place, std::shared_ptr<Module<P, B>> module);
+
  private:
   static constexpr bool on_host = std::same_as<typename B::Space, HostSpace>;
-  static constexpr index_t first_low_rank = Checked::Order::first_low_rank();
 
-  template <class P>
-  static constexpr index_t place() {
-    index_t place = 0;
-    bool found = false;
-    ((found = found || std::same_as<P, Ps>, place += found ? 0 : 1), ...);
-    return place;
+  // up to the last low-rank policy
+  bool is_inner(index_t policy) const {
+    auto const place = static_cast<std::size_t>(policy);
+    auto const before = low_rank_.first(place);
+    return low_rank_[place] || std::find(before.begin(), before.end(), true) == before.end();
   }
-  static constexpr bool is_inner(index_t policy) { return policy < first_low_rank || Checked::Order::low_rank[policy]; }
-  static Stage stage_of(index_t policy, Side side) {
+  Stage stage_of(index_t policy, Side side) const {
     if (side == Side::input) return is_inner(policy) ? Stage::input_inner : Stage::input_outer;
     return is_inner(policy) ? Stage::output_inner : Stage::output_outer;
-  }
-
-  template <class P>
-  std::shared_ptr<Published> publish(B& be, std::shared_ptr<Module<P, B>> module) {
-    for (auto const& [tensor, saved] : module->saved) check_saved(module->name, tensor, saved);
-    auto out = std::make_shared<Published>();
-    out->storage = NumberStorage<R>(storage_);
-    out->name = module->name;
-    out->policy = place<P>();
-    out->saved = &module->saved;
-    out->stages[0] = stage_of(out->policy, Side::input), out->stages[1] = stage_of(out->policy, Side::output);
-    out->back = backpropagation(*module, sites_->size());
-    out->sites = sites_;
-    for (auto const& [tensor, saved] : module->saved) out->replacements[tensor] = replacement(*out, saved);
-    auto const count = static_cast<std::size_t>(sites_->size());
-    for (auto const& entry : module->entries) {
-      auto const site = static_cast<std::size_t>(entry.site);
-      SiteInfo const& info = (*sites_)[entry.site];
-      if constexpr (RowMapPolicy<P, B>) {
-        RowMapForm const form = entry.policy.template form<B>(info, entry.state);
-        if (form.present) {
-          auto& maps = out->maps[static_cast<std::size_t>(form.side)];
-          maps.resize(count);
-          index_t const size = form.side == Side::input ? info.in : info.out;
-          maps[site] = out->storage.keep_map(size, form.c, form.d, form.e, form.group, [&](RowMapRow<R> const& map) {
-            entry.policy.coefficients(be, entry.state, map);
-          });
-        }
-      }
-      if constexpr (LowRankPolicy<P, B>) {
-        auto const f = entry.policy.factors(be, entry.state);
-        out->factors.resize(count);
-        Numbers<R> a = f.a.data;
-        if (storage_ != AdapterStorage::full)
-          a = out->storage.keep(f.a.size(), [&](R* to) { std::copy_n(f.a.data, f.a.size(), to); });
-        auto const b_transposed = out->storage.keep(f.b.size(), [&](R* to) {
-          for (index_t o = 0; o < f.b.rows; ++o)
-            for (index_t r = 0; r < f.b.cols; ++r) to[r * f.b.rows + o] = f.b(o, r);
-        });
-        out->factors[site] = {a, b_transposed, f.a.rows, f.scale};
-      }
-      if constexpr (GeneratedPolicy<P, B>) {
-        out->generators.resize(sites_->layers().size());
-        using State = typename P::template State<B>;
-        using Act = typename B::Act;
-        auto& generator = out->generators[static_cast<std::size_t>(info.layer)];
-        generator.policy = &entry.policy;
-        generator.state = &entry.state;
-        generator.site = entry.site;
-        auto const& layer = sites_->layers()[static_cast<std::size_t>(info.layer)];
-        generator.vectors = layer.query.size + layer.value.size + layer.up.size;
-        generator.query = layer.query.size;
-        generator.rotated_query = entry.policy.rotated_query() && layer.rotated_query.site >= 0;
-        generator.resident = entry.policy.generator(entry.state);
-        if constexpr (on_host) {
-          generator.scratch_size = [](void const* policy, void const* state, index_t prompt_rows) {
-            return static_cast<P const*>(policy)->scratch_size(*static_cast<State const*>(state), prompt_rows);
-          };
-          generator.generate =
-              [](B& backend, void const* policy, void const* state, MatrixView<Act const, typename B::Space> normalized,
-                 MatrixView<Act const, typename B::Space> raw, VectorView<R> scratch, VectorView<R> vectors) {
-                static_cast<P const*>(policy)->generate(backend, *static_cast<State const*>(state), normalized, raw,
-                                                        scratch, vectors);
-              };
-        }
-      }
-      if constexpr (requires { entry.policy.positions; })
-        if (info.kind == SiteKind::hidden) out->positions = entry.policy.positions;
-    }
-    if (!out->factors.empty())
-      out->resident_factors = ResidentFactors<R, typename B::Space>(
-          out->factors, [&](index_t site) { return std::pair((*sites_)[site].in, (*sites_)[site].out); });
-    if constexpr (!on_host) {
-      std::vector<RowMapRow<R const>> const* const sides[] = {&out->maps[0], &out->maps[1]};
-      out->resident_maps = ResidentMaps<R, typename B::Space>(std::span(sides));
-    }
-    if constexpr (GeneratedPolicy<P, B> && !on_host) {
-      auto const all = module->parameters();
-      out->resident_parameters = Storage<R, typename B::Space>(std::span<R const>(all.data, all.data + all.size));
-      for (auto& generator : out->generators)
-        for (auto* tensor : {&generator.resident.down, &generator.resident.up, &generator.resident.up_bias,
-                             &generator.resident.numerator, &generator.resident.denominator, &generator.resident.pool})
-          if (*tensor != nullptr) *tensor = out->resident_parameters.data() + (*tensor - all.data);
-    }
-    // what was published stands for the parameters, unless it points to them: in f32, and generators
-    if (storage_ != AdapterStorage::full && out->generators.empty()) module->discard_parameters();
-    out->module = std::move(module);
-    return out;
   }
 
   // On the host a replacement points into the module; elsewhere it is a copy, a matrix in the backend's activations.
@@ -315,9 +177,10 @@ class Bank<Adapters<Ps...>, B> {
       for (auto const& term : set->low_rank) ranks += term.table[s].rank;
       set->max_rank = std::max(set->max_rank, ranks);
     }
-    for (index_t k = 0; k < static_cast<index_t>(sizeof...(Ps)); ++k) {
+    auto const policies = static_cast<index_t>(low_rank_.size());
+    for (index_t k = 0; k < policies; ++k) {
       // input maps wrap inwards: the policy listed last meets x first
-      wrap(*set, static_cast<index_t>(sizeof...(Ps)) - 1 - k, Side::input);
+      wrap(*set, policies - 1 - k, Side::input);
       wrap(*set, k, Side::output);
     }
     set->make_resident();
@@ -355,6 +218,7 @@ class Bank<Adapters<Ps...>, B> {
 
   std::shared_ptr<SiteTable const> sites_;
   AdapterStorage storage_;
+  std::span<bool const> low_rank_;
   mutable std::mutex mutex_, set_mutex_;
   std::unordered_map<std::string, std::shared_ptr<Published const>> modules_;
   std::unordered_map<std::string, std::weak_ptr<Set const>> sets_;
@@ -362,4 +226,171 @@ class Bank<Adapters<Ps...>, B> {
   std::uint64_t versions_ = 0;
 };
 
+template <class B>
+std::shared_ptr<AdapterSet<B> const> ModuleBank<B>::resolve(std::span<AdapterUse const> uses) {
+  if (uses.empty()) return nullptr;
+  std::vector<typename Set::Member> members;
+  {
+    std::lock_guard lock(mutex_);
+    for (auto const& use : uses) {
+      auto const found = modules_.find(use.name);
+      expects(found != modules_.end(), "graft: no adapter is called ", use.name);
+      auto same =
+          std::find_if(members.begin(), members.end(), [&](auto const& m) { return m.module == found->second; });
+      if (same == members.end()) same = members.insert(same, {found->second, R{0}});
+      same->weight += static_cast<R>(use.weight);
+      expects(std::isfinite(same->weight), "graft: the weight of adapter ", use.name, " is not finite");
+    }
+  }
+  std::sort(members.begin(), members.end(), [](auto const& a, auto const& b) {
+    return std::tie(a.module->policy, a.module->name) < std::tie(b.module->policy, b.module->name);
+  });
+  std::string key;
+  for (auto const& m : members)
+    key += text(m.module->version, ':', std::bit_cast<std::uint64_t>(static_cast<double>(m.weight)), ' ');
+  std::lock_guard lock(set_mutex_);
+  if (auto const known = sets_[key].lock()) return known;
+  auto set = compose_set(std::move(members));
+  set->fingerprint = std::hash<std::string>{}(key);
+  if (sets_.size() > 2 * live_sets_ + 64) {
+    std::erase_if(sets_, [](auto const& entry) { return entry.second.expired(); });
+    live_sets_ = sets_.size();
+  }
+  sets_[key] = set;
+  return set;
+}
+
+template <class B>
+template <class P>
+std::uint64_t ModuleBank<B>::publish(B& be, index_t place, std::shared_ptr<Module<P, B>> module) {
+  for (auto const& [tensor, saved] : module->saved) check_saved(module->name, tensor, saved);
+  auto out = std::make_shared<Published>();
+  out->storage = NumberStorage<R>(storage_);
+  out->name = module->name;
+  out->policy = place;
+  out->saved = &module->saved;
+  out->stages[0] = stage_of(out->policy, Side::input), out->stages[1] = stage_of(out->policy, Side::output);
+  out->back = backpropagation(*module, sites_->size());
+  out->sites = sites_;
+  for (auto const& [tensor, saved] : module->saved) out->replacements[tensor] = replacement(*out, saved);
+  auto const count = static_cast<std::size_t>(sites_->size());
+  for (auto const& entry : module->entries) {
+    auto const site = static_cast<std::size_t>(entry.site);
+    SiteInfo const& info = (*sites_)[entry.site];
+    if constexpr (RowMapPolicy<P, B>) {
+      RowMapForm const form = entry.policy.template form<B>(info, entry.state);
+      if (form.present) {
+        auto& maps = out->maps[static_cast<std::size_t>(form.side)];
+        maps.resize(count);
+        index_t const size = form.side == Side::input ? info.in : info.out;
+        maps[site] = out->storage.keep_map(size, form.c, form.d, form.e, form.group, [&](RowMapRow<R> const& map) {
+          entry.policy.coefficients(be, entry.state, map);
+        });
+      }
+    }
+    if constexpr (LowRankPolicy<P, B>) {
+      auto const f = entry.policy.factors(be, entry.state);
+      out->factors.resize(count);
+      Numbers<R> a = f.a.data;
+      if (storage_ != AdapterStorage::full)
+        a = out->storage.keep(f.a.size(), [&](R* to) { std::copy_n(f.a.data, f.a.size(), to); });
+      auto const b_transposed = out->storage.keep(f.b.size(), [&](R* to) {
+        for (index_t o = 0; o < f.b.rows; ++o)
+          for (index_t r = 0; r < f.b.cols; ++r) to[r * f.b.rows + o] = f.b(o, r);
+      });
+      out->factors[site] = {a, b_transposed, f.a.rows, f.scale};
+    }
+    if constexpr (GeneratedPolicy<P, B>) {
+      out->generators.resize(sites_->layers().size());
+      using State = typename P::template State<B>;
+      using Act = typename B::Act;
+      auto& generator = out->generators[static_cast<std::size_t>(info.layer)];
+      generator.policy = &entry.policy;
+      generator.state = &entry.state;
+      generator.site = entry.site;
+      auto const& layer = sites_->layers()[static_cast<std::size_t>(info.layer)];
+      generator.vectors = layer.query.size + layer.value.size + layer.up.size;
+      generator.query = layer.query.size;
+      generator.rotated_query = entry.policy.rotated_query() && layer.rotated_query.site >= 0;
+      generator.resident = entry.policy.generator(entry.state);
+      if constexpr (on_host) {
+        generator.scratch_size = [](void const* policy, void const* state, index_t prompt_rows) {
+          return static_cast<P const*>(policy)->scratch_size(*static_cast<State const*>(state), prompt_rows);
+        };
+        generator.generate =
+            [](B& backend, void const* policy, void const* state, MatrixView<Act const, typename B::Space> normalized,
+               MatrixView<Act const, typename B::Space> raw, VectorView<R> scratch, VectorView<R> vectors) {
+              static_cast<P const*>(policy)->generate(backend, *static_cast<State const*>(state), normalized, raw,
+                                                      scratch, vectors);
+            };
+      }
+    }
+    if constexpr (requires { entry.policy.positions; })
+      if (info.kind == SiteKind::hidden) out->positions = entry.policy.positions;
+  }
+  if (!out->factors.empty())
+    out->resident_factors = ResidentFactors<R, typename B::Space>(
+        out->factors, [&](index_t site) { return std::pair((*sites_)[site].in, (*sites_)[site].out); });
+  if constexpr (!on_host) {
+    std::vector<RowMapRow<R const>> const* const sides[] = {&out->maps[0], &out->maps[1]};
+    out->resident_maps = ResidentMaps<R, typename B::Space>(std::span(sides));
+  }
+  if constexpr (GeneratedPolicy<P, B> && !on_host) {
+    auto const all = module->parameters();
+    out->resident_parameters = Storage<R, typename B::Space>(std::span<R const>(all.data, all.data + all.size));
+    for (auto& generator : out->generators)
+      for (auto* tensor : {&generator.resident.down, &generator.resident.up, &generator.resident.up_bias,
+                           &generator.resident.numerator, &generator.resident.denominator, &generator.resident.pool})
+        if (*tensor != nullptr) *tensor = out->resident_parameters.data() + (*tensor - all.data);
+  }
+  // what was published stands for the parameters, unless it points to them: in f32, and generators
+  if (storage_ != AdapterStorage::full && out->generators.empty()) module->discard_parameters();
+  out->module = std::move(module);
+  std::lock_guard lock(mutex_);
+  std::uint64_t const version = out->version = ++versions_;
+  modules_[out->name] = std::move(out);
+  return version;
+}
+
+/// Holds published modules by name, with their numbers in f32 or bf16: see AdapterStorage. One thread may load or
+/// unload while others resolve and decode: a module is immutable once published (but see ModuleOptimizer::publish), a
+/// name is one pointer, and whoever uses a module keeps it alive.
+template <class List, class B>
+class Bank;
+
+template <class... Ps, class B>
+class Bank<Adapters<Ps...>, B> : public ModuleBank<B> {
+  using Checked = detail::CheckedPolicies<Adapters<Ps...>, B>;
+  static_assert(sizeof(Checked) > 0);  // says what is wrong with the list
+
+ public:
+  using Policies = Adapters<Ps...>;
+
+  explicit Bank(SiteTable sites, AdapterStorage storage = AdapterStorage::full)
+      : Bank(std::make_shared<SiteTable const>(std::move(sites)), storage) {}
+  explicit Bank(std::shared_ptr<SiteTable const> sites, AdapterStorage storage = AdapterStorage::full)
+      : ModuleBank<B>(std::move(sites), storage, std::span(Checked::Order::low_rank).first(sizeof...(Ps))) {}
+
+  /// Publishes the module under its name; requests resolved before keep what they had. Returns the new version.
+  /// ContractError when it brings a tensor (modules_to_save) that cannot be replaced for one request.
+  template <class P>
+  std::uint64_t load(B& be, Module<P, B> module) {
+    static_assert((std::same_as<P, Ps> || ...), "graft: this bank's Adapters<...> does not list the module's policy");
+    return this->publish(be, place<P>(), std::make_shared<Module<P, B>>(std::move(module)));
+  }
+
+ private:
+  template <class P>
+  static constexpr index_t place() {
+    index_t place = 0;
+    bool found = false;
+    ((found = found || std::same_as<P, Ps>, place += found ? 0 : 1), ...);
+    return place;
+  }
+};
+
 }  // namespace graft
+
+#if defined(GRAFT_EXTERN_KERNELS)
+#include <graft/adapter/compiled.hpp>
+#endif

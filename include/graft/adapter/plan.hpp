@@ -40,17 +40,8 @@ class Plan {
 
   /// ContractError where a request's rows do not add up, or modules to be trained are kept in bf16. For training, the
   /// plan also knows what the way back needs.
-  void build(B& be, std::span<RequestRows<B> const> requests, PlanUse use = PlanUse::forward) {
-    arrange(requests, use);
-    resident_.copy(be, arrays());
-    list_groups();
-  }
-  void build(std::span<RequestRows<B> const> requests, PlanUse use = PlanUse::forward) {
-    static_assert(std::same_as<typename B::Space, HostSpace>,
-                  "graft: a plan for this backend is copied to its memory; call build(backend, requests)");
-    arrange(requests, use);
-    list_groups();
-  }
+  void build(B& be, std::span<RequestRows<B> const> requests, PlanUse use = PlanUse::forward);
+  void build(std::span<RequestRows<B> const> requests, PlanUse use = PlanUse::forward);
 
   /// A plan of operations that are recorded once and then done for other steps with as many requests and rows: what the
   /// host reads of it comes from the maxima, which include what the requests bring, and what kernels read lies in the
@@ -237,5 +228,20 @@ class Plan {
   std::vector<Mechanisms> mechanisms_;  ///< [sites] or fewer, of all requests
   index_t tile_count_ = 0;              ///< at most; tiles behind the last are empty
 };
+
+template <class B>
+void Plan<B>::build(B& be, std::span<RequestRows<B> const> requests, PlanUse use) {
+  arrange(requests, use);
+  resident_.copy(be, arrays());
+  list_groups();
+}
+
+template <class B>
+void Plan<B>::build(std::span<RequestRows<B> const> requests, PlanUse use) {
+  static_assert(std::same_as<typename B::Space, HostSpace>,
+                "graft: a plan for this backend is copied to its memory; call build(backend, requests)");
+  arrange(requests, use);
+  list_groups();
+}
 
 }  // namespace graft

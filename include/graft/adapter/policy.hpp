@@ -185,11 +185,6 @@ struct PolicyOrder {
   static constexpr bool low_rank[sizeof...(Ps) + 1] = {LowRankPolicy<Ps, B>..., false};
   static constexpr index_t count = sizeof...(Ps);
 
-  static constexpr index_t first_low_rank() {
-    for (index_t k = 0; k < count; ++k)
-      if (low_rank[k]) return k;
-    return count;  // none: every map stands before the (empty) deltas
-  }
   static constexpr bool contiguous() {
     index_t changes = 0;
     for (index_t k = 0; k < count; ++k) changes += low_rank[k] && (k == 0 || !low_rank[k - 1]);

@@ -21,22 +21,7 @@ class SequenceState {
   using Act = typename B::Act;
 
   SequenceState() = default;
-  SequenceState(std::shared_ptr<AdapterSet<B> const> set, SiteTable const& sites) : set_(std::move(set)) {
-    if (!generates()) return;
-    table_ = set_->resident_maps.rows(static_cast<std::size_t>(set_->generated_stage));
-    table_.resize(static_cast<std::size_t>(sites.size()));
-    find_targets(sites);  // counts the memory they need
-    memory_ = Storage<R, typename B::Space>(std::span<R const>(std::vector<R>(static_cast<std::size_t>(taken_), R{0})));
-    auto const [vectors, widest] = find_targets(sites);
-    vectors_ = vectors;
-    if constexpr (on_host) {
-      sum_.resize(static_cast<std::size_t>(vectors));
-      made_.resize(static_cast<std::size_t>(vectors));
-      work_.resize(static_cast<std::size_t>(4 * widest));
-    } else {
-      describe(vectors);
-    }
-  }
+  SequenceState(std::shared_ptr<AdapterSet<B> const> set, SiteTable const& sites);
 
   /// Room for any layer's vectors, laid out as [q before RoPE | v | u | q behind RoPE].
   index_t vectors() const { return vectors_; }
@@ -117,26 +102,7 @@ class SequenceState {
   /// Makes the layer's vectors from the prompt's rows and composes them with the request's other maps.
   /// normalized: what q_proj sees, raw: the residual stream, both [p, d].
   void observe(B& be, index_t layer, MatrixView<Act const, typename B::Space> normalized,
-               MatrixView<Act const, typename B::Space> raw, VectorView<R> scratch) {
-    auto const& targets = targets_[static_cast<std::size_t>(layer)];
-    if (targets.empty()) return;
-    sum_vectors(be, static_cast<std::size_t>(layer), normalized, raw, scratch);
-    for (auto const& target : targets) {
-      index_t const size = target.map.size;
-      R* const work = work_.data();
-      R* const diagonal = target.diagonal != target.map.c1 ? target.diagonal : work;
-      std::fill(diagonal, diagonal + size, R{0});
-      for (auto const& part : target.parts)
-        for (index_t j = 0; j < part.size; ++j)
-          diagonal[part.offset + j] = sum_[static_cast<std::size_t>(part.from + j)];
-      // after . diagonal . before
-      RowMapRow<R> inner{work + size, work + 2 * size, work + 3 * size, size, target.map.group, nullptr};
-      compose_maps<R>(static_entry(set_->before_generated, target), {diagonal, nullptr, nullptr, size, 0, nullptr},
-                      inner);
-      compose_maps<R>(inner, static_entry(set_->after_generated, target), target.map);
-      table_[static_cast<std::size_t>(target.site)] = target.map;
-    }
-  }
+               MatrixView<Act const, typename B::Space> raw, VectorView<R> scratch);
 
  private:
   static constexpr bool on_host = std::same_as<typename B::Space, HostSpace>;
@@ -261,5 +227,46 @@ class SequenceState {
   std::vector<R> sum_, made_, work_;
   bool ready_ = false;
 };
+
+template <class B>
+SequenceState<B>::SequenceState(std::shared_ptr<AdapterSet<B> const> set, SiteTable const& sites)
+    : set_(std::move(set)) {
+  if (!generates()) return;
+  table_ = set_->resident_maps.rows(static_cast<std::size_t>(set_->generated_stage));
+  table_.resize(static_cast<std::size_t>(sites.size()));
+  find_targets(sites);  // counts the memory they need
+  memory_ = Storage<R, typename B::Space>(std::span<R const>(std::vector<R>(static_cast<std::size_t>(taken_), R{0})));
+  auto const [vectors, widest] = find_targets(sites);
+  vectors_ = vectors;
+  if constexpr (on_host) {
+    sum_.resize(static_cast<std::size_t>(vectors));
+    made_.resize(static_cast<std::size_t>(vectors));
+    work_.resize(static_cast<std::size_t>(4 * widest));
+  } else {
+    describe(vectors);
+  }
+}
+
+template <class B>
+void SequenceState<B>::observe(B& be, index_t layer, MatrixView<Act const, typename B::Space> normalized,
+                               MatrixView<Act const, typename B::Space> raw, VectorView<R> scratch) {
+  auto const& targets = targets_[static_cast<std::size_t>(layer)];
+  if (targets.empty()) return;
+  sum_vectors(be, static_cast<std::size_t>(layer), normalized, raw, scratch);
+  for (auto const& target : targets) {
+    index_t const size = target.map.size;
+    R* const work = work_.data();
+    R* const diagonal = target.diagonal != target.map.c1 ? target.diagonal : work;
+    std::fill(diagonal, diagonal + size, R{0});
+    for (auto const& part : target.parts)
+      for (index_t j = 0; j < part.size; ++j) diagonal[part.offset + j] = sum_[static_cast<std::size_t>(part.from + j)];
+    // after . diagonal . before
+    RowMapRow<R> inner{work + size, work + 2 * size, work + 3 * size, size, target.map.group, nullptr};
+    compose_maps<R>(static_entry(set_->before_generated, target), {diagonal, nullptr, nullptr, size, 0, nullptr},
+                    inner);
+    compose_maps<R>(inner, static_entry(set_->after_generated, target), target.map);
+    table_[static_cast<std::size_t>(target.site)] = target.map;
+  }
+}
 
 }  // namespace graft

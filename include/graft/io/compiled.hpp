@@ -10,7 +10,9 @@
 #elif defined(GRAFT_DEFINE_FILES)
 #define GRAFT_FILES
 #define GRAFT_FILES_ARE_HERE 1
+#define GRAFT_ONCE_WITH_FILES template
 #else
 #define GRAFT_FILES
 #define GRAFT_FILES_ARE_HERE 0
+#define GRAFT_ONCE_WITH_FILES extern template
 #endif

@@ -5,16 +5,19 @@
 // first), types and offsets, padding, then the data, each tensor padded to the alignment.
 #pragma once
 
-#include <graft/core/error.hpp>
 #include <graft/core/executor.hpp>
+#include <graft/io/compiled.hpp>
+#include <graft/io/gguf_metadata.hpp>
+#include <graft/io/output_file.hpp>
+#include <graft/io/tensor_file.hpp>
+
+#if GRAFT_FILES_ARE_HERE
+#include <graft/core/error.hpp>
 #include <graft/core/format.hpp>
 #include <graft/core/types.hpp>
 #include <graft/io/checked.hpp>
-#include <graft/io/gguf_metadata.hpp>
 #include <graft/io/gguf_records.hpp>
 #include <graft/io/mapped_file.hpp>
-#include <graft/io/output_file.hpp>
-#include <graft/io/tensor_file.hpp>
 
 #include <algorithm>
 #include <array>
@@ -22,16 +25,18 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
-#include <filesystem>
 #include <limits>
 #include <memory>
 #include <optional>
 #include <set>
 #include <span>
-#include <string>
 #include <string_view>
 #include <system_error>
 #include <utility>
+#endif
+
+#include <filesystem>
+#include <string>
 #include <vector>
 
 namespace graft {
@@ -43,7 +48,31 @@ struct Gguf {
 };
 
 /// Whether the file exists and begins as a GGUF file does.
-inline bool is_gguf(const std::filesystem::path& path) {
+GRAFT_FILES bool is_gguf(const std::filesystem::path& path);
+
+namespace detail {
+/// The files, in order, of the model of which `path` is one, alone or beside others. FormatError for one that is not
+/// there.
+GRAFT_FILES std::vector<std::string> gguf_parts(const std::filesystem::path& path);
+}  // namespace detail
+
+/// Metadata and tensors of a GGUF file, tensors in file order and their sizes outermost first. The layout must be the
+/// one ggml accepts. Of a model cut into several files ("x-00001-of-00003.gguf") any one stands for all, which must lie
+/// beside it. FormatError names the file and the key or tensor that is not as the format demands.
+GRAFT_FILES Gguf read_gguf(const std::filesystem::path& path);
+
+/// Writes version 3, pairs and tensors in the order given. ContractError for what the format or llama.cpp cannot hold:
+/// U8 and BOOL, more than 4 dimensions or none, empty tensors, names over 63 bytes or twice, an odd alignment.
+/// `put_data` writes the bytes of each tensor, as many as it says, so that they need not be in memory together.
+GRAFT_FILES void write_gguf(const std::filesystem::path& path, const GgufMetadata& metadata,
+                            const std::vector<TensorInfo>& tensors,
+                            FunctionRef<void(const TensorInfo&, OutputFile&)> put_data);
+/// As above, with the bytes that the tensors point to.
+GRAFT_FILES void write_gguf(const std::filesystem::path& path, const GgufMetadata& metadata,
+                            const std::vector<TensorInfo>& tensors);
+
+#if GRAFT_FILES_ARE_HERE
+GRAFT_FILES bool is_gguf(const std::filesystem::path& path) {
   std::error_code ignored;  // no: whoever then reads the file learns why
   return std::filesystem::is_regular_file(path, ignored) && MappedFile::open(path)->characters().substr(0, 4) == "GGUF";
 }
@@ -102,8 +131,7 @@ inline std::string gguf_part_suffix(std::uint32_t number, std::uint32_t count) {
   return suffix.data();
 }
 
-/// The files, in order, of the model of which `path` is one, alone or beside others. FormatError for one that is not
-/// there.
+/// The same where its metadata have been read.
 inline std::vector<std::string> gguf_parts(const std::filesystem::path& path, const GgufMetadata& metadata) {
   auto const count = metadata.get_or<std::uint32_t>("split.count", 1);
   std::string const name = path.string();
@@ -127,6 +155,10 @@ inline std::vector<std::string> gguf_parts(const std::filesystem::path& path, co
       fail(files.back(), "is missing: part ", k + 1, " of ", count, " of a model");
   }
   return files;
+}
+
+GRAFT_FILES std::vector<std::string> gguf_parts(const std::filesystem::path& path) {
+  return gguf_parts(path, read_gguf_file(path).metadata);
 }
 
 /// The whole model of which `part` is one file: tensors in the order of the parts, metadata of the first.
@@ -169,21 +201,15 @@ inline Gguf join_gguf(const std::filesystem::path& path, Gguf part) {
 
 }  // namespace detail
 
-/// Metadata and tensors of a GGUF file, tensors in file order and their sizes outermost first. The layout must be the
-/// one ggml accepts. Of a model cut into several files ("x-00001-of-00003.gguf") any one stands for all, which must lie
-/// beside it. FormatError names the file and the key or tensor that is not as the format demands.
-inline Gguf read_gguf(const std::filesystem::path& path) {
+GRAFT_FILES Gguf read_gguf(const std::filesystem::path& path) {
   Gguf file = detail::read_gguf_file(path);
   bool const parts = file.metadata.get_or<std::uint32_t>("split.count", 1) > 1;
   return parts ? detail::join_gguf(path, std::move(file)) : std::move(file);
 }
 
-/// Writes version 3, pairs and tensors in the order given. ContractError for what the format or llama.cpp cannot hold:
-/// U8 and BOOL, more than 4 dimensions or none, empty tensors, names over 63 bytes or twice, an odd alignment.
-/// `put_data` writes the bytes of each tensor, as many as it says, so that they need not be in memory together.
-inline void write_gguf(const std::filesystem::path& path, const GgufMetadata& metadata,
-                       const std::vector<TensorInfo>& tensors,
-                       FunctionRef<void(const TensorInfo&, OutputFile&)> put_data) {
+GRAFT_FILES void write_gguf(const std::filesystem::path& path, const GgufMetadata& metadata,
+                            const std::vector<TensorInfo>& tensors,
+                            FunctionRef<void(const TensorInfo&, OutputFile&)> put_data) {
   auto const alignment = metadata.get_or<std::uint32_t>("general.alignment", detail::gguf_default_alignment);
   expects(detail::gguf_legal_alignment(alignment), "a GGUF alignment is a power of two up to ",
           detail::gguf_most_alignment, ", not ", alignment);
@@ -237,11 +263,11 @@ inline void write_gguf(const std::filesystem::path& path, const GgufMetadata& me
   }
   file.commit();
 }
-/// As above, with the bytes that the tensors point to.
-inline void write_gguf(const std::filesystem::path& path, const GgufMetadata& metadata,
-                       const std::vector<TensorInfo>& tensors) {
+GRAFT_FILES void write_gguf(const std::filesystem::path& path, const GgufMetadata& metadata,
+                            const std::vector<TensorInfo>& tensors) {
   write_gguf(path, metadata, tensors,
              [](const TensorInfo& tensor, OutputFile& file) { file.write(tensor.data, tensor.bytes); });
 }
+#endif
 
 }  // namespace graft

@@ -85,7 +85,7 @@ inline std::string content_sha256(std::filesystem::path const& path) {
     }
     std::sort(files.begin(), files.end());
   } else if (MappedFile::open(path)->characters().starts_with("GGUF")) {
-    for (auto const& part : detail::gguf_parts(path, detail::read_gguf_file(path).metadata)) files.push_back(part);
+    for (auto const& part : detail::gguf_parts(path)) files.push_back(part);
   } else {
     files.push_back(path);
   }

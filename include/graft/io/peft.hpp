@@ -11,9 +11,18 @@
 #include <graft/adapter/site.hpp>
 #include <graft/core/error.hpp>
 #include <graft/io/checked.hpp>
+#include <graft/io/compiled.hpp>
 #include <graft/io/peft_config.hpp>
 #include <graft/io/peft_reader.hpp>
 #include <graft/io/peft_writer.hpp>
+
+#if defined(GRAFT_EXTERN_FILES)
+#include <graft/adapter/ia3.hpp>
+#include <graft/adapter/lora.hpp>
+#include <graft/adapter/pedro.hpp>
+#include <graft/adapter/road.hpp>
+#include <graft/backend/cpu/cpu_backend.hpp>
+#endif
 
 #include <cstdint>
 #include <filesystem>
@@ -45,7 +54,7 @@ AnyModule<List, B> read_any_peft(std::filesystem::path const& folder, SiteTable 
     auto const read = [&]<class P>(std::type_identity<P>) {
       if (known || config.peft_type != P::peft_type) return;
       known = true;
-      auto found = detail::PeftReader<P, B>(config, sites).read(std::move(name));
+      auto found = detail::read_module<P, B>(config, sites, std::move(name));
       result.module = std::move(found.module);
       result.warnings = std::move(found.warnings);
     };
@@ -82,5 +91,19 @@ LoadedAdapter load_adapter(B& be, Bank<List, B>& bank, std::string name, std::fi
     raise<FormatError>(text(folder.string(), ": ", reason));
   }
 }
+
+// What an adapter folder of graft's own policies is read and written by on the CPU, compiled where files are.
+#if defined(GRAFT_EXTERN_FILES)
+#define GRAFT_ONCE_PER_POLICY(P)                                                                             \
+  GRAFT_ONCE_WITH_FILES ReadModule<P, CpuBackend<>> detail::read_module(PeftConfig const&, SiteTable const&, \
+                                                                        std::string);                        \
+  GRAFT_ONCE_WITH_FILES void write_peft(std::filesystem::path const&, Module<P, CpuBackend<>> const&,        \
+                                        SiteTable const&, PeftWriteOptions const&)
+GRAFT_ONCE_PER_POLICY(IA3Scaling);
+GRAFT_ONCE_PER_POLICY(LoRADelta);
+GRAFT_ONCE_PER_POLICY(PedroGenerator);
+GRAFT_ONCE_PER_POLICY(RoAdRotation);
+#undef GRAFT_ONCE_PER_POLICY
+#endif
 
 }  // namespace graft

@@ -225,6 +225,12 @@ class PeftReader {
   std::map<std::string, TensorInfo const*> saved_;
 };
 
+/// The module in the folder of a configuration that is P's.
+template <class P, class B>
+ReadModule<P, B> read_module(PeftConfig const& config, SiteTable const& sites, std::string name) {
+  return PeftReader<P, B>(config, sites).read(std::move(name));
+}
+
 }  // namespace detail
 
 /// Reads an adapter folder of P's peft_type for the model with these sites. FormatError names the file and the tensor
@@ -234,7 +240,7 @@ ReadModule<P, B> read_peft(std::filesystem::path const& folder, SiteTable const&
   auto const config = read_peft_config(folder);
   if (config.peft_type != P::peft_type)
     config.fail("is of peft_type ", in_quotes(config.peft_type), ", expected ", in_quotes(P::peft_type));
-  return detail::PeftReader<P, B>(config, sites).read(std::move(name));
+  return detail::read_module<P, B>(config, sites, std::move(name));
 }
 
 }  // namespace graft

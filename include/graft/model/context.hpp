@@ -37,33 +37,20 @@ struct ContextOptions {
   KvStorage kv_storage = KvStorage::full;
 };
 
-/// A KV cache and scratch memory for steps over one model; used by one thread at a time.
-template <class M>
-class Context {
+/// What a context is, whatever the model's list of policies.
+template <class Arch, class B_>
+class BackboneContext {
  public:
-  using B = typename M::B;
+  using B = B_;
   using Act = typename B::Act;
   using View = MatrixView<Act, typename B::Space>;
 
-  Context(M& model, B& backend, ContextOptions options = {})
-      : model_(model),
-        be_(backend),
-        options_(options),
-        cache_(model.config().layers, model.config().kv_heads * model.config().head_dim, options.page_tokens,
-               options.kv_storage),
-        graphs_(options.decode_graphs) {
-    expects(options.chunk_rows >= 0, "graft: chunk_rows must not be negative");
-    if (options.chunk_rows == 0) options_.chunk_rows = on_host ? 512 : 4096;
-  }
-
-  M& model() { return model_; }
   B& backend() { return be_; }
   KvCache<B>& cache() { return cache_; }
+  Backbone<Arch, B> const& backbone() const { return model_; }
 
   /// A new sequence with these adapters; later loads and unloads do not touch it.
-  Sequence<B> start(std::span<AdapterUse const> adapters = {}) {
-    return Sequence<B>(cache_, model_.bank().resolve(adapters), model_.sites());
-  }
+  Sequence<B> start(std::span<AdapterUse const> adapters = {});
   Sequence<B> start(std::initializer_list<AdapterUse> adapters) {
     return start(std::span<AdapterUse const>(adapters.begin(), adapters.size()));
   }
@@ -72,15 +59,7 @@ class Context {
   /// out [wanted, output width] receives their logits, or last hidden states of an encoder without a head. A classifier
   /// answers in one row of each input, and no other may be wanted. Sequences grow by their tokens. ContractError
   /// before any work when something does not fit; then nothing has changed.
-  void forward(std::span<SequenceInput<B> const> inputs, std::span<index_t const> wanted, View out) {
-    check(inputs, wanted, out);
-    gather(inputs);
-    if (!replay(wanted, out)) run(inputs, wanted, out);
-    for (auto const& input : inputs) {
-      input.sequence->kv().length += static_cast<index_t>(input.tokens.size());
-      input.sequence->state().set_ready(true);
-    }
-  }
+  void forward(std::span<SequenceInput<B> const> inputs, std::span<index_t const> wanted, View out);
 
   /// The same with the logits in host memory, widened to f32; waits for a device.
   void forward(std::span<SequenceInput<B> const> inputs, std::span<index_t const> wanted,
@@ -122,12 +101,15 @@ class Context {
   }
   /// The row of an input in which a classifier answers.
   index_t answer_row(std::span<std::int32_t const> tokens) const {
-    return model_.config().answer_row(tokens, M::Arch::causal);
+    return model_.config().answer_row(tokens, Arch::causal);
   }
+
+ protected:
+  BackboneContext(Backbone<Arch, B> const& model, ModuleBank<B>& bank, B& backend, ContextOptions options);
 
  private:
   static constexpr bool on_host = std::same_as<typename B::Space, HostSpace>;
-  static constexpr bool records = RecordsGraphs<B> && M::Arch::causal;
+  static constexpr bool records = RecordsGraphs<B> && Arch::causal;
   struct NoGraphs {
     explicit NoGraphs(index_t) {}
   };
@@ -210,7 +192,7 @@ class Context {
       expects(in.mask.empty() || static_cast<index_t>(in.mask.size()) == count * (length + count),
               "graft: the mask of input ", k, " should have ", count * (length + count), " entries, it has ",
               in.mask.size());
-      if constexpr (requires { M::Arch::learned_positions; }) {
+      if constexpr (requires { Arch::learned_positions; }) {
         index_t const last =
             in.positions.empty() ? length + count - 1 : *std::max_element(in.positions.begin(), in.positions.end());
         index_t const most = model_.config().positions - model_.config().position_offset;
@@ -218,7 +200,7 @@ class Context {
         for (index_t position : in.positions)
           expects(position >= 0, "graft: input ", k, " has a position of ", position);
       }
-      if (!M::Arch::causal)
+      if (!Arch::causal)
         expects(length == 0, "graft: input ", k, " continues a sequence; an encoder sees the whole input at once");
       auto const& state = in.sequence->state();
       if (state.generates() && (!state.ready() || in.regenerate)) {
@@ -256,7 +238,7 @@ class Context {
   // one past the last prompt token, counted from the sequence's start
   static index_t prompt_end(SequenceInput<B> const& in) {
     index_t const all = in.sequence->length() + static_cast<index_t>(in.tokens.size());
-    return !M::Arch::causal || in.regenerate || in.prompt_tokens < 0 ? all : in.prompt_tokens;
+    return !Arch::causal || in.regenerate || in.prompt_tokens < 0 ? all : in.prompt_tokens;
   }
 
   // As a step that a device has recorded; false: it is not one, and nothing was done.
@@ -373,11 +355,12 @@ class Context {
     Plan<B> plan;
   };
 
-  M& model_;
+  Backbone<Arch, B> const& model_;
+  ModuleBank<B>& bank_;
   B& be_;
   ContextOptions options_;
   KvCache<B> cache_;
-  std::conditional_t<records, DecodeGraphs<M>, NoGraphs> graphs_;
+  std::conditional_t<records, DecodeGraphs<Backbone<Arch, B>>, NoGraphs> graphs_;
   Plan<B> plan_, head_plan_;
   std::vector<RequestRows<B>> requests_;
   std::vector<RequestSpan<B>> request_spans_;
@@ -393,4 +376,52 @@ class Context {
   std::vector<AttentionSpan> resident_spans_;
 };
 
+template <class Arch, class B>
+BackboneContext<Arch, B>::BackboneContext(Backbone<Arch, B> const& model, ModuleBank<B>& bank, B& backend,
+                                          ContextOptions options)
+    : model_(model),
+      bank_(bank),
+      be_(backend),
+      options_(options),
+      cache_(model.config().layers, model.config().kv_heads * model.config().head_dim, options.page_tokens,
+             options.kv_storage),
+      graphs_(options.decode_graphs) {
+  expects(options.chunk_rows >= 0, "graft: chunk_rows must not be negative");
+  if (options.chunk_rows == 0) options_.chunk_rows = on_host ? 512 : 4096;
+}
+
+template <class Arch, class B>
+Sequence<B> BackboneContext<Arch, B>::start(std::span<AdapterUse const> adapters) {
+  return Sequence<B>(cache_, bank_.resolve(adapters), model_.sites());
+}
+
+template <class Arch, class B>
+void BackboneContext<Arch, B>::forward(std::span<SequenceInput<B> const> inputs, std::span<index_t const> wanted,
+                                       View out) {
+  check(inputs, wanted, out);
+  gather(inputs);
+  if (!replay(wanted, out)) run(inputs, wanted, out);
+  for (auto const& input : inputs) {
+    input.sequence->kv().length += static_cast<index_t>(input.tokens.size());
+    input.sequence->state().set_ready(true);
+  }
+}
+
+/// A KV cache and scratch memory for steps over one model; used by one thread at a time.
+template <class M>
+class Context : public BackboneContext<typename M::Arch, typename M::B> {
+ public:
+  Context(M& model, typename M::B& backend, ContextOptions options = {})
+      : BackboneContext<typename M::Arch, typename M::B>(model, model.bank(), backend, options), of_(model) {}
+
+  M& model() { return of_; }
+
+ private:
+  M& of_;
+};
+
 }  // namespace graft
+
+#if defined(GRAFT_EXTERN_KERNELS)
+#include <graft/model/compiled.hpp>
+#endif

@@ -29,11 +29,9 @@ struct Generation {
 
 /// Chooses the next tokens of requests from their logits: on the host by Samplers, elsewhere by the backend's `sample`,
 /// so that only tokens travel. Both read the same random streams.
-template <class M>
+template <class B>
 class TokenChooser {
  public:
-  using B = typename M::B;
-
   explicit TokenChooser(std::span<GenerationRequest const> requests) {
     for (auto const& request : requests) samplers_.emplace_back(request.sampling);
     if constexpr (!on_host)
@@ -45,10 +43,11 @@ class TokenChooser {
   }
 
   /// Runs the inputs, one per active request, and chooses a token for each; seen[q]: the tokens of request q so far.
-  std::span<std::int32_t const> next(Context<M>& context, std::span<SequenceInput<B> const> inputs,
+  template <class Arch>
+  std::span<std::int32_t const> next(BackboneContext<Arch, B>& context, std::span<SequenceInput<B> const> inputs,
                                      std::span<std::size_t const> active,
                                      std::vector<std::vector<std::int32_t>> const& seen) {
-    index_t const vocabulary = context.model().ends().output_width();
+    index_t const vocabulary = context.backbone().ends().output_width();
     auto const count = static_cast<index_t>(active.size());
     tokens_.resize(active.size());
     if constexpr (on_host) {
@@ -89,12 +88,11 @@ class TokenChooser {
 
 /// Prefills all prompts in one step, then decodes all unfinished requests together. `on_token(request, token)` is
 /// called as tokens come.
-template <class M>
-std::vector<Generation> generate(Context<M>& context, std::span<GenerationRequest const> requests,
+template <class Arch, class B>
+std::vector<Generation> generate(BackboneContext<Arch, B>& context, std::span<GenerationRequest const> requests,
                                  FunctionRef<void(std::size_t, std::int32_t)> on_token) {
-  using B = typename M::B;
   auto const start = std::chrono::steady_clock::now();
-  TokenChooser<M> chooser(requests);
+  TokenChooser<B> chooser(requests);
   std::vector<Sequence<B>> sequences;
   std::vector<std::vector<std::int32_t>> seen;
   std::vector<Generation> results(requests.size());
@@ -134,5 +132,14 @@ std::vector<Generation> generate(Context<M>& context, std::span<GenerationReques
   }
   return results;
 }
+
+#if defined(GRAFT_EXTERN_KERNELS)
+GRAFT_ONCE_WITH_KERNELS std::vector<Generation> generate(BackboneContext<Gpt2, CpuBackend<>>&,
+                                                         std::span<GenerationRequest const>,
+                                                         FunctionRef<void(std::size_t, std::int32_t)>);
+GRAFT_ONCE_WITH_KERNELS std::vector<Generation> generate(BackboneContext<Llama, CpuBackend<>>&,
+                                                         std::span<GenerationRequest const>,
+                                                         FunctionRef<void(std::size_t, std::int32_t)>);
+#endif
 
 }  // namespace graft

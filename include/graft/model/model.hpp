@@ -7,59 +7,83 @@
 #include <graft/arch/weights.hpp>
 #include <graft/layer/transformer_layer.hpp>
 
+#include <memory>
+#include <utility>
 #include <vector>
 
 namespace graft {
 
-/// Weights are views into mapped files and never change; the bank may be loaded while contexts decode.
-template <class Arch_, class AdapterList, class B_>
-class Model {
+/// The model without its adapters: what the layers are made of and what stands before and behind them.
+template <class Arch_, class B_>
+class Backbone {
  public:
   using Arch = Arch_;
   using B = B_;
-  using Layer = TransformerLayer<Arch, AdapterList, B>;
-  using Bank = graft::Bank<AdapterList, B>;
+  using Layer = TransformerLayer<Arch, Adapters<>, B>;
   using Ends = typename Arch::template Ends<B>;
 
-  /// adapters: what the bank keeps modules in. FormatError when a tensor is missing or has another shape than the
-  /// configuration says.
-  Model(ModelConfig config, WeightMap weights, AdapterStorage adapters = AdapterStorage::full)
-      : config_(std::move(config)),
-        weights_(std::move(weights)),
-        bank_(sites_of(config_), adapters),
-        frequencies_(config_.rope.dimensions > 0 ? rope_frequencies(config_.rope) : std::vector<double>{}),
-        ends_(Ends::load(config_, weights_, bank_.sites(), dense_)) {
-    layers_.reserve(static_cast<std::size_t>(config_.layers));
-    for (index_t l = 0; l < config_.layers; ++l)
-      layers_.emplace_back(Arch::template load<B>(config_, weights_, bank_.sites(), dense_, l));
-  }
-  Model(Model const&) = delete;
-  Model& operator=(Model const&) = delete;
+  Backbone(ModelConfig config, WeightMap weights);
+  Backbone(Backbone const&) = delete;
+  Backbone& operator=(Backbone const&) = delete;
 
   ModelConfig const& config() const { return config_; }
   WeightMap const& weights() const { return weights_; }
-  SiteTable const& sites() const { return bank_.sites(); }
-  Bank& bank() { return bank_; }
+  SiteTable const& sites() const { return *sites_; }
   std::vector<Layer> const& layers() const { return layers_; }
   Ends const& ends() const { return ends_; }
   DenseVectors<B> const& dense() const { return dense_; }
   std::vector<double> const& rope() const { return frequencies_; }
 
-  static SiteTable sites_of(ModelConfig const& config) {
-    SiteTable sites;
-    Arch::add_sites(config, sites);
-    Ends::add_sites(config, sites);
-    return sites;
-  }
+  static SiteTable sites_of(ModelConfig const& config);
+
+ protected:
+  std::shared_ptr<SiteTable const> const& shared_sites() const { return sites_; }
 
  private:
   ModelConfig config_;
   WeightMap weights_;
-  Bank bank_;
+  std::shared_ptr<SiteTable const> sites_;
   DenseVectors<B> dense_;
   std::vector<double> frequencies_;
   Ends ends_;
   std::vector<Layer> layers_;
+};
+
+template <class Arch, class B>
+Backbone<Arch, B>::Backbone(ModelConfig config, WeightMap weights)
+    : config_(std::move(config)),
+      weights_(std::move(weights)),
+      sites_(std::make_shared<SiteTable const>(sites_of(config_))),
+      frequencies_(config_.rope.dimensions > 0 ? rope_frequencies(config_.rope) : std::vector<double>{}),
+      ends_(Ends::load(config_, weights_, *sites_, dense_)) {
+  layers_.reserve(static_cast<std::size_t>(config_.layers));
+  for (index_t l = 0; l < config_.layers; ++l)
+    layers_.emplace_back(Arch::template load<B>(config_, weights_, *sites_, dense_, l));
+}
+
+template <class Arch, class B>
+SiteTable Backbone<Arch, B>::sites_of(ModelConfig const& config) {
+  SiteTable sites;
+  Arch::add_sites(config, sites);
+  Ends::add_sites(config, sites);
+  return sites;
+}
+
+/// Weights are views into mapped files and never change; the bank may be loaded while contexts decode.
+template <class Arch, class AdapterList, class B>
+class Model : public Backbone<Arch, B> {
+ public:
+  using Bank = graft::Bank<AdapterList, B>;
+
+  /// adapters: what the bank keeps modules in. FormatError when a tensor is missing or has another shape than the
+  /// configuration says.
+  Model(ModelConfig config, WeightMap weights, AdapterStorage adapters = AdapterStorage::full)
+      : Backbone<Arch, B>(std::move(config), std::move(weights)), bank_(this->shared_sites(), adapters) {}
+
+  Bank& bank() { return bank_; }
+
+ private:
+  Bank bank_;
 };
 
 }  // namespace graft

@@ -23,7 +23,21 @@
 #include <type_traits>
 #include <utility>
 
-#if defined(__x86_64__)
+// A program of many units can compile the kernels once, and with them what adapter/compiled.hpp and model/compiled.hpp
+// list: all define GRAFT_EXTERN_KERNELS, and one of them GRAFT_DEFINE_KERNELS before it includes graft/graft.hpp.
+// CMake: link graft::kernels. GRAFT_ONCE_WITH_KERNELS begins an explicit instantiation where it is, and elsewhere
+// declares it.
+#if !defined(GRAFT_EXTERN_KERNELS)
+#define GRAFT_KERNELS_ARE_HERE 1
+#elif defined(GRAFT_DEFINE_KERNELS)
+#define GRAFT_KERNELS_ARE_HERE 1
+#define GRAFT_ONCE_WITH_KERNELS template
+#else
+#define GRAFT_KERNELS_ARE_HERE 0
+#define GRAFT_ONCE_WITH_KERNELS extern template
+#endif
+
+#if defined(__x86_64__) && (GRAFT_KERNELS_ARE_HERE || defined(__AVX2__))  // whose reading takes a third of a second
 #include <immintrin.h>
 #endif
 
@@ -117,9 +131,6 @@ struct NativeKernels {
                      RowsAhead const& then, MatrixView<float> y) = nullptr;
 };
 
-// A program of many units can compile the kernels once: all define GRAFT_EXTERN_KERNELS, and one of them
-// GRAFT_DEFINE_KERNELS before it includes this. CMake: link graft::kernels.
-
 /// The kernels of a level; double has those of the baseline alone. Templates, so that a program compiles what it uses.
 template <class R>
 Kernels<R> const& kernels(Isa isa);
@@ -151,7 +162,7 @@ NativeKernels native_kernels(Isa isa);
 #define GRAFT_LEVEL inline baseline
 #include <graft/backend/cpu/level/all.inc>
 
-#if !defined(GRAFT_EXTERN_KERNELS) || defined(GRAFT_DEFINE_KERNELS)
+#if GRAFT_KERNELS_ARE_HERE
 #if GRAFT_CAN_TARGET
 GRAFT_TARGET_BEGIN("avx2,fma,f16c")
 #define GRAFT_LEVEL avx2
