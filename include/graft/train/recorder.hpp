@@ -144,8 +144,12 @@ class Recorder {
   void changes(ConstView x) { ++buffer(x.data).writes; }
   /// Whether x was written to in place, so that only a copy of it stays as it is: the residual stream.
   bool is_stream(ConstView x) { return buffer(x.data).data == stream_; }
-  /// Names the buffer that is added to through a whole forward; operations copy it where they need it.
-  void set_stream(ConstView h) { stream_ = h.data; }
+  /// Makes memory of the caller the buffer that is added to through a whole forward; operations copy it where they need
+  /// it, so its values may be gone on the way back.
+  void set_stream(View h) {
+    memory_.buffers_.push_back({h.data, h.size(), nullptr, 0});
+    stream_ = h.data;
+  }
   /// x for the way back: a copy of the residual stream, anything else as it is.
   std::function<ConstView()> input(ConstView x) {
     if (is_stream(x)) return [kept = keep(x)] { return kept; };

@@ -68,7 +68,7 @@ class TrainingPass {
     expects(recompute.size() == layers, "graft: recompute names ", recompute.size(), " layers, the model has ", layers);
     expects(options_.head_rows > 0, "graft: head_rows must be positive");
     own_.resize(layers);
-    streams_.resize(layers);
+    inputs_.resize(layers);
     for (std::size_t l = 0; l < layers; ++l)
       if (!recompute[l]) own_[l] = std::make_unique<Recorder<B>>(backend, gradient_memory_);
   }
@@ -95,13 +95,15 @@ class TrainingPass {
                         {resident_tokens_.put(be_, tokens_), resident_types_.put(be_, token_types_),
                          resident_positions_.put(be_, position_rows_), request_spans_, &plan_},
                         embedded);
-    hidden_.resize(model_.layers().size() + 1);
-    for (auto& h : hidden_) h.make_room(n * width());
+    hidden_.make_room(n * width());
     dh_.make_room(n * width());
-    copy(be_, ConstView(embedded), hidden(0));
+    copy(be_, ConstView(embedded), stream());
     for (std::size_t l = 0; l < model_.layers().size(); ++l) {
-      record(l);
-      copy(be_, ConstView(streams_[l]), hidden(l + 1));
+      if (own_[l] == nullptr) {
+        inputs_[l].make_room(n * width());
+        copy(be_, ConstView(stream()), input(l));
+      }
+      record(l, stream());
     }
     clear(be_, hidden_gradient());
   }
@@ -109,7 +111,7 @@ class TrainingPass {
   /// Rows of the batch.
   index_t rows() const { return static_cast<index_t>(tokens_.size()); }
   /// The residual stream [n, d] behind the last layer, which the head reads.
-  ConstView hidden() const { return hidden(hidden_.size() - 1); }
+  ConstView hidden() const { return stream(); }
   /// dL/dhidden [n, d], for losses that read the residual stream itself; zero after forward, head() adds to it.
   View hidden_gradient() { return {dh_.data(), rows(), width(), width()}; }
 
@@ -134,10 +136,11 @@ class TrainingPass {
   /// From dL/dhidden to the gradients of everything in training. Once after each forward.
   void backward() {
     for (std::size_t l = model_.layers().size(); l-- > 0 && static_cast<index_t>(l) >= first_trained_;) {
-      if (own_[l] == nullptr) record(l);
+      auto const h = own_[l] == nullptr ? input(l) : stream();
+      if (own_[l] == nullptr) record(l, h);
       auto& recorder = recorder_of(l);
       ArenaScope scope(gradient_memory_);
-      recorder.set_gradient(streams_[l], dh_.data());
+      recorder.set_gradient(h, dh_.data());
       recorder.backward();
     }
     if (first_trained_ < 0) {
@@ -153,7 +156,8 @@ class TrainingPass {
   static constexpr index_t page_tokens = 64;
 
   index_t width() const { return model_.config().width; }
-  View hidden(std::size_t l) const { return {hidden_[l].data(), rows(), width(), width()}; }
+  View stream() const { return {hidden_.data(), rows(), width(), width()}; }
+  View input(std::size_t l) const { return {inputs_[l].data(), rows(), width(), width()}; }
   Recorder<B>& recorder_of(std::size_t l) { return own_[l] != nullptr ? *own_[l] : shared_; }
 
   // The lowest layer the way back must reach; -1: the embedding.
@@ -270,16 +274,13 @@ class TrainingPass {
     return {resident_rates.put(be_, rates), resident_keys.put(be_, keys), true};
   }
 
-  // Layer l from hidden(l) on.
-  void record(std::size_t l) {
+  // Layer l on h, in place.
+  void record(std::size_t l, View h) {
     auto& recorder = recorder_of(l);
     if (l > 0) recorder.take_size_of(recorder_of(l - 1));
     recorder.start(*gradients_);
     recorder.dropout = dropout_;
-    auto const h = recorder.arena().template matrix<Act>(rows(), width());
-    copy(be_, ConstView(hidden(l)), h);
     recorder.set_stream(h);
-    streams_[l] = h;
     model_.layers()[l].forward(recorder, step_, h);
   }
 
@@ -328,10 +329,9 @@ class TrainingPass {
   BasicArena<Space> gradient_memory_;
   Recorder<B> embedding_, head_, shared_;          ///< shared_: of layers that are run again
   std::vector<std::unique_ptr<Recorder<B>>> own_;  ///< [layers], null: run again
-  std::vector<View> streams_;                      ///< [layers] h as its recorder knows it
   View embedded_;
-  std::vector<Storage<Act, Space>> hidden_;  ///< [layers + 1] of [n, d]: h before each layer, and behind the last
-  Storage<Act, Space> dh_;                   ///< [n, d]
+  Storage<Act, Space> hidden_, dh_;  ///< [n, d]: the residual stream and its gradient, in place through all layers
+  std::vector<Storage<Act, Space>> inputs_;  ///< [layers] of [n, d]: what those that are run again start from
 
   Plan<B> plan_, head_plan_;
   std::vector<std::unique_ptr<SequenceState<B>>> states_, idle_states_;
