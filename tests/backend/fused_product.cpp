@@ -113,16 +113,21 @@ TEST_CASE("products side by side have the bits of each alone, whatever is on the
   index_t const inputs = 96;
   Buffer<float> x(Mix::rows, inputs);
   fill_normal(x.view(), random);
+  OwnedMap<float> const input_map = OwnedMap<float>::random(random, inputs, 6, true, true);
+  auto const input_row = input_map.row();
+  std::vector<RowMapRow<float const> const*> const input_tables{nullptr, &input_row, nullptr, &input_row, nullptr};
   struct Part {
     Mix const* mix;
-    bool maps, deltas;
+    bool input, maps, deltas;
     StoredWeight stored;
   };
-  Part const parts[] = {{&small, true, false, {Format::q4_1, Mix::outputs, inputs, random}},
-                        {&wide, true, true, {Format::bf16, Mix::outputs, inputs, random}},
-                        {&chunk, true, true, {Format::q8_0, Mix::outputs, inputs, random, true}},
-                        {&small, false, false, {Format::f32, Mix::outputs, inputs, random}},
-                        {&chunk, false, true, {Format::bf16, Mix::outputs, inputs, random}}};
+  Part const parts[] = {{&small, false, true, false, {Format::q4_1, Mix::outputs, inputs, random}},
+                        {&wide, false, true, true, {Format::bf16, Mix::outputs, inputs, random}},
+                        {&chunk, true, true, true, {Format::q8_0, Mix::outputs, inputs, random, true}},
+                        {&small, true, false, false, {Format::f32, Mix::outputs, inputs, random}},
+                        {&wide, true, false, false, {Format::bf16, Mix::outputs, inputs, random}},
+                        {&small, false, false, false, {Format::f32, Mix::outputs, inputs, random}},
+                        {&chunk, false, false, true, {Format::bf16, Mix::outputs, inputs, random}}};
   for (Precision const precision : {Precision::exact, Precision::native})
     for (index_t const threads : {1, 2, 3}) {
       ThreadPool pool(threads);
@@ -130,15 +135,19 @@ TEST_CASE("products side by side have the bits of each alone, whatever is on the
       be.set_precision(precision);
       std::deque<Buffer<float>> together, alone;
       std::vector<AdaptedProduct<CpuBackend<>>> products;
-      for (auto const& [mix, maps, deltas, stored] : parts) {
+      for (auto const& [mix, maps_input, maps, deltas, stored] : parts) {
         together.emplace_back(Mix::rows, Mix::outputs, 3), alone.emplace_back(Mix::rows, Mix::outputs, 3);
         auto const inner = maps ? mix->inner() : RowMapBatch<float>{};
         auto const outer = maps ? mix->outer() : RowMapBatch<float>{};
         auto const delta = deltas ? mix->deltas() : LowRankBatch<float>{};
+        RowMapBatch<float> const input{maps_input ? input_tables.data() : nullptr, mix->request.data(),
+                                       maps_input ? 5 : 0, 0};
         products.push_back({&stored.weight, mix->b_view(), std::as_const(x).view(), mix->x_delta.view(), inner, delta,
-                            outer, together.back().view()});
+                            outer, together.back().view(), input});
         auto const y = alone.back().view();
-        product(be, std::as_const(x).view(), stored.weight, mix->b_view(), y);
+        auto mapped = x;
+        if (maps_input) apply_row_map(be, input, mapped.view());
+        product(be, std::as_const(mapped).view(), stored.weight, mix->b_view(), y);
         if (maps) apply_row_map(be, inner, y);
         if (deltas) apply_low_rank(be, delta, mix->x_delta.view(), y);
         if (maps) apply_row_map(be, outer, y);

@@ -32,15 +32,14 @@ Module<P, B> random_module(std::string name, P const& policy, SiteTable const& s
   return module;
 }
 
-template <class List>
+template <class List, index_t inputs = 36>
 struct Fixture {
-  static constexpr index_t inputs = 36, outputs = 192;
+  static constexpr index_t outputs = 192;
   B be;
   Bank<List, B> bank{sites()};
   std::vector<float> weight_values = values(outputs * inputs, 1), bias_values = values(outputs, 2);
-  Linear<B> layer{dense_weight(matrix_view<HostSpace>(std::as_const(weight_values).data(), outputs, inputs)),
-                  {bias_values.data(), outputs},
-                  bank.sites().bind("down_proj", inputs, outputs)};
+  std::vector<std::byte> stored;
+  Linear<B> layer{{}, {bias_values.data(), outputs}, bank.sites().bind("down_proj", inputs, outputs)};
 
   static SiteTable sites() {
     SiteTable table;
@@ -55,7 +54,11 @@ struct Fixture {
     return result;
   }
 
-  Fixture() {
+  explicit Fixture(Format format = Format::f32)
+      : stored(static_cast<std::size_t>(outputs * row_bytes(format, inputs))) {
+    for (index_t o = 0; o < outputs; ++o)
+      encode_row(format, weight_values.data() + o * inputs, inputs, stored.data() + o * row_bytes(format, inputs));
+    layer.weight = {stored.data(), format, outputs, inputs, nullptr};
     auto const& all = bank.sites();
     std::vector<index_t> const at{0};
     bank.load(be, random_module("lora", LoRADelta{.rank = 5, .bias = true}, all, at, 3, 0, 0.3));
@@ -94,9 +97,10 @@ struct Fixture {
   }
 };
 
-template <class List>
-void check_all() {
-  Fixture<List> f;
+template <class List, index_t inputs = 36>
+void check_all(Format format = Format::f32, Precision precision = Precision::exact) {
+  Fixture<List, inputs> f(format);
+  f.be.set_precision(precision);
   std::vector<Uses> const one_by_one{{},
                                      {{"lora", 1}},
                                      {{"road_64", 1}},
@@ -135,6 +139,10 @@ TEST_CASE("a fused linear layer is its parts") {
   check_all<Adapters<IA3Scaling, RoAdRotation, LoRADelta>>();
   check_all<Adapters<RoAdRotation, LoRADelta, IA3Scaling>>();
   check_all<Adapters<LoRADelta, IA3Scaling, RoAdRotation>>();
+  for (Format const format : {Format::bf16, Format::q8_0}) {  // x is rounded
+    check_all<Adapters<IA3Scaling, RoAdRotation, LoRADelta>, 96>(format, Precision::native);
+    check_all<Adapters<LoRADelta, IA3Scaling, RoAdRotation>, 96>(format, Precision::native);
+  }
 }
 
 TEST_CASE("a transformer layer takes any architecture") {

@@ -10,19 +10,28 @@
 #include <graft/backend/weight.hpp>
 #include <graft/core/view.hpp>
 
+#include <span>
+
 namespace graft {
 
-/// y = outer(inner(x W^T + b) + deltas(x_delta)), one of several products that read nothing of each other: what a
-/// backend that runs them together takes as fused_products(be, span). x, x_delta [n, i], y [n, o].
+/// y = outer(inner(input(x) W^T + b) + deltas(x_delta)), one of several products that read nothing of each other: what
+/// a backend that runs them together takes as fused_products(be, span). x, x_delta [n, i], y [n, o].
 template <class B>
 struct AdaptedProduct {
   Weight const* weight;
   VectorView<typename B::Real const, typename B::Space> bias;       ///< [o] or empty
   MatrixView<typename B::Act const, typename B::Space> x, x_delta;  ///< for the weight, for the deltas
-  RowMapBatch<typename B::Real> inner;                              ///< these three may be of no row
+  RowMapBatch<typename B::Real> inner;                              ///< these three and `input` may be of no row
   LowRankBatch<typename B::Real> deltas;
   RowMapBatch<typename B::Real> outer;
   MatrixView<typename B::Act, typename B::Space> y;
+  RowMapBatch<typename B::Real> input = {};
+};
+
+/// Whether a backend runs several of them together.
+template <class B>
+concept FusesProducts = requires(B& be, std::span<AdaptedProduct<B> const> products) {
+  fused_products(be, products);
 };
 
 /// What a product made, and row maps that are still to be applied: the operation that reads it next does so.

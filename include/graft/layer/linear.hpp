@@ -41,18 +41,52 @@ AdaptedInput<B> adapted_input(B& be, Site site, Plan<B> const& plan,
   return {delta, base};
 }
 
+/// What a backend that fuses products needs to know of one. A copy of x that low-rank deltas see lives in the arena, in
+/// the caller's scope.
+template <class B>
+AdaptedProduct<B> adapted_product(B& be, Linear<B> const& layer, Plan<B> const& plan,
+                                  MatrixView<typename B::Act const, typename B::Space> x,
+                                  MatrixView<typename B::Act, typename B::Space> y) {
+  index_t const site = layer.site.index;
+  auto const outer = plan.maps(Stage::input_outer, site), inner = plan.maps(Stage::input_inner, site);
+  AdaptedProduct<B> product{&layer.weight,
+                            layer.bias,
+                            x,
+                            x,
+                            plan.maps(Stage::output_inner, site),
+                            plan.low_rank(site),
+                            plan.maps(Stage::output_outer, site),
+                            y,
+                            inner};
+  if (!outer.any()) return product;
+  if (!inner.any() && !product.deltas.any()) {
+    product.input = outer;
+  } else {
+    auto const mapped = be.arena().template matrix<typename B::Act>(x.rows, x.cols);
+    copy(be, x, mapped);
+    apply_row_map(be, outer, mapped);
+    product.x = product.x_delta = mapped;
+  }
+  return product;
+}
+
 /// y = W, its bias and every adapter of the batch applied to x. x [n, i] is left alone, y [n, o] written.
 /// Output maps and deltas are applied to each chunk of outputs while it is in cache, where all maps fit chunks.
 template <class B>
 void linear(B& be, Linear<B> const& layer, Plan<B> const& plan, MatrixView<typename B::Act const, typename B::Space> x,
             MatrixView<typename B::Act, typename B::Space> y) {
-  index_t const site = layer.site.index;
-  auto const inner = plan.maps(Stage::output_inner, site), outer = plan.maps(Stage::output_outer, site);
-  auto const deltas = plan.low_rank(site);
   ArenaScope scope(be.arena());
-  auto const input = adapted_input(be, layer.site, plan, x);
-  fused_product(be, layer.weight, layer.bias, input.base, input.delta, inner.any() ? &inner : nullptr,
-                deltas.any() ? &deltas : nullptr, outer.any() ? &outer : nullptr, y);
+  if constexpr (FusesProducts<B>) {
+    auto const product = adapted_product(be, layer, plan, x, y);
+    fused_products(be, std::span(&product, 1));
+  } else {
+    index_t const site = layer.site.index;
+    auto const inner = plan.maps(Stage::output_inner, site), outer = plan.maps(Stage::output_outer, site);
+    auto const deltas = plan.low_rank(site);
+    auto const input = adapted_input(be, layer.site, plan, x);
+    fused_product(be, layer.weight, layer.bias, input.base, input.delta, inner.any() ? &inner : nullptr,
+                  deltas.any() ? &deltas : nullptr, outer.any() ? &outer : nullptr, y);
+  }
 }
 
 /// The same into memory of the caller's scope, but for row maps that the operation reading y can apply as well: inner
@@ -82,23 +116,12 @@ template <class B, std::size_t N>
 std::array<Unmapped<B>, N> linear_unmapped(B& be, std::array<Linear<B> const*, N> const& layers, Plan<B> const& plan,
                                            MatrixView<typename B::Act const, typename B::Space> x) {
   std::array<Unmapped<B>, N> y;
-  if constexpr (requires(std::span<AdaptedProduct<B> const> products) { fused_products(be, products); }) {
+  if constexpr (FusesProducts<B>) {
     for (std::size_t k = 0; k < N; ++k)
       y[k].x = be.arena().template matrix<typename B::Act>(x.rows, layers[k]->site.out);
     ArenaScope scope(be.arena());
     std::array<AdaptedProduct<B>, N> products;
-    for (std::size_t k = 0; k < N; ++k) {
-      Site const site = layers[k]->site;
-      auto const input = adapted_input(be, site, plan, x);
-      products[k] = {&layers[k]->weight,
-                     layers[k]->bias,
-                     input.base,
-                     input.delta,
-                     plan.maps(Stage::output_inner, site.index),
-                     plan.low_rank(site.index),
-                     plan.maps(Stage::output_outer, site.index),
-                     y[k].x};
-    }
+    for (std::size_t k = 0; k < N; ++k) products[k] = adapted_product(be, *layers[k], plan, x, y[k].x);
     fused_products(be, std::span<AdaptedProduct<B> const>(products));
   } else {
     for (std::size_t k = 0; k < N; ++k) y[k] = linear_unmapped(be, *layers[k], plan, x);

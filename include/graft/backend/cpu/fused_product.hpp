@@ -18,17 +18,19 @@ namespace cpu {
 /// Rows whose maps are asked for before the product they act on, into the second-level cache: pieces of a few lines
 /// each, which no prefetcher of the processor sees coming. Others follow as many rows ahead.
 inline constexpr index_t maps_ahead = 64;
+/// As many rows ahead, they are asked for again, into the first-level cache, because the product's weights may have
+/// pushed them out of the second.
+inline constexpr index_t maps_next = 4;
 
-template <class Act>
-void ask_for_map(RowMapBatch<Act> const& maps, index_t n, index_t first, index_t last) {
+/// Inlined always: GCC takes a function that only asks for memory for one that does nothing, and drops its calls.
+template <int cache_level, class Act>
+[[gnu::always_inline]] inline void ask_for_map(RowMapBatch<Act> const& maps, index_t n, index_t first, index_t last) {
   constexpr index_t line = 64;
   auto const* const map = maps.row(n);
   if (map == nullptr) return;
-  auto const ask = [&](Numbers<real_of<Act>> const& values) {
-    for (index_t k = values.bytes(first); values != nullptr && k < values.bytes(last); k += line)
-      __builtin_prefetch(static_cast<std::byte const*>(values.data()) + k, 0, 2);
-  };
-  ask(map->c1), ask(map->d), ask(map->e);
+  for (auto const* values : {&map->c1, &map->d, &map->e})
+    for (index_t k = values->bytes(first); *values != nullptr && k < values->bytes(last); k += line)
+      __builtin_prefetch(static_cast<std::byte const*>(values->data()) + k, 0, 4 - cache_level);
 }
 
 /// What is applied to the outputs of a product.
@@ -66,7 +68,7 @@ class Adaptation {
     if (!in_chunks_) return;
     for (auto const* maps : {inner_ ? &of_->inner : nullptr, outer_ ? &of_->outer : nullptr})
       for (index_t n = 0; maps != nullptr && n < std::min(of_->y.rows, maps_ahead); ++n)
-        ask_for_map(*maps, n, first, last);
+        ask_for_map<2>(*maps, n, first, last);
     if (deltas_)  // a tile without rows, and then the first
       be.kernels().expand({}, of_->deltas.tiles, of_->deltas.site, of_->y.cols, t_, first, last, of_->y);
   }
@@ -91,8 +93,10 @@ class Adaptation {
  private:
   index_t shares() const { return of_->deltas.tile_count < 8 ? 4 : 1; }
   void map_columns(CpuBackend<Act> const& be, RowMapBatch<Act> const& maps, index_t first, index_t last) const {
-    for (index_t n = 0; n < of_->y.rows; ++n) {
-      if (n + maps_ahead < of_->y.rows) ask_for_map(maps, n + maps_ahead, first, last);
+    index_t const rows = of_->y.rows;
+    for (index_t n = 0; n < rows; ++n) {
+      if (n + maps_ahead < rows) ask_for_map<2>(maps, n + maps_ahead, first, last);
+      if (n + maps_next < rows) ask_for_map<1>(maps, n + maps_next, first, last);
       if (auto const* map = maps.row(n)) be.kernels().map_row(*map, of_->y.row(n), first, last);
     }
   }
@@ -106,9 +110,9 @@ class Adaptation {
 
 }  // namespace cpu
 
-/// Products that read nothing of each other, side by side. Equal, bit for bit, to product, apply_row_map,
-/// apply_low_rank, apply_row_map one after the other. It runs several grids that wait for each other: for executors
-/// that return when all is done, not for a SliceExecutor.
+/// Products that read nothing of each other, side by side. Equal, bit for bit, to apply_row_map of the input, product,
+/// apply_row_map, apply_low_rank, apply_row_map one after the other. It runs several grids that wait for each other:
+/// for executors that return when all is done, not for a SliceExecutor.
 template <class Act>
 void fused_products(CpuBackend<Act>& be, std::span<AdaptedProduct<CpuBackend<Act>> const> parts) {
   ArenaScope scope(be.arena());
@@ -122,14 +126,16 @@ void fused_products(CpuBackend<Act>& be, std::span<AdaptedProduct<CpuBackend<Act
     adaptation.prepare(be);
     shrink_tasks += adaptation.shrink_tasks();
     auto const rounding = cpu::rounding_of(be, part.weight->format);
+    cpu::InputRows<Act> const input{part.x, part.input};
     // what products read together is rounded once
     auto const* const same = std::find_if(products, products + k, [&](auto const& before) {
-      return before.x.x.data == part.x.data && before.x.rounding == rounding;
+      auto const& other = parts[static_cast<std::size_t>(&before - products)];
+      return !input.mapped && !other.input.any() && other.x.data == part.x.data && before.x.rounding == rounding;
     });
     new (products + k)
         cpu::ChunkedProduct<Act>{part.weight,
                                  part.bias,
-                                 same != products + k ? same->x : cpu::ProductRows<Act>(be, part.x, rounding),
+                                 same != products + k ? same->x : cpu::ProductRows<Act>(be, input, rounding),
                                  part.y,
                                  {part.weight->rows, adaptation.last_chunk()}};
   }

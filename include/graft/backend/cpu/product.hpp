@@ -4,6 +4,7 @@
 #pragma once
 
 #include <graft/backend/cpu/cpu_backend.hpp>
+#include <graft/backend/row_map.hpp>
 
 #include <algorithm>
 #include <cstdint>
@@ -36,40 +37,89 @@ MatrixView<R const> pad_rows(Arena& arena, MatrixView<T const> x) {
   return copy;
 }
 
-/// Runs f(first, last) over blocks of rows. 8 rows of a few hundred elements outweigh handing a chunk out; what other
-/// grids wait for is done at once where slices of a foreign pool do not wait for each other.
+/// Rows of X as a product reads them: as they are, or behind each row's map.
 template <class Act>
-void prepare_rows(CpuBackend<Act>& be, index_t rows, FunctionRef<void(index_t)> f) {
+struct InputRows {
+  MatrixView<Act const> x;
+  RowMapBatch<Act> maps;
+  bool mapped;
+
+  explicit InputRows(MatrixView<Act const> rows, RowMapBatch<Act> const& of_rows = {})
+      : x(rows), maps(of_rows), mapped(of_rows.any()) {}
+
+  /// Writes rows [first, first + to.rows) behind their maps.
+  void map(CpuBackend<Act> const& be, index_t first, MatrixView<Act> to) const {
+    for (index_t m = 0; m < to.rows; ++m) {
+      std::copy_n(x.row(first + m), x.cols, to.row(m));
+      if (auto const* map = maps.row(first + m)) be.kernels().map_row(*map, to.row(m), 0, to.cols);
+    }
+  }
+};
+
+/// Runs f(first) for the first of every `together` rows, 8 times in a task: as many rows of a few hundred elements
+/// outweigh handing a task out. What other grids wait for is done at once where slices of a foreign pool do not wait
+/// for each other.
+template <class Act>
+void prepare_rows(CpuBackend<Act>& be, index_t rows, index_t together, FunctionRef<void(index_t)> f) {
+  index_t const tasks = ceil_div(rows, 8 * together);
+  auto const task = [&](index_t k) {
+    for (index_t n = 8 * k * together; n < std::min(rows, 8 * (k + 1) * together); n += together) f(n);
+  };
   if (be.executor().waits())
-    be.executor().run(ceil_div(rows, 8), [&](index_t k) {
-      for (index_t n = 8 * k; n < std::min(rows, 8 * k + 8); ++n) f(n);
-    });
+    be.executor().run(tasks, task);
   else
-    for (index_t n = 0; n < rows; ++n) f(n);
+    for (index_t k = 0; k < tasks; ++k) task(k);
+}
+
+/// The same with f(first, X behind its maps there), which lies in memory of the task's own.
+template <class Act>
+void prepare_rows(CpuBackend<Act>& be, InputRows<Act> const& x, index_t together,
+                  FunctionRef<void(index_t, MatrixView<Act const>)> f) {
+  ArenaScope scope(be.arena());
+  index_t const rows = x.x.rows, of_task = 8 * together;
+  auto const own = be.arena().template matrix<Act>(x.mapped ? ceil_div(rows, of_task) * together : 0, x.x.cols);
+  prepare_rows(be, rows, together, [&](index_t first) {
+    index_t const count = std::min(together, rows - first);
+    if (!x.mapped) return f(first, x.x.row_range(first, count));
+    auto const mapped = own.row_range(first / of_task * together, count);
+    x.map(be, first, mapped);
+    f(first, mapped);
+  });
 }
 
 /// X rounded to 8-bit integers, in the arena.
-inline IntegerRows integer_rows(CpuBackend<float>& be, MatrixView<float const> x) {
+inline IntegerRows integer_rows(CpuBackend<float>& be, InputRows<float> const& x) {
   Arena& arena = be.arena();
-  IntegerRows const to{x.rows,
-                       x.cols / 32,
-                       arena.allocate<std::int8_t>(x.rows * x.cols),
-                       arena.allocate<float>(x.rows * x.cols / 32),
-                       arena.allocate<std::int32_t>(x.rows * x.cols / 32),
-                       arena.allocate<float>(x.rows * x.cols / 32)};
-  prepare_rows(be, x.rows, [&](index_t n) { be.native_kernels().round_to_integers(x.row(n), n, to); });
+  index_t const n = x.x.rows, cols = x.x.cols;
+  IntegerRows const to{n,
+                       cols / 32,
+                       arena.allocate<std::int8_t>(n * cols),
+                       arena.allocate<float>(n * cols / 32),
+                       arena.allocate<std::int32_t>(n * cols / 32),
+                       arena.allocate<float>(n * cols / 32)};
+  prepare_rows<float>(be, x, 1, [&](index_t first, MatrixView<float const> row) {
+    be.native_kernels().round_to_integers(row.data, first, to);
+  });
   return to;
 }
 
 /// X rounded to bf16 and padded with zeros, in the arena.
-inline MatrixView<bf16 const> bf16_rows(CpuBackend<float>& be, MatrixView<float const> x) {
-  index_t const together = be.native_kernels().bf16_rows;
-  auto const to = be.arena().matrix<bf16>(round_up(x.rows, together), padded<bf16>(x.cols));
-  prepare_rows(be, ceil_div(x.rows, together), [&](index_t k) {
-    index_t const n = k * together;
-    be.native_kernels().round_to_bf16(x.row_range(n, std::min(together, x.rows - n)), to.row(n));
+inline MatrixView<bf16 const> bf16_rows(CpuBackend<float>& be, InputRows<float> const& x) {
+  index_t const together = be.native_kernels().bf16_rows, n = x.x.rows;
+  auto const to = be.arena().matrix<bf16>(round_up(n, together), padded<bf16>(x.x.cols));
+  prepare_rows<float>(be, x, together, [&](index_t first, MatrixView<float const> rows) {
+    be.native_kernels().round_to_bf16(rows, to.row(first));
   });
-  return to.row_range(0, x.rows);
+  return to.row_range(0, n);
+}
+
+/// X itself, or a copy behind its maps in the arena.
+template <class Act>
+MatrixView<Act const> mapped_rows(CpuBackend<Act>& be, InputRows<Act> const& x) {
+  if (!x.mapped) return x.x;
+  auto const to = be.arena().template matrix<Act>(x.x.rows, x.x.cols);
+  prepare_rows(be, x.x.rows, 1, [&](index_t n) { x.map(be, n, to.row_range(n, 1)); });
+  return to;
 }
 
 /// How a product rounds X first: in native precision, where the processor multiplies the weight's format directly, bf16
@@ -93,11 +143,12 @@ struct ProductRows {
   IntegerRows integers;
   MatrixView<bf16 const> halves;
 
-  ProductRows(CpuBackend<Act>& be, MatrixView<Act const> rows, Rounding how) : rounding(how), x(rows) {
+  ProductRows(CpuBackend<Act>& be, InputRows<Act> const& rows, Rounding how) : rounding(how) {
     if constexpr (std::same_as<Act, float>) {
       if (how == Rounding::integers) integers = integer_rows(be, rows);
       if (how == Rounding::bf16) halves = bf16_rows(be, rows);
     }
+    if (how == Rounding::none) x = mapped_rows(be, rows);
   }
   /// Y[:, o0:o1] = X W[o0:o1]^T + b; the rows `then` are likely to be next.
   void multiply(CpuBackend<Act> const& be, Weight const& w, VectorView<Act const> bias, index_t o0, index_t o1,
@@ -175,7 +226,7 @@ void product(CpuBackend<Act>& be, MatrixView<Act const> x, Weight const& w, Vect
              MatrixView<Act> y, Epilogue const& epilogue = {}) {
   ArenaScope scope(be.arena());
   cpu::ChunkedProduct<Act> const one{
-      &w, bias, {be, x, cpu::rounding_of(be, w.format)}, y, {w.rows, cpu::last_chunk_outputs}};
+      &w, bias, {be, cpu::InputRows<Act>(x), cpu::rounding_of(be, w.format)}, y, {w.rows, cpu::last_chunk_outputs}};
   cpu::run_products<Act>(
       be, {&one, 1}, [](std::size_t, index_t, index_t) {},
       [&](std::size_t, index_t o0, index_t o1) { epilogue(o0, o1); });
