@@ -3,23 +3,28 @@
 # seeds and a fixed number of mutations under the sanitizers. GRAFT_LIBFUZZER=ON (clang) makes libFuzzer programs instead.
 option(GRAFT_LIBFUZZER "Link the fuzz targets with libFuzzer (needs clang)" OFF)
 
+# What all of them are linked with: graft's files, kernels and banks, and the driver, under the sanitizers as well.
+add_library(graft_fuzzed STATIC EXCLUDE_FROM_ALL ${PROJECT_BINARY_DIR}/files.cpp ${PROJECT_BINARY_DIR}/kernels.cpp)
+target_link_libraries(graft_fuzzed PUBLIC graft::text graft_development)
+target_include_directories(graft_fuzzed PUBLIC ${PROJECT_SOURCE_DIR})
+target_compile_definitions(graft_fuzzed PUBLIC GRAFT_EXTERN_FILES GRAFT_EXTERN_KERNELS
+                                               GRAFT_TEST_DATA="${PROJECT_SOURCE_DIR}/tests/golden/data")
+if(GRAFT_LIBFUZZER)
+  set(sanitizers -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all)
+else()
+  target_sources(graft_fuzzed PRIVATE ${PROJECT_SOURCE_DIR}/tests/fuzz/fuzz_main.cpp)
+  if(NOT CMAKE_CXX_FLAGS MATCHES "-fsanitize")  # a preset's own
+    set(sanitizers -fsanitize=address,undefined -fno-sanitize-recover=all)
+  endif()
+endif()
+target_compile_options(graft_fuzzed PUBLIC -O1 -g1 ${sanitizers})
+target_link_options(graft_fuzzed PUBLIC ${sanitizers})
+
 # graft_add_fuzz_test(reader mutations seeds...): tests/fuzz/fuzz_<reader>.cpp
 function(graft_add_fuzz_test reader mutations)
   set(target fuzz_${reader})
   add_executable(${target} EXCLUDE_FROM_ALL ${PROJECT_SOURCE_DIR}/tests/fuzz/${target}.cpp)
-  target_link_libraries(${target} PRIVATE graft::text graft::kernels graft_development)
-  target_include_directories(${target} PRIVATE ${PROJECT_SOURCE_DIR})
-  target_compile_definitions(${target} PRIVATE GRAFT_TEST_DATA="${PROJECT_SOURCE_DIR}/tests/golden/data")
-  if(GRAFT_LIBFUZZER)
-    set(sanitizers -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all)
-  else()
-    target_sources(${target} PRIVATE ${PROJECT_SOURCE_DIR}/tests/fuzz/fuzz_main.cpp)
-    if(NOT CMAKE_CXX_FLAGS MATCHES "-fsanitize")  # a preset's own
-      set(sanitizers -fsanitize=address,undefined -fno-sanitize-recover=all)
-    endif()
-  endif()
-  target_compile_options(${target} PRIVATE -O1 -g1 ${sanitizers})
-  target_link_options(${target} PRIVATE ${sanitizers})
+  target_link_libraries(${target} PRIVATE graft_fuzzed)
   set_property(GLOBAL APPEND PROPERTY graft_fuzz_targets ${target})
   if(GRAFT_LIBFUZZER)
     set(corpus ${CMAKE_CURRENT_BINARY_DIR}/corpus_${reader})  # libFuzzer adds what it finds to it
