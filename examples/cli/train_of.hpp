@@ -110,7 +110,8 @@ Json described(TrainCommand const& c, P const& policy, ModelFiles const& files, 
                       {"validate-every", t.validate_every},
                       {"seed", t.seed},
                       {"type", c.type}});
-  if (c.model.device != "cpu") options["device"] = c.model.device + ", " + c.model.precision;  // other bits
+  if (c.model.device != "cpu" || c.model.precision != "exact")
+    options["device"] = c.model.device + ", " + c.model.precision;  // other bits
   return options;
 }
 
@@ -225,7 +226,7 @@ Json run(TrainCommand const& c, ModelFiles const& files) {
   expects(files.config.classifier || (files.config.language_model && Arch::causal), "graft: ", c.model.model,
           " is no classifier and does not predict the next token; there is nothing to learn");
   auto data = read_data(c, files);
-  Owner owner(EngineOptions{c.model.threads});
+  Owner owner(EngineOptions{c.model.threads, c.model.precision == "native" ? Precision::native : Precision::exact});
   B& be = owner.backend();
   M model(files.config, files.weights);
   auto const at =

@@ -8,8 +8,6 @@
 namespace graft::cli {
 nlohmann::ordered_json train(TrainCommand const& command) {
   if (command.model.device == "cuda") return train_on_cuda(command);
-  if (command.model.precision == "native")
-    throw UsageError("graft train: --precision native is for --device cuda; the processor trains in exact precision");
   auto const files = open_model(command.model.model);
   return with_architecture(files.config.architecture,
                            [&]<class Arch>() { return train_of<Arch, CpuOwner>(command, files); });

@@ -156,7 +156,8 @@ void reference(Batch<R> const& batch, AttentionSpan const& span, index_t h, Matr
   add(dv, kv, transposed(p) * dout);
 }
 
-TEMPLATE_TEST_CASE("gradients over several blocks equal whole matrices, and add to what is there", "", float, double) {
+TEMPLATE_TEST_CASE("gradients over several blocks equal whole matrices, and add to what is there", "[isa]", float,
+                   double) {
   using R = TestType;
   Random random(2);
   CpuBackend<R> be;

@@ -168,7 +168,7 @@ void check_type() {
   }
 }
 
-TEST_CASE("gradients of deltas on buffers of every type") {
+TEST_CASE("gradients of deltas on buffers of every type", "[isa]") {
   SECTION("f32") { check_type<float, float, float>(); }
   SECTION("bf16") { check_type<float, bf16, bf16>(); }
   SECTION("f16") { check_type<float, f16, f16>(); }

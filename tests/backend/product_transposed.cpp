@@ -2,6 +2,7 @@
 // dX += dY W, dW += dY^T X, db += sum dY and gathers backwards, against double loops: every format and shape, the bits
 // of a row whatever stands beside it, and any executor.
 #include <graft/backend/cpu/product_transposed.hpp>
+#include <graft/backend/cpu/rows.hpp>
 #include <graft/backend/cpu/weight_backward.hpp>
 #include <graft/testing/buffer.hpp>
 #include <graft/testing/close.hpp>
@@ -40,6 +41,28 @@ double worst_error(Matrix const& before, Matrix const& a, Matrix const& b, Matri
                     std::fabs(to_double(after(m, j)) - sum) / (relative * size + std::numeric_limits<double>::min()));
     }
   return worst;
+}
+
+// In native precision dY is what it is rounded to, where the level multiplies bf16; the pairs of a panel of 256 rows of
+// W then meet two roundings each, and its sum one.
+double check_native(index_t n, index_t o, index_t i, bool reordered, Random& random) {
+  StoredWeight const stored(Format::bf16, o, i, random, reordered);
+  Buffer<float> dy(n, o, 3), dx(n, i, 5);
+  fill_normal(dy.view(), random);
+  fill_normal(dx.view(), random);
+  Matrix const before(dx.view());
+  CpuBackend<> be;
+  be.set_precision(Precision::native);
+  product_transposed(be, std::as_const(dy).view(), stored.weight, dx.view());
+  REQUIRE(dx.gaps_untouched());
+  Matrix seen(dy.view());
+  if (be.isa() >= Isa::vnni)
+    for (auto& value : seen.values) value = static_cast<float>(bf16(static_cast<float>(value)));
+  auto const k = static_cast<double>(o);
+  // worst_error counts the roundings of products in f32
+  double const counted = std::fmin(k, 128) + std::ceil(k / 32) + 3, steps = std::fmin(k, 256) + std::ceil(k / 256) + 2;
+  double const error = worst_error<float>(before, seen, dense(stored.weight), std::as_const(dx).view());
+  return be.isa() >= Isa::vnni ? error * counted / steps : error;
 }
 
 template <class R>
@@ -85,9 +108,35 @@ TEMPLATE_TEST_CASE("the transposed product takes any number of rows", "", float,
     }
 }
 
+TEST_CASE("in native precision the transposed product rounds rows that meet bf16, and nothing else", "[isa]") {
+  Random random(7);
+  // panels of 64 columns and 256 rows of weights, tasks of 256 rows, 4096 columns rounded at a time
+  for (index_t const i : {1, 15, 64, 71, 200})
+    for (index_t const o : {1, 2, 67, 256, 300, 513}) {
+      INFO(o << " x " << i);
+      CHECK(check_native(7, o, i, o == 67, random) <= 1);
+    }
+  for (index_t const n : {0, 1, 2, 5, 13, 256, 257, 300}) {
+    INFO(n << " rows");
+    CHECK(check_native(n, 129, 70, false, random) <= 1);
+  }
+  CHECK(check_native(3, 4096 + 77, 40, false, random) <= 1);
+
+  StoredWeight const integers(Format::q8_0, 33, 64, random);
+  Buffer<float> dy(5, 33), exact(5, 64), native(5, 64);
+  fill_normal(dy.view(), random);
+  CpuBackend<> be;
+  clear(be, exact.view()), clear(be, native.view());
+  product_transposed(be, std::as_const(dy).view(), integers.weight, exact.view());
+  be.set_precision(Precision::native);
+  product_transposed(be, std::as_const(dy).view(), integers.weight, native.view());
+  CHECK(same_bits(exact.view(), native.view()));
+}
+
 TEMPLATE_TEST_CASE("a row's transposed product does not depend on the other rows, bit for bit", "", float, double) {
   using R = TestType;
   Random random(3);
+  auto const precision = GENERATE(Precision::exact, Precision::native);
   for (Format const format : weight_formats()) {
     index_t const o = 300, i = format_info(format).block == 1 ? 71 : 256, count = 41;
     StoredWeight const stored(format, o, i, random);
@@ -96,6 +145,7 @@ TEMPLATE_TEST_CASE("a row's transposed product does not depend on the other rows
     fill_normal(start.view(), random);
     Buffer<R> alone = start;
     CpuBackend<R> be;
+    be.set_precision(precision);
     for (index_t n = 0; n < count; ++n)
       product_transposed(be, std::as_const(dy).view().row_range(n, 1), stored.weight, alone.view().row_range(n, 1));
     for (index_t const rows : {2, 5, 8, 31, 41}) {
@@ -173,13 +223,15 @@ TEMPLATE_TEST_CASE("gradients of weights, biases and tables agree with double lo
 
 TEST_CASE("the bits of dense gradients do not depend on the executor", "[many_threads]") {
   Random random(6);
-  index_t const n = 37, o = 205, i = 5 * 64 + 3;
+  auto const precision = GENERATE(Precision::exact, Precision::native);
+  index_t const n = 300, o = 205, i = 5 * 64 + 3;
   StoredWeight const stored(Format::bf16, o, i, random);
   Buffer<float> dy(n, o), x(n, i), dx(n, i), dw(o, i), db(1, o), table(9, i);
   std::vector<std::int32_t> index;
   for (index_t k = 0; k < n; ++k) index.push_back(static_cast<std::int32_t>(pick(random, 0, 8)));
   for (auto* buffer : {&dy, &x, &dx, &dw, &db, &table}) fill_normal(buffer->view(), random);
   auto const run = [&](CpuBackend<>& be, Buffer<float>& gx, Buffer<float>& gw, Buffer<float>& gb, Buffer<float>& gt) {
+    be.set_precision(precision);
     product_transposed(be, std::as_const(dy).view(), stored.weight, gx.view());
     weight_gradient(be, std::as_const(dy).view(), std::as_const(x).view(), gw.view());
     bias_gradient(be, std::as_const(dy).view(), VectorView<float>{gb.row(0), o});

@@ -120,7 +120,8 @@ struct BackwardKernels {
 };
 
 /// The products of `native` precision; null where a level has no instruction for them. Rows of bf16 are padded as
-/// others are, and rounded so many at a time; what is in the memory of these is the kernels' affair.
+/// others are, and rounded so many at a time; what is in the memory of these is the kernels' affair. Rows of
+/// bf16_transposed are plain, and padded too.
 struct NativeKernels {
   void (*round_to_integers)(float const* x, index_t n, IntegerRows const& to) = nullptr;
   index_t bf16_rows = 1;
@@ -129,6 +130,8 @@ struct NativeKernels {
                         RowsAhead const& then, MatrixView<float> y) = nullptr;
   void (*bf16_chunk)(MatrixView<bf16 const> x, Weight const& w, VectorView<float const> bias, index_t o0, index_t o1,
                      RowsAhead const& then, MatrixView<float> y) = nullptr;
+  void (*bf16_transposed)(MatrixView<bf16 const> dy, Weight const& w, index_t o, index_t first,
+                          MatrixView<float> dx) = nullptr;
 };
 
 /// The kernels of a level; double has those of the baseline alone. Templates, so that a program compiles what it uses.
@@ -220,10 +223,12 @@ NativeKernels native_kernels([[maybe_unused]] Isa isa) {
   if constexpr (std::same_as<R, float>) {
 #if GRAFT_CAN_TARGET
     if (isa == Isa::amx)
-      return {vnni::round_to_integers, amx_rows, vnni::round_to_tiles, vnni::integer_chunk, vnni::tile_chunk};
+      return {vnni::round_to_integers, amx_rows,         vnni::round_to_tiles,
+              vnni::integer_chunk,     vnni::tile_chunk, vnni::bf16_transposed};
     if (isa == Isa::vnni)
-      return {vnni::round_to_integers, 1, vnni::round_row_to_bf16, vnni::integer_chunk, vnni::bf16_chunk};
-    if (isa >= Isa::avx2) return {avx2::round_to_integers, 1, nullptr, avx2::integer_chunk, nullptr};
+      return {vnni::round_to_integers, 1, vnni::round_row_to_bf16, vnni::integer_chunk, vnni::bf16_chunk,
+              vnni::bf16_transposed};
+    if (isa >= Isa::avx2) return {avx2::round_to_integers, 1, nullptr, avx2::integer_chunk, nullptr, nullptr};
 #endif
   }
   return {};
