@@ -9,6 +9,7 @@
 #include <graft/io/peft.hpp>
 #include <graft/model/context.hpp>
 #include <graft/model/model.hpp>
+#include <graft/model/sampling.hpp>
 #include <graft/text/model_tokenizer.hpp>
 #include <graft/text/tokenizer.hpp>
 #include <graft/train/loss.hpp>
@@ -33,11 +34,6 @@ using nlohmann::json;
 using B = CpuBackend<>;
 using PeerModel = Model<Llama, Adapters<RoAdRotation, LoRADelta>, B>;
 using Tokens = std::vector<std::int32_t>;
-
-std::int32_t best_of(MatrixView<float> logits, index_t row) {
-  float const* const first = logits.row(row);
-  return static_cast<std::int32_t>(std::max_element(first, first + logits.cols) - first);
-}
 
 /// Kilobytes of a line of /proc/self/status, as megabytes.
 double megabytes(std::string const& key) {
@@ -90,10 +86,11 @@ class Worker {
       std::vector<SequenceInput<B>> inputs;
       for (std::size_t k = 0; k < next.size(); ++k) inputs.push_back({&sequences[k], next[k]});
       context_->forward_last(inputs, logits);
-      for (std::size_t k = 0; k < next.size(); ++k) {
-        next[k] = {best_of(logits, static_cast<index_t>(k))};
+      backend_.executor().run(count, [&](index_t n) {
+        auto const k = static_cast<std::size_t>(n);
+        next[k] = {Sampler().sample({logits.row(n), static_cast<std::size_t>(width)}, {})};
         made[k].push_back(next[k][0]);
-      }
+      });
     };
     double const prefill = bench::seconds_of(step);
     double const decode = bench::seconds_of([&] {

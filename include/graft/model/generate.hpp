@@ -54,9 +54,11 @@ class TokenChooser {
       logits_.resize(active.size() * static_cast<std::size_t>(vocabulary));
       auto const logits = matrix_view(logits_.data(), count, vocabulary);
       context.forward_last(inputs, logits);
-      for (std::size_t k = 0; k < active.size(); ++k)
-        tokens_[k] = samplers_[active[k]].sample(
-            {logits.row(static_cast<index_t>(k)), static_cast<std::size_t>(vocabulary)}, seen[active[k]]);
+      context.backend().executor().run(count, [&](index_t n) {
+        auto const k = static_cast<std::size_t>(n);
+        tokens_[k] =
+            samplers_[active[k]].sample({logits.row(n), static_cast<std::size_t>(vocabulary)}, seen[active[k]]);
+      });
     } else {
       B& be = context.backend();
       auto const scope = be.scope();

@@ -3,12 +3,14 @@
 #pragma once
 
 #include <graft/core/error.hpp>
+#include <graft/core/highest.hpp>
 #include <graft/core/random.hpp>
 #include <graft/core/types.hpp>
 
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <limits>
 #include <span>
 #include <vector>
 
@@ -37,43 +39,91 @@ class Sampler {
     expects(options.repeat_penalty > 0, "graft: repeat_penalty ", options.repeat_penalty, " is not positive");
   }
 
-  /// logits [V] are scratch afterwards; `seen` lists the sequence's tokens so far.
+  /// logits [V] are scratch afterwards; `seen` lists the sequence's tokens so far. Of tokens that are equally likely
+  /// the lower comes first.
   std::int32_t sample(std::span<float> logits, std::span<std::int32_t const> seen) {
     if (options_.repeat_penalty != 1) penalize(logits, seen);
-    if (options_.temperature == 0)
-      return static_cast<std::int32_t>(std::max_element(logits.begin(), logits.end()) - logits.begin());
+    std::size_t const likeliest = index_of_highest(logits);
+    if (options_.temperature == 0) return static_cast<std::int32_t>(likeliest);
 
+    double const highest = static_cast<double>(logits[likeliest]) / options_.temperature;
     candidates_.clear();
-    for (std::size_t k = 0; k < logits.size(); ++k)
-      candidates_.push_back({logits[k] / options_.temperature, static_cast<std::int32_t>(k)});
-    auto const more_likely = [](Candidate const& a, Candidate const& b) {
-      return a.value != b.value ? a.value > b.value : a.token < b.token;
-    };
+    for (std::size_t k = 0; k < logits.size(); ++k) {
+      float const logit = std::isnan(logits[k]) ? -std::numeric_limits<float>::infinity() : logits[k];
+      candidates_.push_back(
+          {logit, static_cast<std::int32_t>(k), std::exp(static_cast<double>(logit) / options_.temperature - highest)});
+    }
+    sorted_ = 0;
     auto const wanted = static_cast<std::size_t>(options_.top_k);
     if (wanted > 0 && wanted < candidates_.size()) {
-      std::nth_element(candidates_.begin(), candidates_.begin() + static_cast<std::ptrdiff_t>(wanted),
-                       candidates_.end(), more_likely);
-      candidates_.resize(wanted);
+      sort(wanted);
+      keep(wanted);
     }
-    std::sort(candidates_.begin(), candidates_.end(), more_likely);
-    double const best = candidates_.front().value;
-    double sum = 0;
-    for (auto& c : candidates_) sum += c.value = std::exp(c.value - best);  // now shares of the best token's
-    if (options_.top_p < 1) keep_until(options_.top_p * sum);
-    if (options_.min_p > 0) std::erase_if(candidates_, [&](Candidate const& c) { return c.value < options_.min_p; });
-    sum = 0;
-    for (auto const& c : candidates_) sum += c.value;
-    double point = random_.uniform(0, sum);
-    for (auto const& c : candidates_)
-      if ((point -= c.value) < 0) return c.token;
+    if (options_.top_p < 1) keep_until(options_.top_p * sum_of_shares());
+    if (options_.min_p > 0) {
+      std::erase_if(candidates_, [&](Candidate const& c) { return c.share < options_.min_p; });
+      keep(candidates_.size());
+    }
+    double point = random_.uniform(0, sum_of_shares());
+    for (std::size_t k = 0; k < candidates_.size(); ++k)
+      if ((point -= in_order(k).share) < 0) return candidates_[k].token;
     return candidates_.back().token;
   }
 
  private:
   struct Candidate {
-    double value;
+    float logit;
     std::int32_t token;
+    double share;  ///< how likely over the best
   };
+
+  /// The first of the highest.
+  static std::size_t index_of_highest(std::span<float const> x) {
+    constexpr std::size_t block = 1024;
+    std::size_t begin = 0;  // of the block that has it
+    float highest = x[0];
+    for (std::size_t first = 0; first < x.size(); first += block) {
+      float const of_block = highest_of(x.data() + first, static_cast<index_t>(std::min(block, x.size() - first)));
+      if (of_block > highest) highest = of_block, begin = first;
+    }
+    auto const found = std::find(x.begin() + static_cast<std::ptrdiff_t>(begin), x.end(), highest);
+    return found == x.end() ? begin : static_cast<std::size_t>(found - x.begin());
+  }
+
+  double sum_of_shares() const {
+    double sum = 0;
+    for (auto const& c : candidates_) sum += c.share;
+    return sum;
+  }
+  /// The k-th likeliest. Candidates are sorted as far as they are asked for, which is seldom far.
+  Candidate const& in_order(std::size_t k) {
+    if (k >= sorted_) sort(std::max<std::size_t>(64, 8 * sorted_));
+    return candidates_[k];
+  }
+  /// Sorts the `count` likeliest at least.
+  void sort(std::size_t count) {
+    auto const more_likely = [](Candidate const& a, Candidate const& b) {
+      return a.logit != b.logit ? a.logit > b.logit : a.token < b.token;
+    };
+    auto const begin = candidates_.begin() + static_cast<std::ptrdiff_t>(sorted_);
+    if (count < candidates_.size() / 8) {
+      std::partial_sort(begin, candidates_.begin() + static_cast<std::ptrdiff_t>(count), candidates_.end(),
+                        more_likely);
+      sorted_ = count;
+    } else {
+      std::sort(begin, candidates_.end(), more_likely);
+      sorted_ = candidates_.size();
+    }
+  }
+  /// Those that stand first.
+  void keep(std::size_t count) {
+    candidates_.resize(count);
+    sorted_ = std::min(sorted_, count);
+  }
+  void keep_until(double share) {
+    for (std::size_t k = 0; k < candidates_.size(); ++k)
+      if ((share -= in_order(k).share) <= 0) return keep(k + 1);
+  }
 
   void penalize(std::span<float> logits, std::span<std::int32_t const> seen) {
     penalized_.assign(logits.size(), false);
@@ -85,18 +135,11 @@ class Sampler {
       logits[k] = logits[k] > 0 ? logits[k] / penalty : logits[k] * penalty;
     }
   }
-  void keep_until(double share) {
-    double sum = 0;
-    for (std::size_t k = 0; k < candidates_.size(); ++k)
-      if ((sum += candidates_[k].value) >= share) {
-        candidates_.resize(k + 1);
-        return;
-      }
-  }
 
   SamplingOptions options_;
   Random random_;
   std::vector<Candidate> candidates_;
+  std::size_t sorted_ = 0;  // so many candidates stand in their places
   std::vector<bool> penalized_;
 };
 

@@ -5,6 +5,7 @@
 #include <graft/backend/attention.hpp>
 #include <graft/backend/cpu/elementwise.hpp>
 #include <graft/backend/cpu/outer_products.hpp>
+#include <graft/core/highest.hpp>
 
 #include <algorithm>
 #include <limits>

@@ -17,19 +17,6 @@ void for_row_blocks(CpuBackend<Act>& be, index_t rows, FunctionRef<void(index_t,
   be.executor().run(ceil_div(rows, 8), [&](index_t k) { f(8 * k, std::min(rows, 8 * k + 8)); });
 }
 
-/// The largest of count >= 1 values; several running maxima, because one would wait for itself at every element.
-template <class Act>
-Act highest_of(Act const* x, index_t count) {
-  constexpr index_t width = 16;
-  Act best[width];
-  std::fill(best, best + width, x[0]);
-  index_t k = 0;
-  for (; k + width <= count; k += width)
-    for (index_t j = 0; j < width; ++j) best[j] = x[k + j] > best[j] ? x[k + j] : best[j];
-  for (; k < count; ++k) best[0] = std::max(best[0], x[k]);
-  return *std::max_element(best, best + width);
-}
-
 }  // namespace cpu
 
 /// y = x / rms(x) * weight per row. x, y [n, d] (may be the same), weight [d].

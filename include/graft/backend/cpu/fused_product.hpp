@@ -33,6 +33,22 @@ template <int cache_level, class Act>
       __builtin_prefetch(static_cast<std::byte const*>(values->data()) + k, 0, 4 - cache_level);
 }
 
+/// Tiles whose columns [first, last) of B^T are asked for before the product, and then again one tile ahead: short
+/// pieces, far from each other.
+inline constexpr index_t tiles_ahead = 16;
+template <int cache_level, class R>
+[[gnu::always_inline]] inline void ask_for_factors(LowRankBatch<R> const& deltas, index_t tile, index_t outputs,
+                                                   index_t first, index_t last) {
+  if (tile >= deltas.tile_count) return;
+  for (index_t k = 0; k < deltas.tiles[tile].term_count; ++k) {
+    auto const& f = deltas.tiles[tile].terms[k].table[deltas.site];
+    auto const* row = static_cast<std::byte const*>((f.b_transposed + first).data());
+    index_t const stride = f.b_transposed.bytes(outputs), size = f.b_transposed.bytes(last - first);
+    for (index_t r = 0; r < f.rank; ++r, row += stride)
+      for (index_t at = 0; at < size; at += 64) __builtin_prefetch(row + at, 0, 4 - cache_level);
+  }
+}
+
 /// What is applied to the outputs of a product.
 template <class Act>
 class Adaptation {
@@ -64,22 +80,23 @@ class Adaptation {
   }
 
   /// Asks for what the chunk will need first.
-  void before(CpuBackend<Act> const& be, index_t first, index_t last) const {
+  void before(index_t first, index_t last) const {
     if (!in_chunks_) return;
     for (auto const* maps : {inner_ ? &of_->inner : nullptr, outer_ ? &of_->outer : nullptr})
       for (index_t n = 0; maps != nullptr && n < std::min(of_->y.rows, maps_ahead); ++n)
         ask_for_map<2>(*maps, n, first, last);
-    if (deltas_)  // a tile without rows, and then the first
-      be.kernels().expand({}, of_->deltas.tiles, of_->deltas.site, of_->y.cols, t_, first, last, of_->y);
+    for (index_t k = 0; deltas_ && k < tiles_ahead; ++k) ask_for_factors<2>(of_->deltas, k, of_->y.cols, first, last);
   }
   /// To columns [first, last) of y, which hold the product.
   void apply(CpuBackend<Act> const& be, index_t first, index_t last) const {
     if (!in_chunks_) return;
     if (inner_) map_columns(be, of_->inner, first, last);
     auto const& deltas = of_->deltas;
-    for (index_t k = 0; deltas_ && k < deltas.tile_count; ++k)
-      be.kernels().expand(deltas.tiles[k], k + 1 < deltas.tile_count ? deltas.tiles + k + 1 : nullptr, deltas.site,
-                          of_->y.cols, t_, first, last, of_->y);
+    for (index_t k = 0; deltas_ && k < deltas.tile_count; ++k) {
+      ask_for_factors<2>(deltas, k + tiles_ahead, of_->y.cols, first, last);
+      ask_for_factors<1>(deltas, k + 1, of_->y.cols, first, last);
+      be.kernels().expand(deltas.tiles[k], deltas.site, of_->y.cols, t_, first, last, of_->y);
+    }
     if (outer_) map_columns(be, of_->outer, first, last);
   }
   /// Where a group reaches over chunks: one pass each after the product.
@@ -146,7 +163,7 @@ void fused_products(CpuBackend<Act>& be, std::span<AdaptedProduct<CpuBackend<Act
   });
   cpu::run_products<Act>(
       be, {products, parts.size()},
-      [&](std::size_t p, index_t first, index_t last) { adaptations[p].before(be, first, last); },
+      [&](std::size_t p, index_t first, index_t last) { adaptations[p].before(first, last); },
       [&](std::size_t p, index_t first, index_t last) { adaptations[p].apply(be, first, last); });
   for (index_t k = 0; k < count; ++k) adaptations[k].apply_after(be);
 }

@@ -6,6 +6,7 @@
 #include <graft/backend/cpu/cpu_backend.hpp>
 #include <graft/backend/cpu/elementwise.hpp>
 #include <graft/backend/loss.hpp>
+#include <graft/core/highest.hpp>
 
 #include <algorithm>
 #include <cmath>

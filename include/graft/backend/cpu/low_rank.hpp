@@ -22,9 +22,9 @@ class DeltaScratch {
   void add(LowRankTile<R> const& tile, index_t site, MatrixView<Y> y) const {
     kernels_.shrink(tile, site, x_.cols, rows_of(tile), 0, 1, t_);
     if constexpr (std::same_as<Y, R>)
-      kernels_.expand(tile, nullptr, site, y.cols, t_, 0, y.cols, y);
+      kernels_.expand(tile, site, y.cols, t_, 0, y.cols, y);
     else
-      expand<Y, R>(tile, nullptr, site, y.cols, t_, 0, y.cols, y);
+      expand<Y, R>(tile, site, y.cols, t_, 0, y.cols, y);
   }
 
  private:
@@ -74,7 +74,7 @@ void apply_low_rank_embedding(CpuBackend<Act>& be, LowRankBatch<Act> const& delt
         offset += f.rank;
       }
     }
-    be.kernels().expand(tile, nullptr, deltas.site, y.cols, t, 0, y.cols, y);
+    be.kernels().expand(tile, deltas.site, y.cols, t, 0, y.cols, y);
   });
 }
 
