@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// A whole model: prefill and greedy decoding of 1 to 32 requests, without adapters and with different ones.
-//     bench/model MODEL.gguf [--benchmark_...]
-// Every figure stands next to the read limit measured in turn with it; a decoding step must at least read the weights.
+// A whole model: prefill and greedy decoding of 1 to 32 requests, without adapters and with different ones, in exact
+// precision and as the command serves in native precision, with adapters, keys and values in bf16.
+//     bench/model MODEL.gguf | FORMAT:LAYERS [--benchmark_...]
+// FORMAT:LAYERS, say Q8_0:4: so many layers in LLaMA-2-7B's shapes, with its vocabulary and made-up weights. Every
+// figure stands next to the limits measured in turn with it: of reading, since a step must at least read the weights,
+// and of the instruction that multiplies them.
 #include <graft/adapter/lora.hpp>
 #include <graft/adapter/road.hpp>
 #include <graft/arch/llama.hpp>
@@ -13,8 +16,11 @@
 #include <benchmark/benchmark.h>
 
 #include <filesystem>
+#include <optional>
+#include <string>
 
 #include <bench/limits.hpp>
+#include <bench/made_up.hpp>
 
 namespace {
 
@@ -27,19 +33,17 @@ constexpr const char* kind_names[] = {"none", "road", "lora", "mixed"};
 
 template <class P>
 Module<P, B> random_module(std::string name, P const& policy, SiteTable const& sites) {
-  std::vector<index_t> all;
-  for (index_t k = 0; k < sites.size(); ++k)
-    if (sites[k].kind == SiteKind::linear && sites[k].layer >= 0) all.push_back(k);
-  auto module = make_module<P, B>(std::move(name), policy, sites, all);
+  auto module = make_module<P, B>(std::move(name), policy, sites, bench::sites_of(sites, SiteKind::linear));
   index_t k = static_cast<index_t>(module.name.size());
   for (auto& value : module.parameters()) value = static_cast<float>(k++ % 17 - 8) * 0.002f;
   return module;
 }
 
-/// The model with modules of its own, kept in f32 or bf16; the weights are the same mapped file.
+/// The model as it computes in one precision; the weights are the same.
 struct Loaded {
-  Loaded(ModelFiles const& files, B& backend, AdapterStorage adapters)
-      : model(files.config, files.weights, adapters), context(model, backend) {
+  Loaded(ModelConfig const& config, WeightMap const& weights, B& backend, bool narrow)
+      : model(config, weights, narrow ? AdapterStorage::bf16 : AdapterStorage::full),
+        context(model, backend, ContextOptions{.kv_storage = narrow ? KvStorage::bf16 : KvStorage::full}) {
     for (int k = 0; k < 32; ++k) {
       model.bank().load(backend, random_module(text("road", k), RoAdRotation{}, model.sites()));
       model.bank().load(backend, random_module(text("lora", k), LoRADelta{.rank = 16}, model.sites()));
@@ -50,23 +54,37 @@ struct Loaded {
 };
 
 struct Bench {
-  explicit Bench(std::string const& path)
-      : pool(bench::threads()),
+  Bench(std::string weights_name, ModelConfig const& config, WeightMap const& weights)
+      : name(std::move(weights_name)),
+        pool(bench::threads()),
         backend(pool),
         read_limit(pool),
-        files(open_model(path)),
-        full(files, backend, AdapterStorage::full),
-        narrow(files, backend, AdapterStorage::bf16) {
-    for (auto const& [name, weight] : files.weights.tensors) bytes += static_cast<double>(weight.bytes());
+        exact(config, weights, backend, false),
+        native(config, weights, backend, true) {
+    auto const& head = weights.tensors.at(config.tied ? config.prefix + "embed_tokens.weight" : "lm_head.weight");
+    for (auto const& [path, weight] : weights.tensors)
+      if (path.find("layers.") != std::string::npos) {
+        bytes += static_cast<double>(weight.bytes());
+        if (weight.rows > 1) of_layers += 2.0 * static_cast<double>(weight.rows * weight.cols), format = weight.format;
+      }
+    of_head = 2.0 * static_cast<double>(head.rows * head.cols);
+    bytes += static_cast<double>(head.bytes());
   }
-  Loaded& with(AdapterStorage adapters) { return adapters == AdapterStorage::full ? full : narrow; }
+  Loaded& with(Precision precision) { return precision == Precision::exact ? exact : native; }
+  bench::Instruction instruction(Precision precision) const {
+    if (precision == Precision::native && format == Format::bf16) return bench::Instruction::bf16;
+    if (precision == Precision::native && cpu::in_integers(format)) return bench::Instruction::integers;
+    return bench::Instruction::fma;
+  }
 
+  std::string name;
   ThreadPool pool;
   B backend;
   bench::ReadLimit read_limit;
-  ModelFiles files;
-  Loaded full, narrow;
-  double bytes = 0;  ///< of all weights
+  Loaded exact, native;
+  double bytes = 0;                   ///< of the weights a step reads
+  double of_layers = 0, of_head = 0;  ///< operations of the products, per token and per row of logits
+  Format format = Format::f32;        ///< of the layers' weights
 };
 
 /// `requests` sequences with a past, each with an adapter of its own.
@@ -103,26 +121,52 @@ class Requests {
   std::vector<float> logits_;
 };
 
-void run(benchmark::State& state, Bench& bench, index_t count, index_t new_tokens, Kind kind, Precision precision,
-         AdapterStorage adapters = AdapterStorage::full) {
+void run(benchmark::State& state, Bench& bench, index_t count, index_t new_tokens, Kind kind, Precision precision) {
   bench.backend.set_precision(precision);
   index_t const past = new_tokens > 1 ? 0 : 64;
-  Requests adapted(bench.with(adapters), count, kind, past), plain(bench.full, count, Kind::none, past);
+  Requests adapted(bench.with(precision), count, kind, past), plain(bench.with(precision), count, Kind::none, past);
   adapted.run(new_tokens), plain.run(new_tokens);
-  std::vector<double> seconds, without, of_read;
+  double const operations =
+      static_cast<double>(count * new_tokens) * bench.of_layers + static_cast<double>(count) * bench.of_head;
+  std::vector<double> seconds, without, of_read, of_instruction;
   for (auto _ : state) {  // in turn, so that all meet the same machine
     double const read = bench.read_limit();
+    double const compute = bench::operation_limit(bench.pool, bench.backend.isa(), bench.instruction(precision));
     double const one = bench::seconds_of([&] { adapted.run(new_tokens); });
     state.SetIterationTime(one);
     seconds.push_back(one);
     without.push_back(bench::seconds_of([&] { plain.run(new_tokens); }));
     of_read.push_back(100 * bench.bytes / one / read);
+    of_instruction.push_back(compute > 0 ? 100 * operations / one / compute : 0);
   }
   double const typical = bench::median(seconds);
   state.counters["ms"] = 1e3 * typical;
   state.counters["tokens/s"] = static_cast<double>(count * new_tokens) / typical;
   state.counters["overhead_%"] = 100 * (typical / bench::median(without) - 1);
   state.counters["read_limit_%"] = bench::median(of_read);
+  state.counters["instruction_limit_%"] = bench::median(of_instruction);
+}
+
+void add_cases(Bench& bench) {
+  for (Precision precision : {Precision::exact, Precision::native}) {
+    std::string const name = precision == Precision::exact ? "exact" : "native";
+    if (precision == Precision::native && bench.instruction(precision) == bench::Instruction::fma) continue;
+    for (index_t count : {1, 2, 4, 8, 16, 32})
+      for (Kind kind : {Kind::none, Kind::road, Kind::lora, Kind::mixed})
+        benchmark::RegisterBenchmark(
+            text("decode/", bench.name, '/', count, '/', kind_names[static_cast<int>(kind)], '/', name).c_str(),
+            [=, &bench](benchmark::State& state) { run(state, bench, count, 1, kind, precision); })
+            ->UseManualTime()
+            ->Iterations(15)
+            ->Unit(benchmark::kMillisecond);
+    for (index_t tokens : {64, 512})
+      benchmark::RegisterBenchmark(
+          text("prefill/", bench.name, '/', tokens, "/none/", name).c_str(),
+          [=, &bench](benchmark::State& state) { run(state, bench, 1, tokens, Kind::none, precision); })
+          ->UseManualTime()
+          ->Iterations(5)
+          ->Unit(benchmark::kMillisecond);
+  }
 }
 
 }  // namespace
@@ -130,30 +174,22 @@ void run(benchmark::State& state, Bench& bench, index_t count, index_t new_token
 int main(int argc, char** argv) {
   std::string path = ".cache/models/SmolLM2-135M-Instruct.Q4_1.gguf";
   if (argc > 1 && argv[1][0] != '-') path = argv[1], argv[1] = argv[0], ++argv, --argc;
-  if (!std::filesystem::exists(path)) return std::printf("%s is not there\n", path.c_str()), 0;
-  Bench bench(path);
-  for (Precision precision : {Precision::exact, Precision::native}) {
-    std::string const name = precision == Precision::exact ? "exact" : "native";
-    for (index_t count : {1, 2, 4, 8, 16, 32})
-      for (Kind kind : {Kind::none, Kind::road, Kind::lora, Kind::mixed})
-        for (AdapterStorage adapters : {AdapterStorage::full, AdapterStorage::bf16}) {
-          bool const narrow = adapters == AdapterStorage::bf16;
-          if (narrow && (kind == Kind::none || precision == Precision::exact)) continue;
-          benchmark::RegisterBenchmark(
-              text("decode/", count, "/", kind_names[static_cast<int>(kind)], narrow ? " in bf16/" : "/", name).c_str(),
-              [=, &bench](benchmark::State& state) { run(state, bench, count, 1, kind, precision, adapters); })
-              ->UseManualTime()
-              ->Iterations(15)
-              ->Unit(benchmark::kMillisecond);
-        }
-    for (index_t tokens : {64, 512})
-      benchmark::RegisterBenchmark(
-          text("prefill/", tokens, "/none/", name).c_str(),
-          [=, &bench](benchmark::State& state) { run(state, bench, 1, tokens, Kind::none, precision); })
-          ->UseManualTime()
-          ->Iterations(5)
-          ->Unit(benchmark::kMillisecond);
+  std::optional<Bench> bench;
+  if (auto const colon = path.find(':'); colon != std::string::npos) {
+    auto sizes = bench::llama_2_7b();
+    sizes.layers = std::stol(path.substr(colon + 1));
+    for (Format format : {Format::f32, Format::bf16, Format::q8_0, Format::q4_0, Format::q4_1})
+      if (path.substr(0, colon) == format_info(format).name)
+        bench.emplace(text(sizes.layers, " layers of LLaMA-2-7B in ", format_info(format).name),
+                      bench::config_of(sizes), bench::weights_of(sizes, format, bench::MadeUp::apart));
+    if (!bench) return std::printf("%s: no such format; F32, BF16, Q8_0, Q4_0 or Q4_1\n", path.c_str()), 1;
+  } else if (std::filesystem::exists(path)) {
+    auto const files = open_model(path);
+    bench.emplace(std::filesystem::path(path).stem().string(), files.config, files.weights);
+  } else {
+    return std::printf("%s is not there\n", path.c_str()), 0;
   }
+  add_cases(*bench);
   benchmark::Initialize(&argc, argv);
   if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 1;
   benchmark::RunSpecifiedBenchmarks();
