@@ -13,7 +13,7 @@ import time
 
 import llama_cpp as l
 import numpy
-from worker import memory, serve
+from worker import by_adapter, in_order, memory, serve
 
 THREADS = int(os.environ["GRAFT_THREADS"])
 CONTEXT = 2048  # tokens of all sequences
@@ -83,9 +83,7 @@ class Worker:
         return {"tokens": list(out[:count])}
 
     def generate(self, call):
-        groups = {}
-        for k, name in enumerate(call["use"]):
-            groups.setdefault(name, []).append(k)
+        groups = by_adapter(call["use"])
 
         def run(name):
             return self.contexts[name].generate([call["prompts"][k] for k in groups[name]], call["new"])
@@ -97,14 +95,11 @@ class Worker:
         else:
             results = [run(name) for name in groups]
         seconds = time.perf_counter() - start
-        tokens = [None] * len(call["use"])
-        for rows, (made, _, _) in zip(groups.values(), results):
-            for k, row in zip(rows, made):
-                tokens[k] = row
         # the parts of computations at the same time do not add up to the whole: they share it
         prefill, decode = sum(r[1] for r in results), sum(r[2] for r in results)
         share = seconds / (prefill + decode)
-        return {"prefill": prefill * share, "decode": decode * share, "tokens": tokens}
+        return {"prefill": prefill * share, "decode": decode * share,
+                "tokens": in_order(groups, [r[0] for r in results])}
 
     def load(self, call):
         start = time.perf_counter()

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """graft beside its peers: the same weights, prompts and threads, in turn in one run.
 
-    bench/peers/install.sh                        # once: .venv/peers with llama.cpp from its source, torch, peft
+    bench/peers/install.sh                        # once: .venv/peers with the peers, llama.cpp from its source
     cmake --build build --target graft_command bench_peers_graft
     bench/peers/run.py --into docs/performance.md
 
@@ -35,6 +35,8 @@ class Side:
         commands = {
             "graft": [arguments.build / "bench/peers_graft"],
             "llama.cpp": [arguments.llama_python, HERE / "llama_cpp_peer.py"],
+            "CTranslate2": [arguments.ctranslate2_python, HERE / "ctranslate2_peer.py"],
+            "onnxruntime-genai": [arguments.ort_genai_python, HERE / "ort_genai_peer.py"],
             "torch": [arguments.torch_python, HERE / "torch_peft.py"],
         }
         environment = dict(os.environ, GRAFT_THREADS=str(arguments.threads), OMP_NUM_THREADS=str(arguments.threads))
@@ -65,16 +67,24 @@ def run(*command):
     subprocess.run([str(part) for part in command], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
 
 
+def once(path, *command):
+    """Runs a command that writes `path`, unless it is there. Returns the path."""
+    if not path.exists():
+        run(*command)
+    return path
+
+
+def convert(arguments, source, out, kind, *options):
+    return once(out, arguments.build / "bin/graft", "convert", source, out, "--type", kind, *options)
+
+
 def prepare(arguments):
     """Models and adapters in every side's format, made once."""
     graft, q4_1 = arguments.build / "bin/graft", arguments.model
     WORK.mkdir(parents=True, exist_ok=True)
-    bf16 = WORK / "bf16.gguf"
-    if not bf16.exists():
-        run(graft, "convert", q4_1, bf16, "--type", "bf16")
+    bf16 = convert(arguments, q4_1, WORK / "bf16.gguf", "bf16")
     for folder, source, kind in (("bf16", bf16, "bf16"), ("q4_1", q4_1, "f32")):
-        if not (WORK / folder).exists():
-            run(graft, "convert", source, WORK / folder, "--type", kind)
+        convert(arguments, source, WORK / folder, kind)
     words = (ROOT / "LICENSE").read_text().split()
     for k in range(REQUESTS):  # modules that differ: each learns another eighth of a text, for three steps
         data, part = WORK / f"data{k}.jsonl", words[k * len(words) // REQUESTS:(k + 1) * len(words) // REQUESTS]
@@ -83,11 +93,9 @@ def prepare(arguments):
                                 for a, b in pairs))
         for method, options in (("lora", ["--rank", 16, "--lr", "2e-3"]), ("road", ["--lr", "1e-2"])):
             folder = WORK / f"{method}{k}"
-            if not folder.exists():
-                run(graft, "train", "--model", bf16, "--method", method, "--targets", "all-linear", "--data", data,
-                    "--out", folder, "--steps", 3, "--batch", 4, "--seed", k, *options)
-        if not (WORK / f"lora{k}.gguf").exists():
-            run(graft, "convert", WORK / f"lora{k}", WORK / f"lora{k}.gguf", "--model", bf16, "--type", "f16")
+            once(folder, graft, "train", "--model", bf16, "--method", method, "--targets", "all-linear", "--data", data,
+                 "--out", folder, "--steps", 3, "--batch", 4, "--seed", k, *options)
+        convert(arguments, WORK / f"lora{k}", WORK / f"lora{k}.gguf", "f16", "--model", bf16)
     return q4_1, bf16
 
 
@@ -122,8 +130,8 @@ class Bench:
         print(table.line(row), flush=True)
 
     def generations(self, sides, prompts, use, new):
-        for side in sides:  # warms up
-            side.call("generate", prompts=prompts, use=use, new=min(new, 3))
+        for side in sides:  # warms up, and compiles for these lengths
+            side.call("generate", prompts=prompts, use=use, new=new)
         return self.turns(sides, lambda side: side.call("generate", prompts=prompts, use=use, new=new))
 
     def one_request(self, section, weights, peer, sides, aim=None):
@@ -166,6 +174,54 @@ def against_llama(bench, weights, model):
     peer = Side(a, "llama.cpp", model, adapters("lora", ".gguf"), apart=True).open()
     bench.many_requests(section, weights, "llama.cpp, an adapter on each thread", [ours, peer], "lora", 4)
     for side in (ours, peer):
+        side.close()
+
+
+def against_ctranslate2(bench, kind):
+    """No adapters: it has none. Its 8-bit weights have a scale for each output, Q8_0's one for every 32."""
+    a, section = bench.arguments, "Generation, beside CTranslate2"
+    weights, model, precision = {
+        "int8": ("Q8_0", lambda: convert(a, bench.bf16, WORK / "q8_0.gguf", "q8_0"), "native"),
+        "float32": ("bf16", lambda: bench.bf16, "exact"),
+    }[kind]
+    folder = WORK / f"ctranslate2-{kind}"
+    once(folder, a.ctranslate2_python.parent / "ct2-transformers-converter", "--model", WORK / "bf16", "--output_dir",
+         folder, "--quantization", kind)
+    ours = Side(a, "graft", model(), precision=precision).open()
+    theirs = Side(a, "CTranslate2", folder, compute_type=kind).open()
+    peer = f"CTranslate2, {kind}"
+    bench.about[peer] = theirs.about
+    bench.one_request(section, weights, peer, [ours, theirs])
+    bench.many_requests(section, weights, peer, [ours, theirs])
+    for side in (ours, theirs):
+        side.close()
+
+
+def against_ort_genai(bench, kind):
+    """Beside int4, whose blocks of 32 have a scale each, graft has Q4_0, which has the same."""
+    a, section = bench.arguments, "Generation, beside onnxruntime-genai"
+    weights, model, precision = {
+        "int4": ("Q4_0", lambda: convert(a, bench.bf16, WORK / "q4_0.gguf", "q4_0"), "native"),
+        "fp32": ("bf16", lambda: bench.bf16, "exact"),
+    }[kind]
+    peer = f"onnxruntime-genai, {kind}"
+
+    def theirs(folder, *modules):
+        """The model that takes adapters computes their products always, so it is not the one without."""
+        once(folder, a.ort_genai_python, HERE / "ort_genai_model.py", WORK / "bf16", folder, kind, *modules)
+        files = {module.name: folder / f"{module.name}.onnx_adapter" for module in modules}
+        return Side(a, "onnxruntime-genai", folder, files).open()
+
+    modules = adapters("lora")
+    ours = Side(a, "graft", model(), modules, precision=precision).open()
+    side = theirs(WORK / f"ort-genai-{kind}")
+    bench.about[peer] = side.about
+    bench.one_request(section, weights, peer, [ours, side])
+    bench.many_requests(section, weights, peer, [ours, side])
+    side.close()
+    side = theirs(WORK / f"ort-genai-{kind}-lora", *modules.values())
+    bench.many_requests(section, weights, f"{peer}, one adapter after the other", [ours, side], "lora")
+    for side in (ours, side):
         side.close()
 
 
@@ -227,6 +283,10 @@ def parts():
     """name -> function of a Bench"""
     yield "llama-q4_1", lambda bench: against_llama(bench, "Q4_1", bench.q4_1)
     yield "llama-bf16", lambda bench: against_llama(bench, "bf16", bench.bf16)
+    for kind in ("int8", "float32"):
+        yield f"ctranslate2-{kind}", functools.partial(against_ctranslate2, kind=kind)
+    for kind in ("int4", "fp32"):
+        yield f"ort-genai-{kind}", functools.partial(against_ort_genai, kind=kind)
     for compiled in (False, True):
         for dtype in ("bfloat16", "float32"):
             for kind in (None, "lora", "road"):
@@ -245,6 +305,8 @@ def main():
     parser.add_argument("--build", type=Path, default=ROOT / "build")
     parser.add_argument("--model", type=Path, default=ROOT / ".cache/models/SmolLM2-135M-Instruct.Q4_1.gguf")
     parser.add_argument("--llama-python", type=Path, default=ROOT / ".venv/peers/bin/python")
+    parser.add_argument("--ctranslate2-python", type=Path, default=ROOT / ".venv/peers/bin/python")
+    parser.add_argument("--ort-genai-python", type=Path, default=ROOT / ".venv/peers/bin/python")
     parser.add_argument("--torch-python", type=Path, default=ROOT / ".venv/peers/bin/python")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--rounds", type=int, default=5)

@@ -47,8 +47,8 @@ def render(result):
                  "| --- | --- | ---: | ---: | ---: | ---: | --- |"]
         text += [line(row) for row in result["rows"] if row["section"] == section] + [""]
     about = result["about"]
-    versions = {key: value for side in about.values() for key, value in side.items()
-                if key in ("torch", "transformers", "peft", "llama-cpp-python", "isa")}
+    names = ("isa", "llama-cpp-python", "ctranslate2", "onnxruntime-genai", "onnxruntime", "torch", "transformers", "peft")
+    versions = {key: value for side in about.values() for key, value in side.items() if key in names}
     text.append(f"{result['threads']} threads; " + ", ".join(f"{key} {value}" for key, value in versions.items()) + ".")
     return "\n".join(text)
 

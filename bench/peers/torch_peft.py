@@ -31,9 +31,23 @@ class Worker:
                 self.model.load_adapter(folder, adapter_name=name)
         self.model.to(dtype).eval()
         if self.compile:
-            self.forward = torch.compile(self.base, dynamic=False)
+            torch._dynamo.config.recompile_limit = 64  # beyond it nothing is compiled: every batch and length is a shape
+            self.forward, self.caches = torch.compile(self.base, dynamic=False), {}
         return {"torch": torch.__version__, "transformers": transformers.__version__, "peft": peft.__version__,
                 "dtype": call["dtype"], "compile": self.compile, "threads": torch.get_num_threads()}
+
+    def cache(self, requests, length):
+        """Compiled code is for one cache: every size has its own, which stays."""
+        if not self.compile:
+            return transformers.DynamicCache(config=self.base.config)
+        if (requests, length) not in self.caches:
+            config = self.base.config
+            cache = transformers.StaticCache(config=config, max_cache_len=length)
+            cache.early_initialization(requests, config.num_key_value_heads, config.head_dim, self.base.dtype,
+                                       self.base.device)
+            self.caches[requests, length] = cache
+        self.caches[requests, length].reset()
+        return self.caches[requests, length]
 
     def generate(self, call):
         names = [name or "__base__" for name in call["use"]]
@@ -42,11 +56,7 @@ class Worker:
             self.model._enable_peft_forward_hooks(adapter_names=names) if mixed else contextlib.nullcontext()
         ):
             ids = torch.tensor(call["prompts"])
-            length = ids.shape[1] + call["new"]
-            if self.compile:
-                cache = transformers.StaticCache(config=self.base.config, max_cache_len=length)
-            else:
-                cache = transformers.DynamicCache(config=self.base.config)
+            cache = self.cache(len(ids), ids.shape[1] + call["new"])
             made, place = [], 0
 
             def step(ids):

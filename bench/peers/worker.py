@@ -20,6 +20,20 @@ def memory():
     return {name: int(status[key].split()[0]) / 1024 for name, key in names.items()}
 
 
+def by_adapter(use):
+    """{name: which requests use it}"""
+    groups = {}
+    for request, name in enumerate(use):
+        groups.setdefault(name, []).append(request)
+    return groups
+
+
+def in_order(groups, tokens):
+    """The tokens of every request, from those of each group's."""
+    made = {request: row for requests, rows in zip(groups.values(), tokens) for request, row in zip(requests, rows)}
+    return [made[request] for request in sorted(made)]
+
+
 def serve(worker):
     """Calls worker's methods until standard input ends. What libraries print goes to standard error."""
     answers, sys.stdout = sys.stdout, sys.stderr
