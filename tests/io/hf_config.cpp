@@ -130,6 +130,23 @@ TEST_CASE("a head that the file has beside the embedding is tied to it only wher
   CHECK_FALSE(opened().config.tied);
 }
 
+TEST_CASE("a model that lost a bias is refused, not read with zeros there") {
+  auto const without = [](char const* name, std::string const& tensor) {
+    Folder folder(name);
+    auto const path = folder.folder / "model.safetensors";
+    auto const file = read_safetensors(path);
+    auto tensors = file.tensors();
+    REQUIRE(std::erase_if(tensors, [&](auto const& one) { return one.name == tensor; }) == 1);
+    write_safetensors(path, tensors);
+    CHECK(folder.refusal() == "model.safetensors: tensor '" + tensor + "' is missing");
+  };
+  without("llama_biased", "model.layers.1.self_attn.q_proj.bias");
+  without("llama_biased", "model.layers.0.mlp.down_proj.bias");
+  without("qwen2", "model.layers.0.self_attn.k_proj.bias");
+  without("gpt2", "transformer.h.1.attn.c_attn.bias");
+  without("bert_masked", "bert.encoder.layer.0.output.dense.bias");
+}
+
 TEST_CASE("sizes that no model has are refused before memory is taken for them") {
   auto const with = [](char const* name, char const* key, Json value) {
     return Folder(name).set(key, std::move(value)).refusal();
