@@ -85,6 +85,8 @@ std::vector<AdapterUse> adapters_of(JsonLine const& line) {
       uses.push_back({item.get<std::string>(), 1});
       continue;
     }
+    for (auto const& [key, member] : item.items())
+      if (key != "name" && key != "weight") line.fail("unknown key \"", key, "\" of an adapter");
     if (item.contains("weight") && !item.at("weight").is_number()) line.fail("an adapter's weight should be a number");
     uses.push_back({item.at("name").get<std::string>(), item.value("weight", 1.0)});
   }

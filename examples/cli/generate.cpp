@@ -13,7 +13,8 @@ namespace generate_command {
 
 struct Options {
   ModelOptions model;
-  std::string prompt, requests;
+  std::optional<std::string> prompt;
+  std::string requests;
   std::vector<std::string> use;
   index_t max_tokens = 64;
   SamplingOptions sampling;
@@ -38,6 +39,10 @@ std::string shown(std::vector<AdapterUse> const& uses) {
   return result.empty() ? "-" : result;
 }
 
+double per_second(std::size_t tokens, double seconds) {
+  return tokens == 0 ? 0 : static_cast<double>(tokens) / seconds;
+}
+
 std::vector<Request> read_requests(Options const& options, Tokenizer const& tokenizer) {
   std::vector<Request> requests;
   auto const add = [&](std::string prompt, std::vector<AdapterUse> uses, index_t max_tokens, SamplingOptions sampling) {
@@ -57,7 +62,7 @@ std::vector<Request> read_requests(Options const& options, Tokenizer const& toke
     for (auto const& use : options.use) uses.push_back(parse_use(use));
     auto sampling = options.sampling;
     sampling.seed = seed_of(sampling.seed, 0);
-    add(options.prompt, std::move(uses), options.max_tokens, sampling);
+    add(*options.prompt, std::move(uses), options.max_tokens, sampling);
     return requests;
   }
   std::size_t number = 0;
@@ -80,41 +85,49 @@ std::vector<Request> read_requests(Options const& options, Tokenizer const& toke
 }
 
 void run(Options const& options) {
-  if (options.prompt.empty() == options.requests.empty()) throw UsageError("give --prompt or --requests, one of them");
+  if (options.prompt.has_value() != options.requests.empty())
+    throw UsageError("give --prompt or --requests, one of them");
+  if (!options.requests.empty() && !options.use.empty())
+    throw UsageError("--use is for --prompt; the lines of --requests name their own adapters");
   Tokenizer const tokenizer(read_tokenizer(options.model.model));
   auto requests = read_requests(options, tokenizer);
   auto const engine = options.model.open();
   std::vector<GenerationRequest> generations;
-  for (auto const& request : requests) generations.push_back(request.generation);
+  for (auto const& request : requests) {
+    generations.push_back(request.generation);
+    auto& stop = generations.back().stop;
+    stop.insert(stop.end(), engine->config().end_tokens.begin(), engine->config().end_tokens.end());
+  }
 
   bool const live = requests.size() == 1 && !options.model.json;  // several at once would interleave
   StreamDecoder stream(tokenizer);
-  auto const results = engine->generate(generations, [&](std::size_t, std::int32_t token) {
+  auto const on_token = [&](std::size_t, std::int32_t token) {
     if (!live) return;
     std::fputs(stream.push(token).c_str(), stdout);
     std::fflush(stdout);
-  });
+  };
+  auto const generate = [&] { return engine->generate(generations, on_token); };
+  auto const results = options.requests.empty() ? generate() : checked_at(options.requests, generate);
   if (live) std::printf("%s\n", stream.finish().c_str());
 
   double longest = 0;
-  index_t total = 0;
+  std::size_t total = 0;
   for (std::size_t k = 0; k < results.size(); ++k) {
     auto const& result = results[k];
     longest = std::max(longest, result.seconds);
-    total += static_cast<index_t>(result.tokens.size());
+    total += result.tokens.size();
     auto const continuation = tokenizer.decode(result.tokens);
     if (options.model.json)
-      std::printf("%s\n",
-                  nlohmann::json{{"request", k},
-                                 {"adapters", requests[k].adapters},
-                                 {"prompt", requests[k].prompt},
-                                 {"text", continuation},
-                                 {"tokens", result.tokens},
-                                 {"stopped", result.stopped},
-                                 {"seconds", result.seconds},
-                                 {"tokens_per_second", static_cast<double>(result.tokens.size()) / result.seconds}}
-                      .dump(-1, ' ', false, nlohmann::json::error_handler_t::replace)
-                      .c_str());
+      std::printf("%s\n", nlohmann::json{{"request", k},
+                                         {"adapters", requests[k].adapters},
+                                         {"prompt", requests[k].prompt},
+                                         {"text", continuation},
+                                         {"tokens", result.tokens},
+                                         {"stopped", result.stopped},
+                                         {"seconds", result.seconds},
+                                         {"tokens_per_second", per_second(result.tokens.size(), result.seconds)}}
+                              .dump(-1, ' ', false, nlohmann::json::error_handler_t::replace)
+                              .c_str());
     else if (!live)
       std::printf("[%zu] %s\n%s%s\n\n", k, requests[k].adapters.c_str(), requests[k].prompt.c_str(),
                   continuation.c_str());
@@ -123,9 +136,8 @@ void run(Options const& options) {
   std::printf("\n%-8s %-40s %8s %10s\n", "request", "adapters", "tokens", "tokens/s");
   for (std::size_t k = 0; k < results.size(); ++k)
     std::printf("%-8zu %-40s %8zu %10.1f\n", k, requests[k].adapters.c_str(), results[k].tokens.size(),
-                static_cast<double>(results[k].tokens.size()) / results[k].seconds);
-  std::printf("%-8s %-40s %8lld %10.1f\n", "all", "", static_cast<long long>(total),
-              static_cast<double>(total) / longest);
+                per_second(results[k].tokens.size(), results[k].seconds));
+  std::printf("%-8s %-40s %8zu %10.1f\n", "all", "", total, per_second(total, longest));
 }
 
 }  // namespace generate_command

@@ -25,7 +25,7 @@ std::vector<LogitsRequest> read_requests(std::string const& path) {
     request.adapters = adapters_of(line);
     if (!request.token_types.empty() && request.token_types.size() != request.tokens.size())
       line.fail("has ", request.tokens.size(), " tokens but ", request.token_types.size(), " token_type_ids");
-    if (line.value.contains("prompt_tokens") &&
+    if (line.has("prompt_tokens") &&
         (request.prompt_tokens < 1 || request.prompt_tokens > static_cast<index_t>(request.tokens.size())))
       line.fail("prompt_tokens is ", request.prompt_tokens, " for ", request.tokens.size(), " tokens");
     requests.push_back(std::move(request));
@@ -36,7 +36,7 @@ std::vector<LogitsRequest> read_requests(std::string const& path) {
 void run(Options const& options) {
   auto const requests = read_requests(options.requests);
   auto const engine = options.model.open();
-  auto const results = engine->logits(requests);
+  auto const results = checked_at(options.requests, [&] { return engine->logits(requests); });
   std::vector<TensorInfo> tensors;
   index_t const width = engine->output_width();
   for (std::size_t k = 0; k < results.size(); ++k) {

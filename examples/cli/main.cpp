@@ -4,9 +4,41 @@
 
 #include <graft/version.hpp>
 
+#include <cerrno>
 #include <cstdio>
+#include <cstring>
 #include <exception>
+#include <iostream>
 #include <new>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+
+namespace {
+
+/// Results that did not get out, because a disk is full say, are no success.
+int done(int status) {
+  std::cout.flush();
+  if (std::fflush(stdout) != 0 || std::ferror(stdout) != 0 || !std::cout)
+    throw std::runtime_error(std::string("standard output: cannot be written: ") + std::strerror(errno));
+  return status;
+}
+
+/// The command line; what it prints and returns is its result.
+int run(CLI::App& app, int argc, char** argv) {
+  try {
+    app.parse(argc, argv);
+    return done(0);
+  } catch (CLI::CallForHelp const& e) {
+    return done(app.exit(e));
+  } catch (CLI::CallForAllHelp const& e) {
+    return done(app.exit(e));
+  } catch (CLI::CallForVersion const& e) {
+    return done(app.exit(e));
+  }
+}
+
+}  // namespace
 
 int main(int argc, char** argv) {
   CLI::App app("graft: adapters on transformer models, many at once", "graft");
@@ -22,14 +54,7 @@ int main(int argc, char** argv) {
   graft::cli::add_merge(app);
   graft::cli::add_unmerge(app);
   try {
-    app.parse(argc, argv);
-    return 0;
-  } catch (CLI::CallForHelp const& e) {
-    return app.exit(e);
-  } catch (CLI::CallForAllHelp const& e) {
-    return app.exit(e);
-  } catch (CLI::CallForVersion const& e) {
-    return app.exit(e);
+    return run(app, argc, argv);
   } catch (CLI::ParseError const& e) {
     std::fprintf(stderr, "graft: %s\n", e.what());
     return 2;

@@ -2,6 +2,7 @@
 // graft train: a module of any method learns from lines of prompts and completions, or of texts and labels.
 #include <examples/cli/train.hpp>
 
+#include <charconv>
 #include <cstdio>
 
 namespace graft::cli {
@@ -37,6 +38,15 @@ void add_train(CLI::App& app) {
   auto const positive = CLI::Range(std::int64_t{1}, std::int64_t{1} << 40);
   auto const count = CLI::Range(std::int64_t{0}, std::int64_t{1} << 40);
   auto const share = CLI::Range(0.0, 0.9);
+  CLI::Validator const below_one(
+      [](std::string& value) {  // an average that forgets nothing has no correction
+        double number = -1;
+        char const* const last = value.data() + value.size();
+        bool const whole = std::from_chars(value.data(), last, number).ptr == last;
+        return whole && number >= 0 && number < 1 ? std::string()
+                                                  : text("Value ", value, " is not from 0 up and below 1");
+      },
+      "");
   command->add_option("--method", c->method, "lora, road, pedro or ia3")
       ->required()
       ->check(CLI::IsMember({"lora", "road", "pedro", "ia3"}));
@@ -74,10 +84,10 @@ void add_train(CLI::App& app) {
       ->check(CLI::IsMember({"constant", "linear", "cosine", "polynomial"}));
   command->add_option("--warmup", t.warmup, "steps; below 1 a share of all (0)")->check(CLI::NonNegativeNumber);
   command->add_option("--weight-decay", t.adamw.weight_decay, "of matrices (0)")->check(CLI::NonNegativeNumber);
-  command->add_option("--beta1", t.adamw.beta1, "of adamw (0.9)")->check(CLI::Range(0.0, 1.0));
-  command->add_option("--beta2", t.adamw.beta2, "of adamw (0.999)")->check(CLI::Range(0.0, 1.0));
+  command->add_option("--beta1", t.adamw.beta1, "of adamw (0.9)")->check(below_one);
+  command->add_option("--beta2", t.adamw.beta2, "of adamw (0.999)")->check(below_one);
   command->add_option("--epsilon", t.adamw.epsilon, "of adamw (1e-8)")->check(CLI::NonNegativeNumber);
-  command->add_option("--momentum", t.sgd.momentum, "of sgd (0)")->check(CLI::Range(0.0, 1.0));
+  command->add_option("--momentum", t.sgd.momentum, "of sgd (0)")->check(below_one);
   command->add_option("--clip", t.clip, "largest norm of the gradient; 0: any (1)")->check(CLI::NonNegativeNumber);
   command->add_option("--dropout", t.dropout, "on what lora sees (0)")->check(share);
   command->add_option("--label-smoothing", t.loss.label_smoothing, "(0)")->check(share);

@@ -51,8 +51,33 @@ file(WRITE ${WORK_DIR}/bad.jsonl "\n{\"tokens\":[1]}\n{\"tokens\":\n")
 expect(1 "^$" "bad.jsonl:3" logits --model ${case} --requests ${WORK_DIR}/bad.jsonl --out ${WORK_DIR}/o)
 file(WRITE ${WORK_DIR}/bad.jsonl "{\"tokens\":[1], \"adaptors\":[]}\n")
 expect(1 "^$" "unknown key \"adaptors\"" logits --model ${case} --requests ${WORK_DIR}/bad.jsonl --out ${WORK_DIR}/o)
+file(WRITE ${WORK_DIR}/bad.jsonl "{\"tokens\":[1], \"adapters\":[{\"name\":\"a\", \"wieght\":0.5}]}\n")
+expect(1 "^$" "bad.jsonl:1: unknown key \"wieght\"" logits --model ${case} --requests ${WORK_DIR}/bad.jsonl
+       --out ${WORK_DIR}/o)
+file(WRITE ${WORK_DIR}/bad.jsonl "{\"tokens\":[1], \"adapters\":[\"nobody\"]}\n")
+expect(1 "^$" "bad.jsonl: no adapter is called nobody" logits --model ${case} --requests ${WORK_DIR}/bad.jsonl
+       --out ${WORK_DIR}/o)
 expect(1 "^$" "cannot be opened" logits --model ${case} --requests ${WORK_DIR}/none.jsonl --out ${WORK_DIR}/o)
 if(EXISTS ${WORK_DIR}/o)
   message(SEND_ERROR "a failed call left a file behind")
 endif()
 expect(2 "" "--prompt or --requests" generate --model ${case})
+expect(2 "" "--prompt or --requests" generate --model ${case} --prompt x --requests ${case}/requests.jsonl)
+expect(2 "" "--use is for --prompt" generate --model ${case} --use a --requests ${case}/requests.jsonl)
+
+# results that cannot be written are no success
+if(EXISTS /dev/full)
+  foreach(call IN ITEMS "info;${case}" "info;${case};--json" "--help" "--version")
+    execute_process(COMMAND ${GRAFT} ${call} OUTPUT_FILE /dev/full RESULT_VARIABLE result ERROR_VARIABLE errors)
+    if(NOT result EQUAL 1 OR NOT errors MATCHES "^graft: standard output: cannot be written: [^\n]+\n$")
+      message(SEND_ERROR "graft ${call} on a full disk ended with ${result}: ${errors}")
+    endif()
+  endforeach()
+endif()
+
+# GPT-2 has learned 48 positions: a continuation ends there, and the others are not lost
+file(COPY ${models}/gpt2 DESTINATION ${WORK_DIR})
+file(COPY ${models}/../text_gpt2/tokenizer.json DESTINATION ${WORK_DIR}/gpt2)
+file(WRITE ${WORK_DIR}/prompts.jsonl "{\"prompt\":\"!\"}\n{\"prompt\":\"!\",\"max_tokens\":0}\n")
+expect(0 "\n0 +- +48 .*\n1 +- +0 +0.0\nall +48 " "^$" generate --model ${WORK_DIR}/gpt2 --max-tokens 100
+       --requests ${WORK_DIR}/prompts.jsonl)

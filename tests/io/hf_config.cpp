@@ -5,11 +5,17 @@
 
 #include <graft/io/hf_config.hpp>
 #include <graft/io/model_files.hpp>
+#include <graft/io/safetensors.hpp>
 
 #include <nlohmann/json.hpp>
 
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
 #include <filesystem>
 #include <string>
+#include <utility>
+#include <vector>
 
 namespace {
 
@@ -66,6 +72,79 @@ TEST_CASE("a key that config.json leaves out has the value transformers gives it
   CHECK(qwen.set("num_hidden_layers", 29).drop("max_window_layers").read().window_of(27) == 0);
   CHECK(qwen.read().window_of(28) == 4);
   CHECK(qwen.set("use_sliding_window", false).read().window_of(28) == 0);
+}
+
+TEST_CASE("continuations end at the tokens that generation_config.json names, or config.json") {
+  using Tokens = std::vector<std::int32_t>;
+  Folder llama("llama_lora");
+  CHECK(llama.drop("eos_token_id").read().end_tokens == Tokens{});
+  CHECK(llama.set("eos_token_id", 2).read().end_tokens == Tokens{2});
+  CHECK(llama.set("eos_token_id", Json::array({2, 7})).read().end_tokens == Tokens{2, 7});
+  graft_test::write_bytes(llama.folder / "generation_config.json", R"({"max_length": 20})");
+  CHECK(llama.read().end_tokens == Tokens{2, 7});
+  graft_test::write_bytes(llama.folder / "generation_config.json", R"({"eos_token_id": [5]})");
+  CHECK(llama.read().end_tokens == Tokens{5});
+  CHECK(llama.set("eos_token_id", "</s>").read().end_tokens == Tokens{5});
+  graft_test::write_bytes(llama.folder / "generation_config.json", R"({"eos_token_id": [5.5]})");
+  CHECK(llama.refusal() == "generation_config.json: key 'eos_token_id' has the unexpected value [5.5]");
+}
+
+TEST_CASE("a head that the file has beside the embedding is tied to it only where they are equal") {
+  Folder llama("llama_lora");  // a head of its own
+  llama.set("tie_word_embeddings", true);
+  auto const opened = [&] {
+    llama.read();
+    return open_model(llama.folder.path());
+  };
+  CHECK_FALSE(opened().config.tied);
+
+  auto const path = llama.folder / "model.safetensors";
+  auto const rewrite = [&](auto&& change) {  // keeps the tensors' order
+    auto const file = read_safetensors(path);
+    auto tensors = file.tensors();
+    change(tensors);
+    write_safetensors(path, tensors);
+  };
+  auto const named = [](auto& tensors, std::string const& name) -> TensorInfo& {
+    return *std::find_if(tensors.begin(), tensors.end(), [&](auto const& one) { return one.name == name; });
+  };
+  rewrite(
+      [&](auto& tensors) { named(tensors, "lm_head.weight").data = named(tensors, "model.embed_tokens.weight").data; });
+  CHECK(opened().config.tied);
+
+  // the same numbers in another format are the same head
+  auto const files = opened();
+  auto const& embedding = files.weights.tensors.at("model.embed_tokens.weight");
+  std::vector<double> wide(static_cast<std::size_t>(embedding.rows * embedding.cols));
+  for (index_t r = 0; r < embedding.rows; ++r) embedding.row(r, wide.data() + r * embedding.cols);
+  auto const widened = [&](auto& tensors) {
+    auto& head = named(tensors, "lm_head.weight");
+    head.format = Format::f64;
+    head.data = reinterpret_cast<std::byte const*>(wide.data());
+    head.bytes = wide.size() * sizeof(double);
+  };
+  rewrite(widened);
+  CHECK(opened().config.tied);
+  wide.back() += 1;
+  rewrite(widened);
+  CHECK_FALSE(opened().config.tied);
+}
+
+TEST_CASE("a model that lost a bias is refused, not read with zeros there") {
+  auto const without = [](char const* name, std::string const& tensor) {
+    Folder folder(name);
+    auto const path = folder.folder / "model.safetensors";
+    auto const file = read_safetensors(path);
+    auto tensors = file.tensors();
+    REQUIRE(std::erase_if(tensors, [&](auto const& one) { return one.name == tensor; }) == 1);
+    write_safetensors(path, tensors);
+    CHECK(folder.refusal() == "model.safetensors: tensor '" + tensor + "' is missing");
+  };
+  without("llama_biased", "model.layers.1.self_attn.q_proj.bias");
+  without("llama_biased", "model.layers.0.mlp.down_proj.bias");
+  without("qwen2", "model.layers.0.self_attn.k_proj.bias");
+  without("gpt2", "transformer.h.1.attn.c_attn.bias");
+  without("bert_masked", "bert.encoder.layer.0.output.dense.bias");
 }
 
 TEST_CASE("sizes that no model has are refused before memory is taken for them") {

@@ -5,6 +5,11 @@
 
 #include <graft/io/safetensors.hpp>
 
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cstddef>
 #include <cstdint>
 #include <cstring>
 #include <limits>
@@ -133,6 +138,26 @@ TEST_CASE("what a safetensors file cannot hold is refused before anything is wri
   CHECK_THROWS_AS(write({other}), graft::ContractError);
   CHECK(std::filesystem::is_empty(folder.path()));
   CHECK_THROWS_AS(graft::write_safetensors(folder / "no/such/folder", {good}), graft::FormatError);
+}
+
+TEST_CASE("a pipe is written to and stays a pipe") {
+  graft_test::TemporaryFolder const folder;
+  std::vector<float> const values = {1, 2, 3};
+  auto const write = [&](std::filesystem::path const& path) {
+    graft::write_safetensors(path, {{"a", Format::f32, {3}, reinterpret_cast<std::byte const*>(values.data()), 12}});
+  };
+  write(folder / "file");
+  auto const pipe = folder / "pipe";
+  REQUIRE(::mkfifo(pipe.c_str(), 0600) == 0);
+  int const reader = ::open(pipe.c_str(), O_RDONLY | O_NONBLOCK);
+  REQUIRE(reader >= 0);
+  write(pipe);
+  std::string read(4096, ' ');
+  auto const bytes = ::read(reader, read.data(), read.size());
+  ::close(reader);
+  REQUIRE(bytes > 0);
+  CHECK(read.substr(0, static_cast<std::size_t>(bytes)) == graft_test::read_bytes(folder / "file"));
+  CHECK(std::filesystem::is_fifo(pipe));
 }
 
 TEST_CASE("what is not a readable file is refused by its path") {

@@ -36,7 +36,8 @@ struct ModelConfig {
   index_t token_types = 0;      ///< BERT
   index_t position_offset = 0;  ///< RoBERTa: position of the first token
   index_t padding = -1;         ///< the padding token, -1: none; a classifier that is a decoder reads the last other
-  std::vector<std::string> labels;  ///< of a classification head; empty: language model or bare encoder
+  std::vector<std::int32_t> end_tokens;  ///< where a continuation ends, beside the tokenizer's own end of a text
+  std::vector<std::string> labels;       ///< of a classification head; empty: language model or bare encoder
   bool classifier = false;
   bool language_model = true;  ///< with a head over the vocabulary, causal or masked
 

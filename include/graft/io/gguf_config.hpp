@@ -66,10 +66,10 @@ inline ModelConfig read_gguf_config(Gguf const& file) {
   if (!(m.rope.theta > 0)) fail("RoPE's base is ", m.rope.theta, ", expected a positive number");
   auto const scaling = meta.contains(architecture + ".rope.scaling.type")
                            ? std::string(meta.template get<std::string_view>(architecture + ".rope.scaling.type"))
-                           : std::string("none");
+                           : std::string("linear");  // as in llama.cpp; by 1, so not at all, without a factor
   if (scaling == "linear") {
-    m.rope.scaling = RopeConfig::Scaling::linear;
-    m.rope.factor = number_or("rope.scaling.factor", 1);
+    m.rope.factor = number_or("rope.scaling.factor", number_or("rope.scale_linear", 1));  // the second: files of 2023
+    if (m.rope.factor != 0 && m.rope.factor != 1) m.rope.scaling = RopeConfig::Scaling::linear;
   } else if (scaling == "yarn") {
     m.rope.scaling = RopeConfig::Scaling::yarn;
     m.rope.factor = number_or("rope.scaling.factor", 1);

@@ -191,13 +191,13 @@ inline std::vector<float> llama3_divisors(RopeConfig const& rope) {
 
 /// A GGUF file of the model in a Hugging Face folder, with matrices of format `type` (none: as they are). FormatError
 /// names what a GGUF file cannot say, or the tensor that has no place in one. `file` must outlive the result's use.
-inline GgufModel gguf_model(ModelConfig const& config, TensorFile const& file, std::optional<Format> type) {
+inline GgufModel gguf_model(ModelConfig config, TensorFile const& file, std::optional<Format> type) {
+  detail::untie_another_head(config, file);
   auto const fail = [&](auto const&... parts) { raise<FormatError>(text(file.path(), ": ", parts...)); };
   GgufModel model;
   model.metadata = detail::gguf_model_metadata(config, file.path());
   std::map<std::string, TensorInfo const*> sources;  // by GGUF name
-  bool prefixed = false;
-  for (auto const& tensor : file.tensors()) prefixed = prefixed || tensor.name.starts_with(config.prefix);
+  bool const prefixed = detail::is_prefixed(config, file);
   for (auto const& tensor : file.tensors()) {
     // buffers: causal masks of GPT-2, angles of old Llama checkpoints
     if (tensor.shape.empty() || tensor.shape.size() > 2 || tensor.name.ends_with(".inv_freq")) continue;

@@ -6,8 +6,11 @@
 #include <graft/io/json_object.hpp>
 
 #include <algorithm>
+#include <cstdint>
 #include <filesystem>
 #include <string>
+#include <system_error>
+#include <vector>
 
 namespace graft {
 namespace detail {
@@ -166,6 +169,22 @@ inline void hf_bert(JsonObject const& config, ModelConfig& m, std::string const&
     config.fail("a ", model_class, " is not supported (the bare model, ForMaskedLM and ForSequenceClassification are)");
 }
 
+/// Where transformers ends a continuation: generation_config.json says it, or config.json; one token or several.
+inline std::vector<std::int32_t> hf_end_tokens(JsonObject const& config, std::filesystem::path const& generation) {
+  constexpr char key[] = "eos_token_id";
+  auto const tokens = [&](JsonObject const& from) -> std::vector<std::int32_t> {
+    if (!from.has(key)) return {};
+    if (from.json().at(key).is_array()) return from.get<std::vector<std::int32_t>>(key);
+    return {static_cast<std::int32_t>(from.get<index_t>(key))};
+  };
+  std::error_code ignored;
+  if (std::filesystem::exists(generation, ignored)) {
+    JsonObject const own(generation.string(), read_json(generation));
+    if (own.has(key)) return tokens(own);
+  }
+  return tokens(config);
+}
+
 }  // namespace detail
 
 /// The configuration of a model folder; FormatError names what graft does not know.
@@ -186,6 +205,7 @@ inline ModelConfig read_hf_config(std::filesystem::path const& path) {
   else
     config.fail("architecture ", in_quotes(m.architecture),
                 " is not supported (llama, mistral, qwen2, qwen3, gpt2, bert, roberta are)");
+  m.end_tokens = detail::hf_end_tokens(config, path.parent_path() / "generation_config.json");
   if (m.classifier) {
     index_t labels = config.has("num_labels") ? config.size("num_labels", m.most_labels) : 2;
     if (config.has("id2label")) labels = static_cast<index_t>(config.json().at("id2label").size());

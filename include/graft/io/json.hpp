@@ -8,13 +8,40 @@
 
 #include <nlohmann/json.hpp>
 
+#include <algorithm>
+#include <concepts>
 #include <cstddef>
+#include <cstdint>
 #include <filesystem>
 #include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace graft {
+
+/// Whether `value` is a T, or a list of them, as it stands. nlohmann itself would give 1 for 1.5 or true, and what is
+/// left of a number that is too large.
+template <class T>
+bool json_is(const auto& value) {
+  if constexpr (std::same_as<T, bool>)
+    return value.is_boolean();
+  else if constexpr (std::unsigned_integral<T>)
+    return value.is_number_unsigned() && std::in_range<T>(value.template get<std::uint64_t>());
+  else if constexpr (std::integral<T>)
+    return value.is_number_integer() &&
+           (value.is_number_unsigned() ? std::in_range<T>(value.template get<std::uint64_t>())
+                                       : std::in_range<T>(value.template get<std::int64_t>()));
+  else if constexpr (std::floating_point<T>)
+    return value.is_number();
+  else if constexpr (std::same_as<T, std::string>)
+    return value.is_string();
+  else if constexpr (requires { typename T::value_type::value_t; })  // a list of anything
+    return value.is_array();
+  else
+    return value.is_array() && std::all_of(value.begin(), value.end(),
+                                           [](const auto& item) { return json_is<typename T::value_type>(item); });
+}
 
 /// The document in a JSON file. Take nlohmann::ordered_json where the order of keys matters. FormatError when the file
 /// exceeds `most_bytes` (a document takes some ten times its text in memory), nests deeper than 100, repeats a key in

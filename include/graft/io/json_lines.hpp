@@ -5,6 +5,7 @@
 #include <graft/core/error.hpp>
 #include <graft/core/types.hpp>
 #include <graft/io/checked.hpp>
+#include <graft/io/json.hpp>
 
 #include <nlohmann/json.hpp>
 
@@ -13,11 +14,21 @@
 #include <fstream>
 #include <string>
 #include <string_view>
-#include <type_traits>
 #include <utility>
 #include <vector>
 
 namespace graft {
+
+/// f(), whose ContractErrors are the fault of what stands at `place`, a file or a line of one.
+auto checked_at(std::string const& place, auto&& f) {
+  try {
+    return f();
+  } catch (ContractError const& error) {
+    std::string_view reason = error.what();
+    if (reason.starts_with("graft: ")) reason.remove_prefix(7);
+    raise<FormatError>(text(place, ": ", reason));
+  }
+}
 
 /// A line of a JSON-lines file.
 struct JsonLine {
@@ -44,28 +55,11 @@ struct JsonLine {
   T get(std::string const& key, T fallback) const {
     if (!has(key)) return fallback;
     auto const& member = value.at(key);
-    bool const fits = std::is_same_v<T, std::string> ? member.is_string()
-                      : std::is_same_v<T, bool>      ? member.is_boolean()
-                      : std::is_integral_v<T>        ? member.is_number_integer()
-                      : std::is_floating_point_v<T>  ? member.is_number()
-                                                     : member.is_array();
-    if (!fits) wrong(key);
-    try {
-      return member.get<T>();
-    } catch (nlohmann::json::exception const&) {
-      wrong(key);
-    }
+    if (!json_is<T>(member)) wrong(key);
+    return member.get<T>();
   }
   /// f(), whose ContractErrors are this line's fault.
-  auto checked(auto&& f) const {
-    try {
-      return f();
-    } catch (ContractError const& error) {
-      std::string_view reason = error.what();
-      if (reason.starts_with("graft: ")) reason.remove_prefix(7);
-      fail(reason);
-    }
-  }
+  auto checked(auto&& f) const { return checked_at(place, f); }
 };
 
 /// All non-empty lines, each a JSON object whose keys are among `known`. FormatError when there is none.

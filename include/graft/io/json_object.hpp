@@ -38,7 +38,7 @@ class JsonObject {
     else if constexpr (std::same_as<T, std::string>)
       fits = value.is_string();
     else
-      fits = value.is_array();
+      fits = json_is<T>(value);
     if (!fits) fail("key ", in_quotes(key), " has the unexpected value ", value.dump(-1, ' ', true).substr(0, 100));
     return value.template get<T>();
   }

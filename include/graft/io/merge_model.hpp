@@ -39,7 +39,7 @@ struct ModelLayout {
   bool prefixed = false;  ///< a Hugging Face folder whose names have the class's prefix
 
   ModelLayout(ModelConfig const& config, TensorFile const& file, bool is_gguf) : gguf(is_gguf), config_(&config) {
-    for (auto const& tensor : file.tensors()) prefixed = prefixed || tensor.name.starts_with(config.prefix);
+    prefixed = detail::is_prefixed(config, file);
     for (auto const& [beside, of_decoder] : detail::decoder_biases)
       if (!is_gguf && detail::bias_beside_decoder(config, file.find(beside), file.find(of_decoder)))
         decoder_bias_ = {beside, of_decoder};

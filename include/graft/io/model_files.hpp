@@ -5,6 +5,8 @@
 
 #include <graft/arch/config.hpp>
 #include <graft/arch/weights.hpp>
+#include <graft/core/error.hpp>
+#include <graft/io/checked.hpp>
 #include <graft/io/compiled.hpp>
 #include <graft/io/gguf.hpp>
 
@@ -16,7 +18,9 @@
 #endif
 
 #include <filesystem>
+#include <initializer_list>
 #include <optional>
+#include <string>
 
 namespace graft {
 
@@ -41,6 +45,31 @@ inline void check_layers(ModelFiles const& files) {
                             files.config.layers, " layers"));
 }
 
+/// A bias that is missing would be read as zeros: those that the architecture always has, and those that other layers
+/// have, must be there.
+inline void check_biases(ModelFiles const& files) {
+  auto const& config = files.config;
+  bool const gpt2 = config.architecture == "gpt2", qwen2 = config.architecture == "qwen2",
+             encoder = config.architecture == "bert" || config.architecture == "roberta";
+  std::string const layer = config.prefix + (gpt2 ? "h." : encoder ? "encoder.layer." : "layers.");
+  auto const check = [&](bool always, std::initializer_list<char const*> modules) {
+    for (auto const* module : modules) {
+      auto const name = [&](index_t l) { return text(layer, l, '.', module, ".bias"); };
+      bool any = always;
+      for (index_t l = 0; l < config.layers; ++l) any = any || files.weights.contains(name(l));
+      for (index_t l = 0; any && l < config.layers; ++l)
+        if (!files.weights.contains(name(l)))
+          raise<FormatError>(text(files.weights.path, ": tensor ", in_quotes(name(l)), " is missing"));
+    }
+  };
+  if (gpt2) return check(true, {"attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"});
+  if (encoder)
+    return check(true, {"attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense",
+                        "intermediate.dense", "output.dense"});
+  check(qwen2, {"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"});
+  check(false, {"self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"});
+}
+
 }  // namespace detail
 
 GRAFT_FILES ModelFiles open_model(std::filesystem::path const& path) {
@@ -53,6 +82,7 @@ GRAFT_FILES ModelFiles open_model(std::filesystem::path const& path) {
     files.config = read_gguf_config(*files.gguf);
     files.weights = detail::gguf_weights(files.config, *files.gguf);
     detail::check_layers(files);
+    detail::check_biases(files);
     return files;
   }
   files.folder = folder ? path : path.parent_path();
@@ -60,6 +90,7 @@ GRAFT_FILES ModelFiles open_model(std::filesystem::path const& path) {
   files.weights = detail::hf_weights(
       files.config, folder || path.extension() == ".json" ? read_sharded_safetensors(path) : read_safetensors(path));
   detail::check_layers(files);
+  detail::check_biases(files);
   return files;
 }
 #endif

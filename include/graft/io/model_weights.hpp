@@ -75,12 +75,49 @@ inline bool bias_beside_decoder(ModelConfig const& config, bool beside, bool of_
   return beside && (config.tied || !of_decoder);
 }
 
+inline bool same_values(Weight const& a, Weight const& b) {
+  if (a.rows != b.rows || a.cols != b.cols) return false;
+  if (a.format == b.format) return std::equal(a.data, a.data + a.rows * row_bytes(a.format, a.cols), b.data);
+  std::vector<float> one(static_cast<std::size_t>(a.cols)), other(one.size());
+  for (index_t r = 0; r < a.rows; ++r) {
+    a.row(r, one.data());
+    b.row(r, other.data());
+    if (one != other) return false;
+  }
+  return true;
+}
+
+/// Whether the names of a backbone's tensors begin as those of the model around it.
+inline bool is_prefixed(ModelConfig const& config, TensorFile const& file) {
+  auto const& tensors = file.tensors();
+  return std::any_of(tensors.begin(), tensors.end(),
+                     [&](auto const& one) { return one.name.starts_with(config.prefix); });
+}
+
+/// A file that holds another head than its embedding has two of them, whatever its configuration says; transformers
+/// sees it the same way.
+inline void untie_another_head(ModelConfig& config, TensorFile const& file) {
+  if (!config.tied || !config.language_model) return;
+  bool const prefixed = is_prefixed(config, file);
+  TensorInfo const *embedding = nullptr, *head = nullptr;
+  for (auto const& tensor : file.tensors()) {
+    if (!format_info(tensor.format).weight || tensor.shape.size() != 2) continue;
+    std::string const name = class_name(config, tensor.name, prefixed);
+    for (std::string_view const end : {"embed_tokens.weight", "wte.weight", "word_embeddings.weight"})
+      if (name.ends_with(end)) embedding = &tensor;
+    for (std::string_view const own : {"lm_head.weight", "lm_head.decoder.weight", "cls.predictions.decoder.weight"})
+      if (name == own) head = &tensor;
+  }
+  if (embedding == nullptr || head == nullptr) return;
+  config.tied = same_values(as_weight(file.path(), *embedding), as_weight(file.path(), *head));
+}
+
 inline WeightMap hf_weights(ModelConfig& config, TensorFile const& file) {
+  untie_another_head(config, file);
   WeightMap map;
   map.path = file.path();
   map.keep.push_back(file.storage());
-  bool prefixed = false;
-  for (auto const& tensor : file.tensors()) prefixed = prefixed || tensor.name.starts_with(config.prefix);
+  bool const prefixed = is_prefixed(config, file);
   for (auto const& tensor : file.tensors()) {
     if (!format_info(tensor.format).weight) continue;               // buffers such as position_ids
     if (tensor.shape.empty() || tensor.shape.size() > 2) continue;  // GPT-2's saved causal masks

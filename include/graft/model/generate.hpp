@@ -8,6 +8,7 @@
 #include <graft/model/sampling.hpp>
 
 #include <chrono>
+#include <limits>
 #include <span>
 #include <vector>
 
@@ -89,7 +90,7 @@ class TokenChooser {
 };
 
 /// Prefills all prompts in one step, then decodes all unfinished requests together. `on_token(request, token)` is
-/// called as tokens come.
+/// called as tokens come. A model that learned its positions ends a continuation where it has no more of them.
 template <class Arch, class B>
 std::vector<Generation> generate(BackboneContext<Arch, B>& context, std::span<GenerationRequest const> requests,
                                  FunctionRef<void(std::size_t, std::int32_t)> on_token) {
@@ -104,6 +105,9 @@ std::vector<Generation> generate(BackboneContext<Arch, B>& context, std::span<Ge
     seen.push_back(request.prompt);
   }
 
+  auto longest = std::numeric_limits<std::size_t>::max();  // of a sequence whose last token can be read
+  if constexpr (requires { Arch::learned_positions; })
+    longest = static_cast<std::size_t>(context.backbone().config().positions);
   std::vector<std::size_t> active;
   for (std::size_t q = 0; q < requests.size(); ++q)
     if (requests[q].max_tokens > 0) active.push_back(q);
@@ -128,7 +132,9 @@ std::vector<Generation> generate(BackboneContext<Arch, B>& context, std::span<Ge
         on_token(q, token);
       }
       result.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-      if (!result.stopped && static_cast<index_t>(result.tokens.size()) < requests[q].max_tokens) active[kept++] = q;
+      bool const more =
+          static_cast<index_t>(result.tokens.size()) < requests[q].max_tokens && seen[q].size() <= longest;
+      if (!result.stopped && more) active[kept++] = q;
     }
     active.resize(kept);
   }
