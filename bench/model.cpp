@@ -180,7 +180,8 @@ int main(int argc, char** argv) {
     sizes.layers = std::stol(path.substr(colon + 1));
     for (Format format : {Format::f32, Format::bf16, Format::q8_0, Format::q4_0, Format::q4_1})
       if (path.substr(0, colon) == format_info(format).name)
-        bench.emplace(text(sizes.layers, " layers of LLaMA-2-7B in ", format_info(format).name),
+        bench.emplace(text(sizes.layers, sizes.layers == 1 ? " layer" : " layers", " of LLaMA-2-7B in ",
+                           format_info(format).name),
                       bench::config_of(sizes), bench::weights_of(sizes, format, bench::MadeUp::apart));
     if (!bench) return std::printf("%s: no such format; F32, BF16, Q8_0, Q4_0 or Q4_1\n", path.c_str()), 1;
   } else if (std::filesystem::exists(path)) {
