@@ -34,8 +34,8 @@ void ModelOptions::check() const {
 }
 
 std::unique_ptr<Engine> ModelOptions::open() const {
-  bool const native = precision == "native";
-  EngineOptions options{threads, native ? Precision::native : Precision::exact};
+  EngineOptions options = engine_options();
+  bool const native = options.precision == Precision::native;
   options.device = device == "cuda" ? Device::cuda : Device::cpu;
   if (adapter_storage == "bf16" || (adapter_storage.empty() && native)) options.adapters = AdapterStorage::bf16;
   if (options.device == Device::cpu) {

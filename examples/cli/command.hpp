@@ -34,6 +34,10 @@ struct ModelOptions {
 
   /// What only commands that serve requests know: adapters, and what they and keys and values are kept in.
   void add_to(CLI::App& command, bool serves = true);
+  /// Threads and precision; the rest is for who serves.
+  EngineOptions engine_options() const {
+    return {threads, precision == "native" ? Precision::native : Precision::exact};
+  }
   /// ContractError where the device is not the processor; for what does not go through an Engine.
   void check() const;
   /// Opens the model and loads the adapters.

@@ -226,7 +226,7 @@ Json run(TrainCommand const& c, ModelFiles const& files) {
   expects(files.config.classifier || (files.config.language_model && Arch::causal), "graft: ", c.model.model,
           " is no classifier and does not predict the next token; there is nothing to learn");
   auto data = read_data(c, files);
-  Owner owner(EngineOptions{c.model.threads, c.model.precision == "native" ? Precision::native : Precision::exact});
+  Owner owner(c.model.engine_options());
   B& be = owner.backend();
   M model(files.config, files.weights);
   auto const at =

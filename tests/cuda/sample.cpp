@@ -4,6 +4,7 @@
 #include <graft/model/sampling.hpp>
 #include <tests/catch.hpp>
 #include <tests/cuda/on_device.hpp>
+#include <tests/model/sampling_options.hpp>
 
 #include <limits>
 #include <vector>
@@ -53,19 +54,6 @@ void check(std::vector<SamplingOptions> const& options, index_t vocabulary, int 
       CHECK(drawn[n] == samplers[n].sample(row, seen[n]));
     }
   }
-}
-
-std::vector<SamplingOptions> every_kind() {
-  return {{},
-          {.repeat_penalty = 1.3},
-          {.temperature = 1, .seed = 1},
-          {.temperature = 0.7, .top_k = 5, .seed = 2},
-          {.temperature = 1.5, .top_p = 0.9, .seed = 3},
-          {.temperature = 1, .min_p = 0.1, .seed = 4},
-          {.temperature = 0.9, .top_k = 40, .top_p = 0.8, .min_p = 0.05, .repeat_penalty = 1.2, .seed = 5},
-          {.temperature = 2, .top_k = 1, .seed = 6},
-          {.temperature = 3, .top_k = 100000, .top_p = 0.999, .seed = 7},
-          {.temperature = 1, .repeat_penalty = 0.5, .seed = 8}};
 }
 
 TEMPLATE_TEST_CASE("device: tokens are those of the host's sampler", "", float, bf16, f16) {

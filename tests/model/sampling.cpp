@@ -3,6 +3,7 @@
 #include <graft/model/sampling.hpp>
 #include <graft/testing/random.hpp>
 #include <tests/catch.hpp>
+#include <tests/model/sampling_options.hpp>
 
 #include <algorithm>
 #include <cmath>
@@ -14,6 +15,7 @@ namespace {
 
 using namespace graft;
 using namespace graft::testing;
+using graft_test::every_kind;
 
 /// The definition: everything sorted, filter by filter.
 std::int32_t plain_sample(std::vector<float> logits, std::vector<std::int32_t> const& seen, SamplingOptions const& o,
@@ -49,21 +51,6 @@ std::int32_t plain_sample(std::vector<float> logits, std::vector<std::int32_t> c
   for (auto const token : order)
     if ((point -= share(token)) < 0) return token;
   return order.back();
-}
-
-std::vector<SamplingOptions> every_kind() {
-  return {{},
-          {.repeat_penalty = 1.3},
-          {.temperature = 1, .seed = 1},
-          {.temperature = 0.7, .top_k = 5, .seed = 2},
-          {.temperature = 1.5, .top_p = 0.9, .seed = 3},
-          {.temperature = 1, .min_p = 0.1, .seed = 4},
-          {.temperature = 0.9, .top_k = 40, .top_p = 0.8, .min_p = 0.05, .repeat_penalty = 1.2, .seed = 5},
-          {.temperature = 2, .top_k = 1, .seed = 6},
-          {.temperature = 3, .top_k = 100000, .top_p = 0.999, .seed = 7},
-          {.temperature = 50, .top_p = 0.99, .seed = 8},  // nearly all tokens have to be sorted
-          {.temperature = 50, .min_p = 0.5, .seed = 9},
-          {.temperature = 1, .repeat_penalty = 0.5, .seed = 10}};
 }
 
 TEST_CASE("tokens are those of sampling by its definition") {
@@ -103,17 +90,18 @@ TEST_CASE("tokens are drawn as often as they are likely") {
     CHECK(std::fabs(count[token] - draws * share) < 5 * std::sqrt(draws * share * (1 - share)));
 }
 
-TEST_CASE("what is forbidden is never drawn, and zeros of both signs are equal") {
+TEST_CASE("what is forbidden, or no number, is never drawn, and zeros of both signs are equal") {
   float const hidden = -std::numeric_limits<float>::infinity(), none = std::numeric_limits<float>::quiet_NaN();
   Sampler sampler({.temperature = 1, .seed = 3});
   for (int k = 0; k < 50; ++k) {
     std::vector<float> logits(600);
     for (std::size_t j = 0; j < logits.size(); ++j) logits[j] = j % 3 == 1 ? 0.f : j % 3 == 2 ? hidden : none;
-    logits[0] = hidden;
     CHECK(sampler.sample(logits, {}) % 3 == 1);
   }
   std::vector<float> zeros = {-1, -0.f, 0.f, -2};
   CHECK(Sampler().sample(zeros, {}) == 1);
+  std::vector<float> first = {none, -1, none, 2};
+  CHECK(Sampler().sample(first, {}) == 3);
 }
 
 }  // namespace

@@ -5,15 +5,17 @@
 #include <graft/core/types.hpp>
 
 #include <algorithm>
+#include <limits>
 
 namespace graft {
 
-/// The largest of count >= 1 values; several running maxima, because one would wait for itself at every element.
+/// The largest of `count` values, -infinity of none; NaN is never it. Several running maxima, because one would wait
+/// for itself at every element.
 template <class R>
 R highest_of(R const* x, index_t count) {
   constexpr index_t width = 16;
   R best[width];
-  std::fill(best, best + width, x[0]);
+  std::fill(best, best + width, -std::numeric_limits<R>::infinity());
   index_t k = 0;
   for (; k + width <= count; k += width)
     for (index_t j = 0; j < width; ++j) best[j] = x[k + j] > best[j] ? x[k + j] : best[j];

@@ -77,11 +77,11 @@ class Sampler {
     double share;  ///< how likely over the best
   };
 
-  /// The first of the highest.
+  /// The first of the highest; NaN is none.
   static std::size_t index_of_highest(std::span<float const> x) {
     constexpr std::size_t block = 1024;
     std::size_t begin = 0;  // of the block that has it
-    float highest = x[0];
+    float highest = -std::numeric_limits<float>::infinity();
     for (std::size_t first = 0; first < x.size(); first += block) {
       float const of_block = highest_of(x.data() + first, static_cast<index_t>(std::min(block, x.size() - first)));
       if (of_block > highest) highest = of_block, begin = first;

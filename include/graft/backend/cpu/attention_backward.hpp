@@ -3,7 +3,7 @@
 #pragma once
 
 #include <graft/backend/attention.hpp>
-#include <graft/backend/cpu/elementwise.hpp>
+#include <graft/backend/cpu/cpu_backend.hpp>
 #include <graft/backend/cpu/outer_products.hpp>
 #include <graft/core/highest.hpp>
 

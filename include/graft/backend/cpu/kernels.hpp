@@ -72,6 +72,9 @@ inline constexpr index_t product_chunk_outputs = 64;
 /// Outputs of the last tasks where no map needs more, so that threads finish together.
 inline constexpr index_t last_chunk_outputs = 32;
 
+/// Columns of a weight that a task of the transposed product takes.
+inline constexpr index_t transposed_columns = 64;
+
 /// Widths are padded to whole cache lines, the widest register of any level.
 template <class R>
 constexpr index_t padded(index_t count) {

@@ -4,7 +4,6 @@
 
 #include <graft/backend/activation.hpp>
 #include <graft/backend/cpu/cpu_backend.hpp>
-#include <graft/backend/cpu/elementwise.hpp>
 #include <graft/backend/loss.hpp>
 #include <graft/core/highest.hpp>
 

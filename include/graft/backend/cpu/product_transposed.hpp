@@ -15,7 +15,6 @@ namespace cpu {
 
 /// Rows of dY that meet a panel: few enough that threads finish together, many enough that panels cost little.
 inline constexpr index_t transposed_rows = 256;
-inline constexpr index_t transposed_columns = 64;
 /// Columns of dY rounded at a time: a vocabulary's would be as large as the logits.
 inline constexpr index_t rounded_columns = 4096;
 
