@@ -55,8 +55,8 @@ struct Errors {
 };
 
 // With X rounded, a sum meets one rounding per block of 32 for each of two terms (integers), and the scales' products
-// three more; or (bf16) two in every step of 32 values, four where its register's lanes meet and one for the bias, in
-// longer rows one per value of a panel of 256 and one per panel; of AMX's products amx.cpp says more. Magnitudes are
+// three more; or (bf16) two in every 8 values of a slice, which has less than 768, two where its four lanes meet, one
+// for each slice of 512 or more and one for the bias; of AMX's products amx.cpp says more. Magnitudes are
 // those of the terms d q and m of a value d q + m, each at most 16 |d| and 16 |d| + |w| here. An integer scale per 32
 // moves each x by half a step, highest / 254; bf16 by 2^-8 of itself.
 Errors errors(Format format, index_t n, index_t o, index_t i, bool with_bias, Random& random) {
@@ -70,9 +70,9 @@ Errors errors(Format format, index_t n, index_t o, index_t i, bool with_bias, Ra
   bool const integers = format != Format::bf16;
   auto const terms = static_cast<double>(i);
   bool const tiles = !integers && default_isa() == Isa::amx;
-  double const steps = tiles                   ? std::ceil(terms / 32) + 18
-                       : integers || i <= 2048 ? 2 * std::ceil(terms / 32) + 5
-                                               : 256 + std::ceil(terms / 256) + 2;
+  double const steps = tiles      ? std::ceil(terms / 32) + 18
+                       : integers ? 2 * std::ceil(terms / 32) + 5
+                                  : 2 * std::ceil(std::min(terms, 767.) / 8) + std::ceil(terms / 512) + 3;
   Errors worst;
   for (index_t r = 0; r < n; ++r) {
     auto const seen = rounded(format, x.row(r), i);
@@ -120,8 +120,8 @@ TEST_CASE("native products round X as documented and nothing else", "[isa]") {
 TEST_CASE("native products take rows of any width, and any number of them", "[isa]") {
   if (!has_bf16()) return;  // the case before says so
   Random random(5);
-  for (index_t const i : {1, 2, 31, 33, 100, 577, 2047, 2049})
-    for (index_t const n : {1, 5, 6, 7, 64}) {
+  for (index_t const i : {1, 2, 31, 33, 100, 577, 767, 768, 1279, 1280})
+    for (index_t const n : {1, 5, 6, 7, 64, 65}) {
       auto const worst = errors(Format::bf16, n, 70, i, true, random);
       INFO(n << " rows of " << i);
       CHECK(worst.of_sums <= 1);
@@ -137,13 +137,13 @@ TEST_CASE("a row's native product depends on that row alone, whoever runs the ch
   };
   for (auto const [format, i] : {Case{Format::q8_0, 1056}, Case{Format::q4_0, 1056}, Case{Format::q4_1, 1056},
                                  Case{Format::bf16, 1050}, Case{Format::bf16, 2080}}) {
-    index_t const o = 131, count = 41;
+    index_t const o = 131, count = 71;
     StoredWeight const stored(format, o, i, random);
     Buffer<float> x(count, i), alone(count, o), y(count, o);
     fill_normal(x.view(), random);
     for (index_t n = 0; n < count; ++n)
       multiply(std::as_const(x).view().row_range(n, 1), stored.weight, {}, alone.view().row_range(n, 1));
-    for (index_t const rows : {2, 3, 4, 7, 33, 41}) {
+    for (index_t const rows : {2, 3, 4, 7, 33, 64, 71}) {
       auto const part = y.view().row_range(0, rows);
       INFO(format_info(format).name << ", " << rows << " rows of " << i);
       multiply(std::as_const(x).view().row_range(count - rows, rows), stored.weight, {}, part);
