@@ -130,8 +130,7 @@ class AttentionBackward {
       Act const before = top;
       top = std::max(top, highest_of(row, b.keys));
       if (top == hidden) continue;
-      for (index_t t = 0; t < b.keys; ++t) row[t] = exp_of(row[t] - top);
-      Act const here = sum_of(row, b.keys, [](auto p) { return p; });
+      Act const here = static_cast<Act>(kernels.exponentials(row, b.keys, top));
       sum = here + (sum == 0 ? Act{0} : sum * exp_of(before - top));
     }
   }
@@ -145,13 +144,13 @@ class AttentionBackward {
     Act const scale = static_cast<Act>(shape.scale);
     for (index_t r = 0; r < b.queries; ++r) {
       Act const sum = total(b.query + r, b.head), level = along(b.query + r, b.head);
-      bool const blind = highest(b.query + r, b.head) == hidden;  // every key is masked: the output is 0, whatever q
       Act* const weight = p.row(r);
       Act* const slope = ds.row(r);
-      for (index_t t = 0; t < attention_block; ++t) {
-        weight[t] = blind ? Act{0} : exp_of(weight[t] - sum);
-        slope[t] = scale * weight[t] * (slope[t] - level);
-      }
+      if (highest(b.query + r, b.head) == hidden)  // every key is masked: the output is 0, whatever q
+        std::fill_n(weight, attention_block, Act{0});
+      else
+        kernels.exponentials(weight, attention_block, sum);
+      for (index_t t = 0; t < attention_block; ++t) slope[t] = scale * weight[t] * (slope[t] - level);
     }
     kernels.add_product(as_is(ds.col_range(0, b.keys)), k.row_range(b.key, b.keys),
                         head(dq, b.head).row_range(b.query, b.queries));

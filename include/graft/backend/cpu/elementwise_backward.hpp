@@ -13,17 +13,6 @@
 namespace graft {
 namespace cpu {
 
-/// sum_k f(a[k], b[k], c[k]), in lanes first.
-template <class R, class F>
-R sum_of(R const* a, R const* b, R const* c, index_t count, F f) {
-  Lanes<R> acc{};
-  index_t k = 0;
-  for (; k + lane_count<R> <= count; k += lane_count<R>) acc += f(load(a + k), load(b + k), load(c + k));
-  R total = sum(acc);
-  for (; k < count; ++k) total += f(a[k], b[k], c[k]);
-  return total;
-}
-
 /// The gradient of a vector that every row reads: each block of rows sums into a row of its own, and the blocks are
 /// added in order. Does nothing where nobody wants the sum.
 template <class Act>
@@ -52,19 +41,6 @@ class SumOverRows {
   MatrixView<Act> parts_;
 };
 
-/// y = x s w with s = 1 / rms(x):  dx (+)= s (dy w - x s^2 mean(dy w x)),  dweight += dy x s. dx may be dy.
-template <class R>
-void rms_norm_row_backward(R const* x, R const* weight, R eps, index_t count, R const* dy, bool replace, R* dx,
-                           R* dweight) {
-  R const size = static_cast<R>(count);
-  R const scale = 1 / std::sqrt(sum_of(x, count, [](auto v) { return v * v; }) / size + eps);
-  R const mean = sum_of(dy, weight, x, count, [](auto g, auto w, auto v) { return g * w * v; }) / size;
-  R const along = scale * scale * mean;
-  if (dweight != nullptr)
-    for (index_t k = 0; k < count; ++k) dweight[k] += dy[k] * (x[k] * scale);
-  for (index_t k = 0; k < count; ++k) dx[k] = (replace ? R{0} : dx[k]) + scale * (dy[k] * weight[k] - x[k] * along);
-}
-
 }  // namespace cpu
 
 /// The backward of rms_norm. x, dy [n, d], weight [d]; dx += the gradient of x, or is replaced by it where dx and dy
@@ -77,8 +53,8 @@ void rms_norm_backward(CpuBackend<Act>& be, MatrixView<Act const> x, VectorView<
   cpu::for_row_blocks(be, x.rows, [&](index_t first, index_t last) {
     Act* const part = weights.block(first);
     for (index_t n = first; n < last; ++n)
-      cpu::rms_norm_row_backward(x.row(n), weight.data, static_cast<Act>(eps), x.cols, dy.row(n), dx.data == dy.data,
-                                 dx.row(n), part);
+      be.backward_kernels().rms_norm_row(x.row(n), weight.data, static_cast<Act>(eps), x.cols, dy.row(n),
+                                         dx.data == dy.data, dx.row(n), part);
   });
   weights.add();
 }
@@ -94,8 +70,8 @@ void rms_norm_heads_backward(CpuBackend<Act>& be, MatrixView<Act const> x, Vecto
     Act* const part = weights.block(first);
     for (index_t n = first; n < last; ++n)
       for (index_t h = 0; h < x.cols; h += weight.size)
-        cpu::rms_norm_row_backward<Act>(x.row(n) + h, weight.data, static_cast<Act>(eps), weight.size, dx.row(n) + h,
-                                        true, dx.row(n) + h, part);
+        be.backward_kernels().rms_norm_row(x.row(n) + h, weight.data, static_cast<Act>(eps), weight.size, dx.row(n) + h,
+                                           true, dx.row(n) + h, part);
   });
   weights.add();
 }

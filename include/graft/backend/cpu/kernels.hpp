@@ -119,6 +119,7 @@ struct BackwardKernels {
   void (*activate_gated_row)(Activation f, R const* gate, R const* up, index_t count, R* dgate, R* dup);
   void (*map_row)(RowMapRow<R const> const& map, index_t group, R const* z, R* dy, index_t first, index_t last,
                   RowMapRow<R> const& grad);
+  void (*rms_norm_row)(R const* x, R const* weight, R eps, index_t count, R const* dy, bool replace, R* dx, R* dweight);
   double (*exponentials)(R* x, index_t count, R highest);
 };
 

@@ -16,16 +16,19 @@ namespace cpu {
 
 inline constexpr index_t gradient_rows = 32;  // rows of one task
 
+inline bool follow_each_other(std::span<std::int32_t const> rows) {
+  for (std::size_t k = 1; k < rows.size(); ++k)
+    if (rows[k] != rows[k - 1] + 1) return false;
+  return true;
+}
+
 /// The listed rows side by side in R: the matrix itself where they are so already, else a copy in the arena.
 template <class R, class Act, class T>
 MatrixView<R const> listed_rows(CpuBackend<Act>& be, std::span<std::int32_t const> rows, MatrixView<T const> from) {
   auto const count = static_cast<index_t>(rows.size());
   if (count == 0) return {nullptr, 0, from.cols, from.cols};
-  if constexpr (std::same_as<T, R>) {
-    bool together = true;
-    for (index_t k = 0; k < count; ++k) together = together && rows[static_cast<std::size_t>(k)] == rows[0] + k;
-    if (together) return from.row_range(rows[0], count);
-  }
+  if constexpr (std::same_as<T, R>)
+    if (follow_each_other(rows)) return from.row_range(rows[0], count);
   auto const copy = be.arena().template matrix<R>(count, from.cols);
   be.executor().run(ceil_div(count, gradient_rows), [&](index_t chunk) {
     for (index_t k = chunk * gradient_rows; k < std::min(count, (chunk + 1) * gradient_rows); ++k) {
@@ -56,14 +59,18 @@ void low_rank_backward(CpuBackend<Act>& be, LowRankFactors<typename CpuBackend<A
   index_t const count = xs.rows, r = f.rank, i = x.cols, o = dy.cols;
   auto const a = matrix_view(f.a.full(), r, i), b = matrix_view(f.b_transposed.full(), r, o);
   auto const g = be.arena().template matrix<R>(count, r), t = be.arena().template matrix<R>(count, r);
-  auto const added = be.arena().template matrix<R>(dx.empty() ? 0 : count, i);
   R const scale = weight * f.scale;
+  bool const in_place = std::same_as<D, R> && cpu::follow_each_other(rows);
+  auto const added = be.arena().template matrix<R>(dx.empty() || in_place ? 0 : count, i);
   be.executor().run(ceil_div(count, cpu::gradient_rows), [&](index_t chunk) {
     index_t const first = chunk * cpu::gradient_rows, used = std::min(cpu::gradient_rows, count - first);
     auto const part = [&](auto matrix) { return matrix.row_range(first, used); };
     if (da != nullptr || !dx.empty()) be.backward_kernels().dots(part(slopes), b, scale, part(g));
     if (db_transposed != nullptr) be.backward_kernels().dots(part(xs), a, scale, part(t));
     if (dx.empty()) return;
+    if constexpr (std::same_as<D, R>)
+      if (in_place)
+        return be.backward_kernels().add_product(cpu::as_is(part(g)), a, dx.row_range(rows[0] + first, used));
     for (index_t k = first; k < first + used; ++k) std::fill_n(added.row(k), i, R{0});
     be.backward_kernels().add_product(cpu::as_is(part(g)), a, part(added));
     for (index_t k = first; k < first + used; ++k) {
