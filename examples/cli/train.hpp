@@ -85,8 +85,7 @@ P policy_of(TrainCommand const& command, ModelConfig const& model) {
     try {
       set_policy_option(policy, key, value);
     } catch (ContractError const& error) {
-      std::string_view const reason = error.what();
-      throw UsageError(std::string(reason.substr(reason.starts_with("graft: ") ? 7 : 0)));
+      throw UsageError(std::string(reason_of(error)));
     }
   };
   if constexpr (requires { policy.alpha; }) policy.alpha = 0;
