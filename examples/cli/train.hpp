@@ -64,7 +64,7 @@ struct MethodDefaults<IA3Scaling> {
   }
   static std::vector<std::string> targets(ModelConfig const& model) {  // keys, values, the feed-forward's last layer
     if (model.architecture == "gpt2") return {"c_attn", "mlp.c_proj"};
-    if (model.architecture == "bert" || model.architecture == "roberta") return {"key", "value", "output.dense"};
+    if (model.is_encoder()) return {"key", "value", "output.dense"};
     return {"k_proj", "v_proj", "down_proj"};
   }
 };
