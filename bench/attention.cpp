@@ -8,7 +8,7 @@
 
 #include <benchmark/benchmark.h>
 
-#include <bench/limits.hpp>
+#include <bench/beside_limits.hpp>
 
 namespace {
 
@@ -28,7 +28,6 @@ ThreadPool& pool() {
 
 /// `rows` last rows of `requests` sequences of `tokens` tokens.
 void run(benchmark::State& state, Heads const& of, index_t requests, index_t tokens, index_t rows, KvStorage storage) {
-  static bench::ReadLimit read_limit(pool());
   B be(pool());
   index_t const width = of.heads * of.head_dim, kv_width = of.kv_heads * of.head_dim;
   index_t const bytes = requests * tokens * 2 * kv_width * (storage == KvStorage::bf16 ? 2 : 4);
@@ -64,26 +63,8 @@ void run(benchmark::State& state, Heads const& of, index_t requests, index_t tok
   // a query's products with the keys it sees, and with their values
   double const seen = static_cast<double>(rows) * static_cast<double>(2 * tokens - rows + 1) / 2;
   double const operations = 4.0 * static_cast<double>(requests * width) * seen;
-  index_t const repeats = std::max<index_t>(1, static_cast<index_t>(2e8 / operations));
-  once();
-  std::vector<double> seconds, of_read, of_multiply_adds;
-  for (auto _ : state) {
-    double const read = read_limit(), compute = bench::operation_limit(pool(), be.isa(), bench::Instruction::fma);
-    double const one = bench::seconds_of([&] {
-                         for (index_t k = 0; k < repeats; ++k) once();
-                       }) /
-                       static_cast<double>(repeats);
-    state.SetIterationTime(one);
-    seconds.push_back(one);
-    of_read.push_back(100 * static_cast<double>(bytes) / one / read);
-    of_multiply_adds.push_back(compute > 0 ? 100 * operations / one / compute : 0);
-  }
-  double const typical = bench::median(seconds);
-  state.counters["us"] = 1e6 * typical;
-  state.counters["GB/s"] = 1e-9 * static_cast<double>(bytes) / typical;
-  state.counters["GFLOP/s"] = 1e-9 * operations / typical;
-  state.counters["read_limit_%"] = bench::median(of_read);
-  state.counters["instruction_limit_%"] = bench::median(of_multiply_adds);
+  bench::beside_limits(state, pool(), {static_cast<double>(bytes), operations, be.isa(), bench::Instruction::fma},
+                       once);
 }
 
 }  // namespace

@@ -6,7 +6,7 @@
 
 #include <benchmark/benchmark.h>
 
-#include <bench/limits.hpp>
+#include <bench/beside_limits.hpp>
 #include <bench/shapes.hpp>
 
 namespace {
@@ -51,7 +51,6 @@ class Rotated {
 
 void run(benchmark::State& state, bench::Shape const& shape, Format format, index_t rows, Isa isa,
          Precision precision) {
-  static bench::ReadLimit read_limit(pool());
   CpuBackend<> be(pool());
   be.set_isa(isa);
   be.set_precision(precision);
@@ -67,27 +66,7 @@ void run(benchmark::State& state, bench::Shape const& shape, Format format, inde
                            : format == Format::bf16      ? bench::Instruction::bf16
                                                          : bench::Instruction::integers;
   double const operations = 2.0 * static_cast<double>(rows * shape.in * shape.out);
-  // long enough that a clock's tick and a wake-up do not matter
-  index_t const repeats = std::max<index_t>(1, static_cast<index_t>(1e8 / operations));
-  once();
-  std::vector<double> seconds, of_read, of_instruction;
-  for (auto _ : state) {
-    double const read = read_limit(), compute = bench::operation_limit(pool(), isa, instruction);
-    double const one = bench::seconds_of([&] {
-                         for (index_t k = 0; k < repeats; ++k) once();
-                       }) /
-                       static_cast<double>(repeats);
-    state.SetIterationTime(one);
-    seconds.push_back(one);
-    of_read.push_back(100 * weights.bytes() / one / read);
-    of_instruction.push_back(compute > 0 ? 100 * operations / one / compute : 0);
-  }
-  double const typical = bench::median(seconds);
-  state.counters["us"] = 1e6 * typical;
-  state.counters["GB/s"] = 1e-9 * weights.bytes() / typical;
-  state.counters["GFLOP/s"] = 1e-9 * operations / typical;
-  state.counters["read_limit_%"] = bench::median(of_read);
-  state.counters["instruction_limit_%"] = bench::median(of_instruction);
+  bench::beside_limits(state, pool(), {weights.bytes(), operations, isa, instruction}, once);
 }
 
 }  // namespace

@@ -26,10 +26,14 @@ HERE = Path(__file__).resolve().parent
 WORK = ROOT / "bench/results/work/peers"
 PROMPT, NEW, LONG, REQUESTS = 64, 32, 512, 8
 SENTENCE = "The three primary colours are"
+# What graft reads, and how it computes, beside a peer's type. Q4_0 has a scale for every 32 weights, as the peers' int4
+# has; Q8_0 has that too, CTranslate2's int8 one for each output.
+BESIDE = {"int8": ("Q8_0", "native"), "int4": ("Q4_0", "native"), "bfloat16": ("bf16", "native"),
+          "float32": ("bf16", "exact"), "fp32": ("bf16", "exact")}
 
 
 class Side:
-    """One process and what it was opened with."""
+    """One process and what it was opened with; `with` opens it, and ends it."""
 
     def __init__(self, arguments, program, model, adapters=None, **options):
         commands = {
@@ -53,9 +57,12 @@ class Side:
             raise RuntimeError(f"{self.process.args} ended with status {self.process.wait()}")
         return json.loads(line)
 
-    def open(self):
+    def __enter__(self):
         self.about = self.call("open", **self.opening)
         return self
+
+    def __exit__(self, *failure):
+        self.close()
 
     def close(self):
         self.process.stdin.close()
@@ -161,106 +168,93 @@ def alike(ours, theirs):
 
 def against_llama(bench, weights, model):
     a, section = bench.arguments, "Generation, beside llama.cpp"
-    ours = Side(a, "graft", model, adapters("lora"), precision="native").open()
-    peer = Side(a, "llama.cpp", model, adapters("lora", ".gguf")).open()
-    bench.about |= {"graft": ours.about, "llama.cpp": peer.about}
-    text = (ROOT / "LICENSE").read_text()
-    if ours.call("tokens", text=text) != peer.call("tokens", text=text):
-        raise RuntimeError("the sides make different tokens of one text")
-    bench.one_request(section, weights, "llama.cpp", [ours, peer], 1.5)
-    bench.many_requests(section, weights, "llama.cpp", [ours, peer])
-    bench.many_requests(section, weights, "llama.cpp, one adapter after the other", [ours, peer], "lora", 4)
-    peer.close()
-    peer = Side(a, "llama.cpp", model, adapters("lora", ".gguf"), apart=True).open()
-    bench.many_requests(section, weights, "llama.cpp, an adapter on each thread", [ours, peer], "lora", 4)
-    for side in (ours, peer):
-        side.close()
+
+    def theirs(**options):
+        return Side(a, "llama.cpp", model, adapters("lora", ".gguf"), **options)
+
+    with Side(a, "graft", model, adapters("lora"), precision="native") as ours:
+        with theirs() as peer:
+            bench.about |= {"graft": ours.about, "llama.cpp": peer.about}
+            text = (ROOT / "LICENSE").read_text()
+            if ours.call("tokens", text=text) != peer.call("tokens", text=text):
+                raise RuntimeError("the sides make different tokens of one text")
+            bench.one_request(section, weights, "llama.cpp", [ours, peer], 1.5)
+            bench.many_requests(section, weights, "llama.cpp", [ours, peer])
+            bench.many_requests(section, weights, "llama.cpp, one adapter after the other", [ours, peer], "lora", 4)
+        with theirs(apart=True) as peer:
+            bench.many_requests(section, weights, "llama.cpp, an adapter on each thread", [ours, peer], "lora", 4)
+
+
+def beside(bench, kind, modules=None):
+    """graft's side beside a peer's type, and the name of its weights."""
+    weights, precision = BESIDE[kind]
+    model = convert(bench.arguments, bench.bf16, WORK / f"{weights.lower()}.gguf", weights.lower())
+    return Side(bench.arguments, "graft", model, modules, precision=precision), weights
 
 
 def against_ctranslate2(bench, kind):
-    """No adapters: it has none. Its 8-bit weights have a scale for each output, Q8_0's one for every 32."""
-    a, section = bench.arguments, "Generation, beside CTranslate2"
-    weights, model, precision = {
-        "int8": ("Q8_0", lambda: convert(a, bench.bf16, WORK / "q8_0.gguf", "q8_0"), "native"),
-        "float32": ("bf16", lambda: bench.bf16, "exact"),
-    }[kind]
-    folder = WORK / f"ctranslate2-{kind}"
-    once(folder, a.ctranslate2_python.parent / "ct2-transformers-converter", "--model", WORK / "bf16", "--output_dir",
-         folder, "--quantization", kind)
-    ours = Side(a, "graft", model(), precision=precision).open()
-    theirs = Side(a, "CTranslate2", folder, compute_type=kind).open()
-    peer = f"CTranslate2, {kind}"
-    bench.about[peer] = theirs.about
-    bench.one_request(section, weights, peer, [ours, theirs])
-    bench.many_requests(section, weights, peer, [ours, theirs])
-    for side in (ours, theirs):
-        side.close()
+    """No adapters: it has none."""
+    a, section, peer = bench.arguments, "Generation, beside CTranslate2", f"CTranslate2, {kind}"
+    folder = once(WORK / f"ctranslate2-{kind}", a.ctranslate2_python.parent / "ct2-transformers-converter", "--model",
+                  WORK / "bf16", "--output_dir", WORK / f"ctranslate2-{kind}", "--quantization", kind)
+    graft, weights = beside(bench, kind)
+    with graft as ours, Side(a, "CTranslate2", folder, compute_type=kind) as theirs:
+        bench.about[peer] = theirs.about
+        bench.one_request(section, weights, peer, [ours, theirs])
+        bench.many_requests(section, weights, peer, [ours, theirs])
 
 
 def against_ort_genai(bench, kind):
-    """Beside int4, whose blocks of 32 have a scale each, graft has Q4_0, which has the same."""
-    a, section = bench.arguments, "Generation, beside onnxruntime-genai"
-    weights, model, precision = {
-        "int4": ("Q4_0", lambda: convert(a, bench.bf16, WORK / "q4_0.gguf", "q4_0"), "native"),
-        "fp32": ("bf16", lambda: bench.bf16, "exact"),
-    }[kind]
-    peer = f"onnxruntime-genai, {kind}"
+    """The model that takes adapters computes their products always, so it is not the one without."""
+    a, section, peer = bench.arguments, "Generation, beside onnxruntime-genai", f"onnxruntime-genai, {kind}"
 
     def theirs(folder, *modules):
-        """The model that takes adapters computes their products always, so it is not the one without."""
         once(folder, a.ort_genai_python, HERE / "ort_genai_model.py", WORK / "bf16", folder, kind, *modules)
         files = {module.name: folder / f"{module.name}.onnx_adapter" for module in modules}
-        return Side(a, "onnxruntime-genai", folder, files).open()
+        return Side(a, "onnxruntime-genai", folder, files)
 
     modules = adapters("lora")
-    ours = Side(a, "graft", model(), modules, precision=precision).open()
-    side = theirs(WORK / f"ort-genai-{kind}")
-    bench.about[peer] = side.about
-    bench.one_request(section, weights, peer, [ours, side])
-    bench.many_requests(section, weights, peer, [ours, side])
-    side.close()
-    side = theirs(WORK / f"ort-genai-{kind}-lora", *modules.values())
-    bench.many_requests(section, weights, f"{peer}, one adapter after the other", [ours, side], "lora")
-    for side in (ours, side):
-        side.close()
+    graft, weights = beside(bench, kind, modules)
+    with graft as ours:
+        with theirs(WORK / f"ort-genai-{kind}") as side:
+            bench.about[peer] = side.about
+            bench.one_request(section, weights, peer, [ours, side])
+            bench.many_requests(section, weights, peer, [ours, side])
+        with theirs(WORK / f"ort-genai-{kind}-lora", *modules.values()) as side:
+            bench.many_requests(section, weights, f"{peer}, one adapter after the other", [ours, side], "lora")
 
 
 def against_peft(bench, kind, dtype, compiled):
     """One kind of adapter, or none: a PEFT model cannot hold several kinds. Beside f32 graft computes exactly, with the
     same bf16 weights."""
-    a, section = bench.arguments, "Generation, beside transformers and PEFT"
-    precision = {"bfloat16": "native", "float32": "exact"}[dtype]
-    modules = adapters(kind) if kind else {}
-    ours = Side(a, "graft", bench.bf16, modules, precision=precision).open()
-    theirs = Side(a, "torch", WORK / "bf16", modules, dtype=dtype, compile=compiled).open()
+    section = "Generation, beside transformers and PEFT"
     peer = f"{'PEFT, `adapter_names`' if kind else 'transformers'}, {dtype}" + (", compiled" if compiled else "")
-    bench.about[peer] = theirs.about
-    if kind is None:
-        bench.one_request(section, "bf16", peer, [ours, theirs])
-    bench.many_requests(section, "bf16", peer, [ours, theirs], kind, 8 if kind else None)
-    for side in (ours, theirs):
-        side.close()
+    modules = adapters(kind) if kind else {}
+    graft, weights = beside(bench, dtype, modules)
+    with graft as ours, Side(bench.arguments, "torch", WORK / "bf16", modules, dtype=dtype, compile=compiled) as theirs:
+        bench.about[peer] = theirs.about
+        if kind is None:
+            bench.one_request(section, weights, peer, [ours, theirs])
+        bench.many_requests(section, weights, peer, [ours, theirs], kind, 8 if kind else None)
 
 
 def training(bench, method, dtype, recompute, compiled):
     """One step at a time, in turn; every side's peak is that of its whole process. graft trains on the bf16 file: exactly
     beside f32, in native precision beside bf16."""
-    a = bench.arguments
-    sides = [Side(a, "graft", bench.bf16, precision={"bfloat16": "native", "float32": "exact"}[dtype]),
-             Side(a, "torch", WORK / "bf16", dtype=dtype, compile=compiled)]
-    for side in sides:
-        side.open().call("train", sequences=bench.prompts, method=method, recompute=recompute)
-    for side in sides:  # warms up
-        side.call("step")
-    answers = bench.turns(sides, lambda side: side.call("step"))
+    graft, _ = beside(bench, dtype)
+    with graft as ours, Side(bench.arguments, "torch", WORK / "bf16", dtype=dtype, compile=compiled) as theirs:
+        sides = [ours, theirs]
+        for side in sides:
+            side.call("train", sequences=bench.prompts, method=method, recompute=recompute)
+        for side in sides:  # warms up
+            side.call("step")
+        answers = bench.turns(sides, lambda side: side.call("step"))
     label = {"lora": "LoRA of rank 16", "road": "RoAd"}[method]
     bench.row(f"Training step, {REQUESTS} sequences of {PROMPT} tokens, all linear layers",
               label + (", layers recomputed" if recompute else ""), f"PEFT, {dtype}" + (", compiled" if compiled else ""),
               answers, lambda answer: answer["seconds"] * 1e3, "ms", None if recompute else 1.5, less=True,
               peak_mb=[round(answer["memory"]["peak_mb"]) for answer in answers[-1]],
               losses=[[answer["loss"] for answer in turn] for turn in answers])
-    for side in sides:
-        side.close()
 
 
 def loading(bench):
@@ -315,9 +309,8 @@ def main():
     parser.add_argument("--into", type=Path)
     arguments = parser.parse_args()
     q4_1, bf16 = prepare(arguments)
-    reader = Side(arguments, "graft", q4_1, precision="exact").open()
-    tokens = reader.call("tokens", text=(ROOT / "LICENSE").read_text())["tokens"]
-    reader.close()
+    with Side(arguments, "graft", q4_1, precision="exact") as reader:
+        tokens = reader.call("tokens", text=(ROOT / "LICENSE").read_text())["tokens"]
     bench = Bench(arguments, q4_1, bf16, [tokens[k * PROMPT:(k + 1) * PROMPT] for k in range(REQUESTS)])
 
     arguments.json.parent.mkdir(parents=True, exist_ok=True)

@@ -12,8 +12,6 @@
 #include <array>
 #include <string>
 #include <string_view>
-#include <utility>
-#include <variant>
 #include <vector>
 
 namespace graft::cli {

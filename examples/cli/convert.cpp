@@ -142,25 +142,18 @@ Written convert_adapter(Options const& options, bool from_gguf, bool to_gguf) {
     read = read_any_peft<CommandAdapters, CommandBackend>(options.in, sites, name);
   }
   Written written{"adapter", to_gguf ? "gguf" : "peft", engine->config().architecture, {}, read.warnings};
-  try {
-    std::visit(
-        [&]<class P>(Module<P, CommandBackend> const& module) {
-          if (!to_gguf) {
-            write_peft(options.out, module, sites, {type});
-            written.tensors = read_safetensors(fs::path(options.out) / "adapter_model.safetensors").tensors();
-          } else if constexpr (std::is_same_v<P, LoRADelta>) {
-            write_gguf_lora(options.out, module, sites, engine->config(), type);
-            written.tensors = read_gguf(options.out).tensors.tensors();
-          } else {
-            expects(false, "is of peft_type ", P::peft_type, "; only LORA can be a GGUF adapter");
-          }
-        },
-        read.module);
-  } catch (ContractError const& error) {  // what is a wrong call elsewhere is a wrong file here
-    std::string_view reason = error.what();
-    if (reason.starts_with("graft: ")) reason.remove_prefix(7);
-    raise<FormatError>(text(options.in, ": ", reason));
-  }
+  auto const write = [&]<class P>(Module<P, CommandBackend> const& module) {
+    if (!to_gguf) {
+      write_peft(options.out, module, sites, {type});
+      written.tensors = read_safetensors(fs::path(options.out) / "adapter_model.safetensors").tensors();
+    } else if constexpr (std::is_same_v<P, LoRADelta>) {
+      write_gguf_lora(options.out, module, sites, engine->config(), type);
+      written.tensors = read_gguf(options.out).tensors.tensors();
+    } else {
+      expects(false, "is of peft_type ", P::peft_type, "; only LORA can be a GGUF adapter");
+    }
+  };
+  checked_at(options.in, [&] { std::visit(write, read.module); });
   return written;
 }
 

@@ -40,29 +40,15 @@ class ArchitectureEngine final : public Engine {
   }
 
   std::vector<std::vector<float>> logits(std::span<LogitsRequest const> requests) override {
-    std::vector<Sequence<B>> sequences;
-    sequences.reserve(requests.size());
-    std::vector<SequenceInput<B>> inputs;
-    std::vector<index_t> wanted;
-    index_t row = 0;
-    for (auto const& request : requests) {
-      sequences.push_back(context_.start(request.adapters));
-      SequenceInput<B> input{&sequences.back(), request.tokens, request.prompt_tokens};
-      input.token_types = request.token_types;
-      inputs.push_back(input);
-      auto const count = static_cast<index_t>(request.tokens.size());
-      if (config().classifier)
-        wanted.push_back(row + context_.answer_row(request.tokens));
-      else
-        for (index_t k = 0; k < count; ++k) wanted.push_back(row + k);
-      row += count;
-    }
-    std::vector<float> all(wanted.size() * static_cast<std::size_t>(output_width()));
-    context_.forward(inputs, wanted, matrix_view(all.data(), static_cast<index_t>(wanted.size()), output_width()));
+    bool const classifier = config().classifier;
+    auto const all = logits_of(requests, [&](auto const& request, index_t first, std::vector<index_t>& wanted) {
+      if (classifier) return wanted.push_back(first + context_.answer_row(request.tokens));
+      for (std::size_t k = 0; k < request.tokens.size(); ++k) wanted.push_back(first + static_cast<index_t>(k));
+    });
     std::vector<std::vector<float>> results;
     auto next = all.begin();
     for (auto const& request : requests) {
-      auto const rows = config().classifier ? 1 : static_cast<index_t>(request.tokens.size());
+      auto const rows = classifier ? 1 : static_cast<index_t>(request.tokens.size());
       results.emplace_back(next, next + rows * output_width());
       next += rows * output_width();
     }
@@ -71,28 +57,16 @@ class ArchitectureEngine final : public Engine {
 
   std::vector<std::vector<double>> scores(std::span<ScoreRequest const> requests) override {
     check_language_model("gives no token probabilities");
-    std::vector<Sequence<B>> sequences;
-    sequences.reserve(requests.size());
-    std::vector<SequenceInput<B>> inputs;
-    std::vector<index_t> wanted;
-    index_t row = 0;
-    for (auto const& request : requests) {
-      sequences.push_back(context_.start(request.adapters));
-      inputs.push_back({&sequences.back(), request.tokens, request.prompt_tokens});
+    auto const all = logits_of(requests, [](auto const& request, index_t first, std::vector<index_t>& wanted) {
       auto const count = static_cast<index_t>(request.tokens.size());
-      for (index_t k = request.first; k < count; ++k) wanted.push_back(row + k - 1);
-      row += count;
-    }
+      for (index_t k = request.first; k < count; ++k) wanted.push_back(first + k - 1);
+    });
     index_t const width = output_width();
-    std::vector<float> all(wanted.size() * static_cast<std::size_t>(width));
-    auto const logits = matrix_view(all.data(), static_cast<index_t>(wanted.size()), width);
-    context_.forward(inputs, wanted, logits);
     std::vector<std::vector<double>> results;
-    index_t next = 0;
+    float const* values = all.data();
     for (auto const& request : requests) {
       auto& scores = results.emplace_back();
-      for (auto k = static_cast<std::size_t>(request.first); k < request.tokens.size(); ++k, ++next) {
-        float const* const values = logits.row(next);
+      for (auto k = static_cast<std::size_t>(request.first); k < request.tokens.size(); ++k, values += width) {
         double const highest = static_cast<double>(*std::max_element(values, values + width));
         double sum = 0;
         for (index_t j = 0; j < width; ++j) sum += std::exp(static_cast<double>(values[j]) - highest);
@@ -112,6 +86,26 @@ class ArchitectureEngine final : public Engine {
   }
 
  private:
+  // [wanted, output width] of all requests as one batch; want(request, its first row, wanted) lists the rows.
+  template <class Request>
+  std::vector<float> logits_of(std::span<Request const> requests, auto&& want) {
+    std::vector<Sequence<B>> sequences;
+    sequences.reserve(requests.size());
+    std::vector<SequenceInput<B>> inputs;
+    std::vector<index_t> wanted;
+    index_t row = 0;
+    for (auto const& request : requests) {
+      sequences.push_back(context_.start(request.adapters));
+      inputs.push_back({&sequences.back(), request.tokens, request.prompt_tokens});
+      if constexpr (requires { request.token_types; }) inputs.back().token_types = request.token_types;
+      want(request, row, wanted);
+      row += static_cast<index_t>(request.tokens.size());
+    }
+    std::vector<float> all(wanted.size() * static_cast<std::size_t>(output_width()));
+    context_.forward(inputs, wanted, matrix_view(all.data(), static_cast<index_t>(wanted.size()), output_width()));
+    return all;
+  }
+
   void check_language_model(char const* what) const {
     expects(Arch::causal && config().language_model, "graft: ", config().name, " is ",
             Arch::causal ? "a classifier" : "an encoder", " and ", what);

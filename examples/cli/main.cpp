@@ -29,13 +29,16 @@ int run(CLI::App& app, int argc, char** argv) {
   try {
     app.parse(argc, argv);
     return done(0);
-  } catch (CLI::CallForHelp const& e) {
-    return done(app.exit(e));
-  } catch (CLI::CallForAllHelp const& e) {
-    return done(app.exit(e));
-  } catch (CLI::CallForVersion const& e) {
+  } catch (CLI::Success const& e) {  // help or the version was asked for
     return done(app.exit(e));
   }
+}
+
+/// One line on standard error. Messages of the library already say who speaks, others do not.
+int failed(int status, char const* message) {
+  bool const named = std::string_view(message).starts_with("graft: ");
+  std::fprintf(stderr, "%s%s\n", named ? "" : "graft: ", message);
+  return status;
 }
 
 }  // namespace
@@ -56,17 +59,12 @@ int main(int argc, char** argv) {
   try {
     return run(app, argc, argv);
   } catch (CLI::ParseError const& e) {
-    std::fprintf(stderr, "graft: %s\n", e.what());
-    return 2;
+    return failed(2, e.what());
   } catch (graft::cli::UsageError const& e) {
-    std::fprintf(stderr, "graft: %s\n", e.what());
-    return 2;
+    return failed(2, e.what());
   } catch (std::bad_alloc const&) {
-    std::fprintf(stderr, "graft: out of memory\n");
+    return failed(1, "out of memory");
   } catch (std::exception const& e) {
-    char const* const message = e.what();  // messages of the library already say who speaks, those on files do not
-    bool const named = std::string_view(message).starts_with("graft: ");
-    std::fprintf(stderr, "%s%s\n", named ? "" : "graft: ", message);
+    return failed(1, e.what());
   }
-  return 1;
 }

@@ -6,7 +6,6 @@
 #include <graft/io/merge_files.hpp>
 
 #include <algorithm>
-#include <charconv>
 #include <cmath>
 #include <cstdio>
 #include <functional>

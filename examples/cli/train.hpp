@@ -64,7 +64,7 @@ struct MethodDefaults<IA3Scaling> {
   }
   static std::vector<std::string> targets(ModelConfig const& model) {  // keys, values, the feed-forward's last layer
     if (model.architecture == "gpt2") return {"c_attn", "mlp.c_proj"};
-    if (model.architecture == "bert" || model.architecture == "roberta") return {"key", "value", "output.dense"};
+    if (model.is_encoder()) return {"key", "value", "output.dense"};
     return {"k_proj", "v_proj", "down_proj"};
   }
 };
@@ -85,8 +85,7 @@ P policy_of(TrainCommand const& command, ModelConfig const& model) {
     try {
       set_policy_option(policy, key, value);
     } catch (ContractError const& error) {
-      std::string_view const reason = error.what();
-      throw UsageError(std::string(reason.substr(reason.starts_with("graft: ") ? 7 : 0)));
+      throw UsageError(std::string(reason_of(error)));
     }
   };
   if constexpr (requires { policy.alpha; }) policy.alpha = 0;

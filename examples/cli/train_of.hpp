@@ -204,6 +204,45 @@ inline void write_summary(fs::path const& path, Json const& summary) {
   file.commit();
 }
 
+template <class P, class M>
+Module<P, typename M::B> new_module(TrainCommand const& c, P const& policy, M const& model) {
+  auto const& config = model.config();
+  auto const at =
+      target_sites(model.sites(), policy, c.targets.empty() ? MethodDefaults<P>::targets(config) : c.targets);
+  auto trained = make_module<P, typename M::B>("adapter", policy, model.sites(), at, c.trainer.seed);
+  trained.base_model = c.model.model;
+  trained.task_type = config.classifier ? "SEQ_CLS" : "CAUSAL_LM";
+  trained.target_modules = c.targets;
+  if (config.classifier) add_heads(trained, model.sites(), model.weights());
+  check_use(c, trained);
+  return trained;
+}
+
+template <class T, class P, class B>
+Json summary_of(TrainCommand const& c, Json const& options, Json const& counts, T const& trainer,
+                Module<P, B> const& trained, TrainingResult const& result) {
+  index_t const dead = trained.parameters().size - trained.live_parameters();
+  Json summary{
+      {"method", c.method}, {"parameters", trainer.parameters()}, {"live_parameters", trainer.parameters() - dead}};
+  summary.update(counts);
+  summary["steps"] = result.steps;
+  summary["loss"] = result.loss;
+  summary["validation_loss"] = result.best_loss ? Json(*result.best_loss) : Json();
+  summary["best_step"] = result.best_loss ? Json(result.best_step) : Json();
+  rusage usage{};
+  ::getrusage(RUSAGE_SELF, &usage);
+  summary.update(
+      Json{{"tokens", result.tokens},
+           {"seconds", result.seconds},
+           {"tokens_per_second", result.seconds > 0 ? static_cast<double>(result.tokens) / result.seconds : 0},
+           {"peak_memory_bytes", static_cast<std::int64_t>(usage.ru_maxrss) * 1024},
+           {"config", Hash().add(options.dump()).hex()},
+           {"graft", version_string},
+           {"options", options},
+           {"out", c.out}});
+  return summary;
+}
+
 template <class Owner, class Arch, class P>
 Json run(TrainCommand const& c, ModelFiles const& files) {
   using B = std::remove_cvref_t<decltype(std::declval<Owner&>().backend())>;
@@ -229,19 +268,12 @@ Json run(TrainCommand const& c, ModelFiles const& files) {
   Owner owner(c.model.engine_options());
   B& be = owner.backend();
   M model(files.config, files.weights);
-  auto const at =
-      target_sites(model.sites(), policy, c.targets.empty() ? MethodDefaults<P>::targets(files.config) : c.targets);
-  auto trained = make_module<P, B>("adapter", policy, model.sites(), at, c.trainer.seed);
-  trained.base_model = c.model.model;
-  trained.task_type = files.config.classifier ? "SEQ_CLS" : "CAUSAL_LM";
-  trained.target_modules = c.targets;
-  if (files.config.classifier) add_heads(trained, model.sites(), model.weights());
-  check_use(c, trained);
+  auto trained = new_module(c, policy, model);
 
   TrainerOptions trainer_options = c.trainer;
   trainer_options.rate = rate;
-  index_t const examples = static_cast<index_t>(data.train.size() + data.second.size()),
-                validation = static_cast<index_t>(data.validation.size());
+  Json const counts{{"examples", data.train.size() + data.second.size()},
+                    {"validation_examples", data.validation.size()}};
   Trainer<M, P> trainer(model, be, trained, std::move(data), trainer_options);
   if (begun >= 0) {
     auto const checkpoint = checkpoints.read();
@@ -274,26 +306,7 @@ Json run(TrainCommand const& c, ModelFiles const& files) {
   if (!result.finished)
     raise<Error>(text("stopped behind step ", result.step, " of ", result.steps, "; --resume goes on with ", c.out));
 
-  Json summary{{"method", c.method},
-               {"parameters", trainer.parameters()},
-               {"live_parameters", trainer.parameters() - trained.parameters().size + trained.live_parameters()},
-               {"examples", examples},
-               {"validation_examples", validation},
-               {"steps", result.steps},
-               {"loss", result.loss}};
-  summary["validation_loss"] = result.best_loss ? Json(*result.best_loss) : Json();
-  summary["best_step"] = result.best_loss ? Json(result.best_step) : Json();
-  rusage usage{};
-  ::getrusage(RUSAGE_SELF, &usage);
-  summary.update(
-      Json{{"tokens", result.tokens},
-           {"seconds", result.seconds},
-           {"tokens_per_second", result.seconds > 0 ? static_cast<double>(result.tokens) / result.seconds : 0},
-           {"peak_memory_bytes", static_cast<std::int64_t>(usage.ru_maxrss) * 1024},
-           {"config", Hash().add(options.dump()).hex()},
-           {"graft", version_string},
-           {"options", options},
-           {"out", c.out}});
+  Json const summary = summary_of(c, options, counts, trainer, trained, result);
   write_peft(out, trained, model.sites(), write_options);
   write_summary(summary_path, summary);
   checkpoints.clear();

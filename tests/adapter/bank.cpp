@@ -4,7 +4,6 @@
 #include <tests/adapter/loaded.hpp>
 #include <tests/catch.hpp>
 
-#include <cmath>
 #include <limits>
 
 namespace {

@@ -6,7 +6,6 @@
 #include <tests/arithmetic/modules.hpp>
 #include <tests/catch.hpp>
 
-#include <algorithm>
 #include <filesystem>
 
 namespace {

@@ -8,7 +8,6 @@
 #include <graft/io/hf_config.hpp>
 
 #include <filesystem>
-#include <string>
 
 namespace graft_test {
 

@@ -10,7 +10,6 @@
 #include <graft/testing/random.hpp>
 
 #include <algorithm>
-#include <cmath>
 #include <filesystem>
 #include <limits>
 #include <optional>

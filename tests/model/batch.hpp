@@ -8,7 +8,6 @@
 #include <graft/model/sequence.hpp>
 
 #include <span>
-#include <utility>
 #include <vector>
 
 namespace graft_test {

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Chat templates against what transformers makes of them (tests/golden/make_chat.py), and against hostile ones.
+#include <graft/io/json.hpp>
 #include <graft/text/chat_template.hpp>
 #include <graft/text/model_tokenizer.hpp>
 
@@ -8,10 +9,8 @@
 #include <nlohmann/json.hpp>
 
 #include <algorithm>
-#include <cstdint>
 #include <ctime>
 #include <filesystem>
-#include <fstream>
 #include <string>
 #include <vector>
 
@@ -21,11 +20,7 @@ using nlohmann::ordered_json;
 
 namespace {
 
-ordered_json golden() {
-  std::ifstream file(GRAFT_TEST_DATA "/text_chat.json");
-  REQUIRE(file);
-  return ordered_json::parse(file);
-}
+ordered_json golden() { return graft::read_json<ordered_json>(GRAFT_TEST_DATA "/text_chat.json"); }
 
 /// The text, or null where the template or its input is refused.
 ordered_json render(std::string const& source, ordered_json const& messages, ChatOptions const& options) {

@@ -1,19 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 // Changed at random, tokenizer files and chat templates still work or end in one of graft's errors.
+#include <graft/io/json.hpp>
 #include <graft/text/chat_template.hpp>
 #include <graft/text/model_tokenizer.hpp>
 #include <graft/text/tokenizer.hpp>
 
 #include <tests/catch.hpp>
+#include <tests/io/files.hpp>
 
 #include <nlohmann/json.hpp>
 
-#include <unistd.h>
-
 #include <cstddef>
-#include <cstdint>
-#include <filesystem>
-#include <fstream>
 #include <iterator>
 #include <random>
 #include <string>
@@ -24,12 +21,6 @@ using nlohmann::json;
 namespace {
 
 std::string const data = GRAFT_TEST_DATA;
-
-json read(std::string const& path) {
-  std::ifstream file(path);
-  REQUIRE(file);
-  return json::parse(file);
-}
 
 std::size_t below(std::mt19937& random, std::size_t count) { return random() % count; }
 
@@ -47,7 +38,8 @@ json& pick(json& root, std::mt19937& random) {
 }  // namespace
 
 TEST_CASE("a tokenizer.json with any node changed works or is refused") {
-  auto const path = std::filesystem::temp_directory_path() / ("graft_mutation_" + std::to_string(::getpid()) + ".json");
+  graft_test::TemporaryFolder const folder;
+  auto const path = folder / "tokenizer.json";
   std::vector<json> const odd = {nullptr,
                                  true,
                                  -1,
@@ -68,14 +60,14 @@ TEST_CASE("a tokenizer.json with any node changed works or is refused") {
   std::mt19937 random(1);
   int accepted = 0, refused = 0;
   for (std::string const family : {"llama3", "qwen2", "roberta", "llama2", "llama2_metaspace", "bert"}) {
-    json whole = read(data + "/text_" + family + "/tokenizer.json");
+    json whole = graft::read_json(data + "/text_" + family + "/tokenizer.json");
     // A small vocabulary keeps this fast; merges of what is gone are refused, so they go too.
     whole["model"]["merges"] = json::array();
     for (int k = 0; k < 300; ++k) {
       json file = whole;
       for (std::size_t changes = 1 + below(random, 2); changes > 0; --changes)
         pick(file, random) = odd[below(random, odd.size())];
-      std::ofstream(path) << file.dump();
+      graft_test::write_bytes(path, file.dump());
       try {
         graft::Tokenizer const tokenizer{graft::read_tokenizer(path)};
         tokenizer.decode(tokenizer.encode("<s> Hello [MASK] w\u00f6rld 123 <|eot_id|>\U0001F642"));
@@ -86,13 +78,12 @@ TEST_CASE("a tokenizer.json with any node changed works or is refused") {
       }
     }
   }
-  std::filesystem::remove(path);
   CHECK(accepted > 100);
   CHECK(refused > 100);
 }
 
 TEST_CASE("a chat template put together from pieces of others works or is refused") {
-  json const golden = read(data + "/text_chat.json");
+  json const golden = graft::read_json(data + "/text_chat.json");
   std::vector<std::string> sources;
   for (auto const& source : golden["templates"]) sources.push_back(source);
   for (auto const& one : golden["snippets"]) sources.push_back(one["template"]);

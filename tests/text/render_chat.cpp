@@ -7,7 +7,6 @@
 
 #include <nlohmann/json.hpp>
 
-#include <exception>
 #include <iostream>
 #include <string>
 

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Tokenizers against what Hugging Face's tokenizers and sentencepiece say (tests/golden/make_text.py).
+#include <graft/io/json.hpp>
 #include <graft/text/model_tokenizer.hpp>
 #include <graft/text/tokenizer.hpp>
 
@@ -11,11 +12,11 @@
 #include <chrono>
 #include <cstdint>
 #include <filesystem>
-#include <fstream>
 #include <string>
 #include <thread>
 #include <vector>
 
+using graft::read_json;
 using graft::Tokenizer;
 using Ids = std::vector<std::int32_t>;
 using nlohmann::json;
@@ -23,12 +24,6 @@ using nlohmann::json;
 namespace {
 
 std::string const data = GRAFT_TEST_DATA;
-
-json read(std::string const& path) {
-  std::ifstream file(path);
-  REQUIRE(file);
-  return json::parse(file);
-}
 
 /// Decoding token by token gives the same text, and every part is whole.
 void check_stream(Tokenizer const& tokenizer, Ids const& ids, std::string const& expected) {
@@ -61,7 +56,7 @@ TEST_CASE("every family's tokenizer.json gives the tokens and the text that HF's
   std::string const folder = data + "/text_" + family;
   INFO(family);
   Tokenizer const tokenizer{graft::read_tokenizer(folder)};
-  json const lines = read(data + "/text_lines.json"), expected = read(folder + "/expected.json");
+  json const lines = read_json(data + "/text_lines.json"), expected = read_json(folder + "/expected.json");
   REQUIRE(lines.size() == expected["lines"].size());
   REQUIRE(lines.size() > 200);
   for (std::size_t k = 0; k < lines.size(); ++k) check_line(tokenizer, lines[k], expected["lines"][k]);
@@ -72,7 +67,7 @@ TEST_CASE("every family's tokenizer.json gives the tokens and the text that HF's
 }
 
 TEST_CASE("a vocabulary with scores merges as SentencePiece does") {
-  json const golden = read(data + "/text_sentencepiece.json");
+  json const golden = read_json(data + "/text_sentencepiece.json");
   graft::TokenizerSpec spec;
   spec.kind = graft::TokenizerKind::sentencepiece_bpe;
   spec.tokens = golden["tokens"].get<std::vector<std::string>>();
@@ -97,7 +92,7 @@ TEST_CASE("SmolLM2's tokenizer from its GGUF file gives HF's tokens") {
   CHECK(tokenizer.end_of_turn() == 2);
   CHECK_FALSE(tokenizer.adds_bos());
   CHECK(tokenizer.chat_template().find("<|im_start|>") != std::string::npos);
-  json const lines = read(data + "/text_smollm2.json");
+  json const lines = read_json(data + "/text_smollm2.json");
   REQUIRE(lines.size() == 300);
   for (json const& line : lines) check_line(tokenizer, line["text"], line);
 }
@@ -156,10 +151,10 @@ TEST_CASE("long runs of one character take no longer than n log n") {
 }
 
 TEST_CASE("any number of threads use one tokenizer", "[threads]") {
-  json const lines = read(data + "/text_lines.json");
+  json const lines = read_json(data + "/text_lines.json");
   for (std::string const family : {"roberta", "llama2", "bert"}) {
     Tokenizer const tokenizer{graft::read_tokenizer(data + "/text_" + family)};
-    json const expected = read(data + "/text_" + family + "/expected.json")["lines"];
+    json const expected = read_json(data + "/text_" + family + "/expected.json")["lines"];
     std::atomic<int> wrong{0};
     std::vector<std::thread> threads;
     for (int t = 0; t < 4; ++t)

@@ -1,58 +1,36 @@
 // SPDX-License-Identifier: Apache-2.0
 // Tokenizer files that are wrong, or hold what is not supported, are refused in one sentence.
 #include <graft/io/gguf_metadata.hpp>
+#include <graft/io/json.hpp>
 #include <graft/text/gguf_tokenizer.hpp>
 #include <graft/text/hf_tokenizer.hpp>
 #include <graft/text/model_tokenizer.hpp>
 #include <graft/text/tokenizer.hpp>
 
 #include <tests/catch.hpp>
+#include <tests/io/files.hpp>
 
 #include <nlohmann/json.hpp>
 
-#include <unistd.h>
-
 #include <cstddef>
 #include <cstdint>
-#include <filesystem>
-#include <fstream>
 #include <functional>
-#include <iterator>
 #include <string>
 #include <vector>
 
+using graft_test::TemporaryFolder;
+using graft_test::write_bytes;
 using nlohmann::json;
 
 namespace {
 
-struct Folder {
-  std::filesystem::path path = std::filesystem::temp_directory_path() / ("graft_text_" + std::to_string(::getpid()));
-  Folder() { std::filesystem::create_directories(path); }
-  ~Folder() { std::filesystem::remove_all(path); }
-  void write(char const* name, std::string const& content) const { std::ofstream(path / name) << content; }
-};
-
-std::string read_text(std::string const& path) {
-  std::ifstream file(path);
-  return {std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
-}
-json family(std::string const& name) {
-  return json::parse(read_text(GRAFT_TEST_DATA "/text_" + name + "/tokenizer.json"));
-}
+json family(std::string const& name) { return graft::read_json(GRAFT_TEST_DATA "/text_" + name + "/tokenizer.json"); }
 
 /// The sentence with which a tokenizer is refused; "" where it is not.
 std::string refusal(json const& file) {
-  Folder const folder;
-  folder.write("tokenizer.json", file.dump());
-  try {
-    graft::Tokenizer{graft::read_tokenizer(folder.path)};
-  } catch (graft::FormatError const& error) {
-    std::string const sentence = error.what();
-    CHECK(sentence.find((folder.path / "tokenizer.json").string()) == 0);
-    CHECK(sentence.find('\n') == std::string::npos);
-    return sentence;
-  }
-  return "";
+  TemporaryFolder const folder;
+  return graft_test::refusal(folder / "tokenizer.json", file.dump(),
+                             [&](auto const&) { graft::Tokenizer{graft::read_tokenizer(folder.path())}; });
 }
 
 }  // namespace
@@ -157,23 +135,23 @@ TEST_CASE("files that do not state the model's type") {
 }
 
 TEST_CASE("every cut of a tokenizer.json is refused, never half read") {
-  std::string const whole = read_text(GRAFT_TEST_DATA "/text_gpt2/tokenizer.json");
-  Folder const folder;
+  std::string const whole = graft_test::read_bytes(GRAFT_TEST_DATA "/text_gpt2/tokenizer.json");
+  TemporaryFolder const folder;
   for (std::size_t length = 0; length + 1 < whole.size(); length += 97) {  // the last character is a line's end
-    folder.write("tokenizer.json", whole.substr(0, length));
-    CHECK_THROWS_AS(graft::read_tokenizer(folder.path), graft::FormatError);
+    write_bytes(folder / "tokenizer.json", whole.substr(0, length));
+    CHECK_THROWS_AS(graft::read_tokenizer(folder.path()), graft::FormatError);
   }
 }
 
 TEST_CASE("the files beside tokenizer.json") {
-  Folder const folder;
-  folder.write("tokenizer.json", family("llama2").dump());
-  auto const load = [&] { return graft::Tokenizer{graft::read_tokenizer(folder.path)}; };
+  TemporaryFolder const folder;
+  write_bytes(folder / "tokenizer.json", family("llama2").dump());
+  auto const load = [&] { return graft::Tokenizer{graft::read_tokenizer(folder.path())}; };
   CHECK(load().bos() == -1);
   CHECK(load().adds_bos() == false);  // no file says which token BOS is
   CHECK(load().encode("a").front() == 1);
 
-  folder.write("tokenizer_config.json", R"({"bos_token": {"content": "<s>"}, "eos_token": "</s>",
+  write_bytes(folder / "tokenizer_config.json", R"({"bos_token": {"content": "<s>"}, "eos_token": "</s>",
     "add_bos_token": false, "add_eos_token": true,
     "chat_template": [{"name": "tool_use", "template": "t"}, {"name": "default", "template": "d"}]})");
   CHECK(load().bos() == 1);
@@ -181,10 +159,10 @@ TEST_CASE("the files beside tokenizer.json") {
   CHECK(load().encode("a").back() == 2);
   CHECK(load().chat_template() == "d");
 
-  folder.write("chat_template.jinja", "{{ j }}\n");
+  write_bytes(folder / "chat_template.jinja", "{{ j }}\n");
   CHECK(load().chat_template() == "{{ j }}\n");
 
-  folder.write("tokenizer_config.json", R"({"bos_token": 5})");
+  write_bytes(folder / "tokenizer_config.json", R"({"bos_token": 5})");
   CHECK_THROWS_WITH(load(), Catch::Contains("tokenizer_config.json") && Catch::Contains("bos_token"));
 }
 

@@ -106,6 +106,76 @@ class ModuleBank {
     return result;
   }
 
+  // What a policy gives at one of its sites.
+  void publish_map(B& be, auto const& entry, Published& out) const {
+    SiteInfo const& info = (*sites_)[entry.site];
+    RowMapForm const form = entry.policy.template form<B>(info, entry.state);
+    if (!form.present) return;
+    auto& maps = out.maps[static_cast<std::size_t>(form.side)];
+    maps.resize(static_cast<std::size_t>(sites_->size()));
+    index_t const size = form.side == Side::input ? info.in : info.out;
+    maps[static_cast<std::size_t>(entry.site)] =
+        out.storage.keep_map(size, form.c, form.d, form.e, form.group,
+                             [&](RowMapRow<R> const& map) { entry.policy.coefficients(be, entry.state, map); });
+  }
+  void publish_factors(B& be, auto const& entry, Published& out) const {
+    auto const f = entry.policy.factors(be, entry.state);
+    Numbers<R> a = f.a.data;
+    if (storage_ != AdapterStorage::full)
+      a = out.storage.keep(f.a.size(), [&](R* to) { std::copy_n(f.a.data, f.a.size(), to); });
+    auto const b_transposed = out.storage.keep(f.b.size(), [&](R* to) {
+      for (index_t o = 0; o < f.b.rows; ++o)
+        for (index_t r = 0; r < f.b.cols; ++r) to[r * f.b.rows + o] = f.b(o, r);
+    });
+    out.factors.resize(static_cast<std::size_t>(sites_->size()));
+    out.factors[static_cast<std::size_t>(entry.site)] = {a, b_transposed, f.a.rows, f.scale};
+  }
+  void publish_generator(auto const& entry, Published& out) const {
+    using P = std::remove_cvref_t<decltype(entry.policy)>;
+    using State = std::remove_cvref_t<decltype(entry.state)>;
+    using ConstView = MatrixView<typename B::Act const, typename B::Space>;
+    auto const place = static_cast<std::size_t>((*sites_)[entry.site].layer);
+    auto const& layer = sites_->layers()[place];
+    out.generators.resize(sites_->layers().size());
+    auto& generator = out.generators[place];
+    generator.policy = &entry.policy;
+    generator.state = &entry.state;
+    generator.site = entry.site;
+    generator.vectors = layer.query.size + layer.value.size + layer.up.size;
+    generator.query = layer.query.size;
+    generator.rotated_query = entry.policy.rotated_query() && layer.rotated_query.site >= 0;
+    generator.resident = entry.policy.generator(entry.state);
+    if constexpr (on_host) {
+      generator.scratch_size = [](void const* policy, void const* state, index_t prompt_rows) {
+        return static_cast<P const*>(policy)->scratch_size(*static_cast<State const*>(state), prompt_rows);
+      };
+      generator.generate = [](B& be, void const* policy, void const* state, ConstView normalized, ConstView raw,
+                              VectorView<R> scratch, VectorView<R> vectors) {
+        static_cast<P const*>(policy)->generate(be, *static_cast<State const*>(state), normalized, raw, scratch,
+                                                vectors);
+      };
+    }
+  }
+  // Copies all of it to where kernels read it, where that is not the host's memory.
+  template <class P>
+  void make_resident(Module<P, B> const& module, Published& out) const {
+    if (!out.factors.empty())
+      out.resident_factors = ResidentFactors<R, typename B::Space>(
+          out.factors, [&](index_t site) { return std::pair((*sites_)[site].in, (*sites_)[site].out); });
+    if constexpr (!on_host) {
+      std::vector<RowMapRow<R const>> const* const sides[] = {&out.maps[0], &out.maps[1]};
+      out.resident_maps = ResidentMaps<R, typename B::Space>(std::span(sides));
+    }
+    if constexpr (GeneratedPolicy<P, B> && !on_host) {
+      auto const all = module.parameters();
+      out.resident_parameters = Storage<R, typename B::Space>(std::span<R const>(all.data, all.data + all.size));
+      for (auto& generator : out.generators)
+        for (auto* tensor : {&generator.resident.down, &generator.resident.up, &generator.resident.up_bias,
+                             &generator.resident.numerator, &generator.resident.denominator, &generator.resident.pool})
+          if (*tensor != nullptr) *tensor = out.resident_parameters.data() + (*tensor - all.data);
+    }
+  }
+
   // Requests may replace what stands outside the layers; a tensor nobody would ask for must not pass in silence.
   void check_saved(std::string const& name, std::string const& tensor, SavedTensor const& saved) const {
     auto const dot = tensor.rfind('.');
@@ -273,76 +343,14 @@ std::uint64_t ModuleBank<B>::publish(B& be, index_t place, std::shared_ptr<Modul
   out->back = backpropagation(*module, sites_->size());
   out->sites = sites_;
   for (auto const& [tensor, saved] : module->saved) out->replacements[tensor] = replacement(*out, saved);
-  auto const count = static_cast<std::size_t>(sites_->size());
   for (auto const& entry : module->entries) {
-    auto const site = static_cast<std::size_t>(entry.site);
-    SiteInfo const& info = (*sites_)[entry.site];
-    if constexpr (RowMapPolicy<P, B>) {
-      RowMapForm const form = entry.policy.template form<B>(info, entry.state);
-      if (form.present) {
-        auto& maps = out->maps[static_cast<std::size_t>(form.side)];
-        maps.resize(count);
-        index_t const size = form.side == Side::input ? info.in : info.out;
-        maps[site] = out->storage.keep_map(size, form.c, form.d, form.e, form.group, [&](RowMapRow<R> const& map) {
-          entry.policy.coefficients(be, entry.state, map);
-        });
-      }
-    }
-    if constexpr (LowRankPolicy<P, B>) {
-      auto const f = entry.policy.factors(be, entry.state);
-      out->factors.resize(count);
-      Numbers<R> a = f.a.data;
-      if (storage_ != AdapterStorage::full)
-        a = out->storage.keep(f.a.size(), [&](R* to) { std::copy_n(f.a.data, f.a.size(), to); });
-      auto const b_transposed = out->storage.keep(f.b.size(), [&](R* to) {
-        for (index_t o = 0; o < f.b.rows; ++o)
-          for (index_t r = 0; r < f.b.cols; ++r) to[r * f.b.rows + o] = f.b(o, r);
-      });
-      out->factors[site] = {a, b_transposed, f.a.rows, f.scale};
-    }
-    if constexpr (GeneratedPolicy<P, B>) {
-      out->generators.resize(sites_->layers().size());
-      using State = typename P::template State<B>;
-      using Act = typename B::Act;
-      auto& generator = out->generators[static_cast<std::size_t>(info.layer)];
-      generator.policy = &entry.policy;
-      generator.state = &entry.state;
-      generator.site = entry.site;
-      auto const& layer = sites_->layers()[static_cast<std::size_t>(info.layer)];
-      generator.vectors = layer.query.size + layer.value.size + layer.up.size;
-      generator.query = layer.query.size;
-      generator.rotated_query = entry.policy.rotated_query() && layer.rotated_query.site >= 0;
-      generator.resident = entry.policy.generator(entry.state);
-      if constexpr (on_host) {
-        generator.scratch_size = [](void const* policy, void const* state, index_t prompt_rows) {
-          return static_cast<P const*>(policy)->scratch_size(*static_cast<State const*>(state), prompt_rows);
-        };
-        generator.generate =
-            [](B& backend, void const* policy, void const* state, MatrixView<Act const, typename B::Space> normalized,
-               MatrixView<Act const, typename B::Space> raw, VectorView<R> scratch, VectorView<R> vectors) {
-              static_cast<P const*>(policy)->generate(backend, *static_cast<State const*>(state), normalized, raw,
-                                                      scratch, vectors);
-            };
-      }
-    }
+    if constexpr (RowMapPolicy<P, B>) publish_map(be, entry, *out);
+    if constexpr (LowRankPolicy<P, B>) publish_factors(be, entry, *out);
+    if constexpr (GeneratedPolicy<P, B>) publish_generator(entry, *out);
     if constexpr (requires { entry.policy.positions; })
-      if (info.kind == SiteKind::hidden) out->positions = entry.policy.positions;
+      if ((*sites_)[entry.site].kind == SiteKind::hidden) out->positions = entry.policy.positions;
   }
-  if (!out->factors.empty())
-    out->resident_factors = ResidentFactors<R, typename B::Space>(
-        out->factors, [&](index_t site) { return std::pair((*sites_)[site].in, (*sites_)[site].out); });
-  if constexpr (!on_host) {
-    std::vector<RowMapRow<R const>> const* const sides[] = {&out->maps[0], &out->maps[1]};
-    out->resident_maps = ResidentMaps<R, typename B::Space>(std::span(sides));
-  }
-  if constexpr (GeneratedPolicy<P, B> && !on_host) {
-    auto const all = module->parameters();
-    out->resident_parameters = Storage<R, typename B::Space>(std::span<R const>(all.data, all.data + all.size));
-    for (auto& generator : out->generators)
-      for (auto* tensor : {&generator.resident.down, &generator.resident.up, &generator.resident.up_bias,
-                           &generator.resident.numerator, &generator.resident.denominator, &generator.resident.pool})
-        if (*tensor != nullptr) *tensor = out->resident_parameters.data() + (*tensor - all.data);
-  }
+  make_resident(*module, *out);
   // what was published stands for the parameters, unless it points to them: in f32, and generators
   if (storage_ != AdapterStorage::full && out->generators.empty()) module->discard_parameters();
   out->module = std::move(module);

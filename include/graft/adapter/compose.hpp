@@ -12,8 +12,8 @@
 
 namespace graft {
 
-/// out = I + sum_k w_k (M_k - I), linear in w. The maps' groups must agree (a map without d fits any); `where` names
-/// the site in the error. out's vectors are given and zero.
+/// out = I + sum_k w_k (M_k - I), linear in w. The maps' groups must agree (a map without d fits any); out's vectors
+/// are given and zero.
 template <class R>
 void sum_maps(RowMapRow<R const> const* const* maps, R const* weights, index_t count, RowMapRow<R> const& out) {
   for (index_t k = 0; k < count; ++k)

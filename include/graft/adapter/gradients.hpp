@@ -4,7 +4,6 @@
 
 #include <graft/adapter/published_gradients.hpp>
 
-#include <algorithm>
 #include <map>
 #include <memory>
 #include <string>

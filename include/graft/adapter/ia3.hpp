@@ -4,7 +4,6 @@
 
 #include <graft/adapter/policy.hpp>
 
-#include <algorithm>
 #include <string>
 #include <utility>
 #include <vector>
@@ -35,8 +34,9 @@ struct IA3Scaling {
 
   bool accepts(SiteInfo const& site) const { return site.kind == SiteKind::linear; }
   bool scales_input(SiteInfo const& site) const {
-    return std::any_of(feedforward_modules.begin(), feedforward_modules.end(),
-                       [&](auto const& name) { return site.path.ends_with(name); });
+    for (auto const& name : feedforward_modules)
+      if (site.path.ends_with(name)) return true;
+    return false;
   }
 
   /// The side that the stored shape tells, where the list says the other one.

@@ -72,17 +72,14 @@ struct LoRADelta {
 
   /// This policy with the rank and alpha of one site, where a pattern names it.
   LoRADelta at(auto&& matches) const {
+    auto const first_match = [&](auto const& patterns, double otherwise) {
+      for (auto const& [pattern, value] : patterns)
+        if (matches(pattern)) return value;
+      return otherwise;
+    };
     LoRADelta here = *this;
-    for (auto const& [pattern, value] : rank_pattern)
-      if (matches(pattern)) {
-        here.rank = static_cast<index_t>(value);
-        break;
-      }
-    for (auto const& [pattern, value] : alpha_pattern)
-      if (matches(pattern)) {
-        here.alpha = value;
-        break;
-      }
+    here.rank = static_cast<index_t>(first_match(rank_pattern, static_cast<double>(rank)));
+    here.alpha = first_match(alpha_pattern, alpha);
     return here;
   }
 

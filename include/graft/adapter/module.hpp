@@ -6,7 +6,6 @@
 #include <graft/core/random.hpp>
 
 #include <algorithm>
-#include <cmath>
 #include <cstdint>
 #include <map>
 #include <memory>

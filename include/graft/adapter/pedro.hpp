@@ -7,7 +7,6 @@
 #include <graft/backend/activation.hpp>
 #include <graft/backend/rational.hpp>
 
-#include <algorithm>
 #include <array>
 #include <cmath>
 #include <limits>
@@ -87,6 +86,8 @@ struct PedroGenerator {
   }
 
   bool rational_activation() const { return activation <= Activation::rational_b; }
+  /// What l - 1 is a sum on top of.
+  double start() const { return offset == Offset::one ? 0 : -1; }
   bool rotated_query() const { return q_scaling == QueryScaling::after_rope; }
   bool accepts(SiteInfo const& site) const { return site.kind == SiteKind::hidden; }
 
@@ -121,7 +122,8 @@ struct PedroGenerator {
     double const bound = 1 / std::sqrt(static_cast<double>(state.down.cols));
     for (index_t k = 0; k < state.down.size(); ++k)
       state.down.data[k] = static_cast<Real<B>>(random.uniform(-bound, bound));
-    if (offset == Offset::bias) std::fill(state.up_bias.begin(), state.up_bias.end(), Real<B>{1});
+    if (offset == Offset::bias)
+      for (Real<B>& b : state.up_bias) b = 1;
     if (!rational_activation()) return;
     auto const form = activation == Activation::rational_a ? RationalForm::a : RationalForm::b;
     for (auto const& fit : gelu_fits) {
@@ -166,7 +168,7 @@ struct PedroGenerator {
         for (index_t k = 0; k < d; ++k) h[k] = static_cast<R>(x(p - 1, k));
         return;
       case Pooling::mean:
-        std::fill(h, h + d, R{0});
+        for (index_t k = 0; k < d; ++k) h[k] = 0;
         for (index_t t = 0; t < p; ++t)
           for (index_t k = 0; k < d; ++k) h[k] += static_cast<R>(x(t, k));
         for (index_t k = 0; k < d; ++k) h[k] /= static_cast<R>(p);
@@ -174,17 +176,18 @@ struct PedroGenerator {
       case Pooling::max:
         for (index_t k = 0; k < d; ++k) h[k] = static_cast<R>(x(0, k));
         for (index_t t = 1; t < p; ++t)
-          for (index_t k = 0; k < d; ++k) h[k] = std::max(h[k], static_cast<R>(x(t, k)));
+          for (index_t k = 0; k < d; ++k)
+            if (h[k] < static_cast<R>(x(t, k))) h[k] = static_cast<R>(x(t, k));
         return;
       case Pooling::attention: {
         R highest = -std::numeric_limits<R>::infinity(), sum = 0;
         for (index_t t = 0; t < p; ++t) {
           share[t] = 0;
           for (index_t k = 0; k < d; ++k) share[t] += static_cast<R>(x(t, k)) * state.pool[k];
-          highest = std::max(highest, share[t]);
+          if (highest < share[t]) highest = share[t];
         }
         for (index_t t = 0; t < p; ++t) sum += share[t] = std::exp(share[t] - highest);
-        std::fill(h, h + d, R{0});
+        for (index_t k = 0; k < d; ++k) h[k] = 0;
         for (index_t t = 0; t < p; ++t)
           for (index_t k = 0; k < d; ++k) h[k] += share[t] / sum * static_cast<R>(x(t, k));
       }
@@ -210,7 +213,7 @@ struct PedroGenerator {
             static_cast<typename Made::Pooling>(pooling),
             static_cast<typename Made::Function>(activation),
             pooler_input == PoolerInput::raw,
-            static_cast<Real<B>>(offset == Offset::one ? 0 : -1)};
+            static_cast<Real<B>>(start())};
   }
 
   /// Elements of scratch `generate` needs for a prompt of p rows.
@@ -233,9 +236,8 @@ struct PedroGenerator {
       for (index_t k = 0; k < state.down.cols; ++k) sum += state.down(r, k) * h[k];
       z[r] = activate(sum, state.numerator.data, state.denominator.data);
     }
-    R const start = offset == Offset::one ? R{0} : R{-1};
     for (index_t j = 0; j < out.size; ++j) {
-      R sum = start + (state.up_bias.empty() ? R{0} : state.up_bias[j]);
+      R sum = static_cast<R>(start()) + (state.up_bias.empty() ? R{0} : state.up_bias[j]);
       for (index_t r = 0; r < rank; ++r) sum += state.up(j, r) * z[r];
       out[j] = sum;
     }
@@ -336,7 +338,7 @@ struct PedroGenerator {
       if (!state.up_bias.empty()) g.up_bias[j] += dl[j];
       for (index_t r = 0; r < rank; ++r) dz[r] += dl[j] * state.up(j, r);
     }
-    std::fill(dh, dh + d, R{0});
+    for (index_t k = 0; k < d; ++k) dh[k] = 0;
     for (index_t r = 0; r < rank; ++r) {
       R const f = activate(z[r], state.numerator.data, state.denominator.data);
       for (index_t j = 0; j < dl.size; ++j) g.up(j, r) += dl[j] * f;

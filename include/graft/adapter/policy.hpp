@@ -15,7 +15,6 @@
 
 #include <concepts>
 #include <cstddef>
-#include <span>
 #include <string_view>
 
 namespace graft {

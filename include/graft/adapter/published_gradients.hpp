@@ -7,10 +7,8 @@
 #include <graft/adapter/adapter_set.hpp>
 #include <graft/core/memory.hpp>
 
-#include <algorithm>
 #include <array>
 #include <concepts>
-#include <span>
 #include <utility>
 #include <vector>
 

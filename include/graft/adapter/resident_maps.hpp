@@ -8,7 +8,6 @@
 #include <graft/backend/row_map.hpp>
 #include <graft/core/memory.hpp>
 
-#include <algorithm>
 #include <cstddef>
 #include <span>
 #include <unordered_map>

@@ -9,7 +9,6 @@
 #include <algorithm>
 #include <array>
 #include <concepts>
-#include <span>
 #include <utility>
 #include <vector>
 

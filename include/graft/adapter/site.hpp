@@ -5,10 +5,10 @@
 #include <graft/core/error.hpp>
 #include <graft/core/types.hpp>
 
-#include <array>
 #include <string>
 #include <string_view>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 namespace graft {

@@ -7,6 +7,9 @@
 #include <graft/arch/weights.hpp>
 #include <graft/layer/transformer_layer.hpp>
 
+#include <string>
+#include <string_view>
+
 namespace graft {
 
 /// Post-norm encoder in which every token sees every token:
@@ -37,6 +40,8 @@ struct Bert {
   static std::string layer_path(ModelConfig const& config, index_t layer) {
     return text(config.prefix, "encoder.layer.", layer);
   }
+
+  static bool always_biased(ModelConfig const&, std::string_view) { return true; }
 
   static void add_sites(ModelConfig const& c, SiteTable& sites) {
     for (index_t l = 0; l < c.layers; ++l) {

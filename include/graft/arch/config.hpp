@@ -41,6 +41,9 @@ struct ModelConfig {
   bool classifier = false;
   bool language_model = true;  ///< with a head over the vocabulary, causal or masked
 
+  /// BERT and its relatives; all others are decoders.
+  bool is_encoder() const { return architecture == "bert" || architecture == "roberta"; }
+
   /// The row of a sequence in which a classifier answers: the first in an encoder; in a decoder the last whose token is
   /// not the padding token, as in transformers, or the first when all are.
   index_t answer_row(std::span<std::int32_t const> tokens, bool causal) const {

@@ -6,7 +6,6 @@
 #include <graft/arch/weights.hpp>
 #include <graft/layer/linear.hpp>
 
-#include <algorithm>
 #include <cstdint>
 #include <span>
 #include <string>

@@ -7,6 +7,9 @@
 #include <graft/arch/weights.hpp>
 #include <graft/layer/transformer_layer.hpp>
 
+#include <string>
+#include <string_view>
+
 namespace graft {
 
 /// h = W_e[token] + W_p[position];  logits = layer_norm(h) W_h^T, W_h = W_e when tied. A classifier's
@@ -82,6 +85,8 @@ struct Gpt2 {
   static constexpr bool learned_positions = true;
 
   static std::string layer_path(ModelConfig const& config, index_t layer) { return text(config.prefix, "h.", layer); }
+
+  static bool always_biased(ModelConfig const&, std::string_view) { return true; }
 
   static void add_sites(ModelConfig const& c, SiteTable& sites) {
     for (index_t l = 0; l < c.layers; ++l) {

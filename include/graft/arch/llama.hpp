@@ -8,6 +8,8 @@
 #include <graft/layer/transformer_layer.hpp>
 
 #include <array>
+#include <string>
+#include <string_view>
 
 namespace graft {
 
@@ -35,6 +37,11 @@ struct Llama {
 
   static std::string layer_path(ModelConfig const& config, index_t layer) {
     return text(config.prefix, "layers.", layer);
+  }
+
+  /// Whether the linear layers with this id have a bias in every model; elsewhere all layers have one or none has.
+  static bool always_biased(ModelConfig const& config, std::string_view id) {
+    return config.architecture == "qwen2" && (id == "q_proj" || id == "k_proj" || id == "v_proj");
   }
 
   static void add_sites(ModelConfig const& c, SiteTable& sites) {

@@ -12,9 +12,7 @@
 #include <graft/core/executor.hpp>
 
 #include <algorithm>
-#include <cmath>
 #include <string>
-#include <utility>
 #include <vector>
 
 namespace graft {
@@ -27,6 +25,9 @@ struct DenseLayer {
 };
 
 namespace detail {
+
+/// Which way a map is folded: by itself, or out again by its inverse.
+enum class Fold { in, out };
 
 /// A chain of maps, the first to be applied first.
 template <class R>
@@ -48,20 +49,21 @@ MapBlock block_of(RowMapRow<R const> const& map, index_t k, index_t p) {
   if (p == k) return {1 + at(map.c1, k), 0, 0, 1};
   return {1 + at(map.c1, k), at(map.d, k), at(map.d, p), 1 + at(map.c1, p)};
 }
-/// The map's blocks, inverted if asked for: f(k, p, block) for every pair, p == k for elements alone.
+/// The map's blocks, or their inverses: f(k, p, block) for every pair, p == k for elements alone.
 template <class R, class F>
-void each_block(RowMapRow<R const> const& map, bool inverted, std::string const& path, F const& f) {
+void each_block(RowMapRow<R const> const& map, Fold fold, std::string const& path, F const& f) {
   for (index_t k = 0; k < map.size; ++k) {
     index_t const p = map.d != nullptr ? partner(k, map.group) : k;
     if (p < k) continue;
     auto const block = block_of(map, k, p);
-    f(k, p, inverted ? inverse(block, BlockPlace{path, k, p}) : block);
+    f(k, p, fold == Fold::out ? inverse(block, BlockPlace{path, k, p}) : block);
   }
 }
 
-/// W <- M W and b <- M b + e; inverted: b <- M^-1 (b - e). A layer without bias gets one where the map has an e.
+/// W <- M W and b <- M b + e; out: W <- M^-1 W and b <- M^-1 (b - e). A layer without bias gets one where the map has
+/// an e.
 template <class R>
-void map_rows(RowMapRow<R const> const& map, bool inverted, std::string const& path, DenseLayer& layer) {
+void map_rows(RowMapRow<R const> const& map, Fold fold, std::string const& path, DenseLayer& layer) {
   if (map.e != nullptr && layer.bias.empty()) layer.bias.resize(static_cast<std::size_t>(layer.rows));
   auto const shift = [&](double sign) {
     for (index_t k = 0; map.e != nullptr && k < map.size; ++k) {
@@ -69,8 +71,8 @@ void map_rows(RowMapRow<R const> const& map, bool inverted, std::string const& p
       b = static_cast<float>(static_cast<double>(b) + sign * static_cast<double>(map.e[k]));
     }
   };
-  if (inverted) shift(-1);
-  each_block(map, inverted, path, [&](index_t k, index_t p, MapBlock const& m) {
+  if (fold == Fold::out) shift(-1);
+  each_block(map, fold, path, [&](index_t k, index_t p, MapBlock const& m) {
     auto const a = static_cast<float>(m.a), b = static_cast<float>(m.b), c = static_cast<float>(m.c),
                d = static_cast<float>(m.d);
     auto const mix = [&](float& x, float& y) {
@@ -84,12 +86,12 @@ void map_rows(RowMapRow<R const> const& map, bool inverted, std::string const& p
     auto &u = layer.bias[static_cast<std::size_t>(k)], &v = layer.bias[static_cast<std::size_t>(p)];
     p == k ? void(u *= a) : mix(u, v);
   });
-  if (!inverted) shift(1);
+  if (fold == Fold::in) shift(1);
 }
 
-/// W <- W M and b <- b + W e, with the W before; inverted: W <- W M^-1, then b <- b - W e.
+/// W <- W M and b <- b + W e, with the W before; out: W <- W M^-1, then b <- b - W e.
 template <class R>
-void map_columns(RowMapRow<R const> const& map, bool inverted, std::string const& path, DenseLayer& layer,
+void map_columns(RowMapRow<R const> const& map, Fold fold, std::string const& path, DenseLayer& layer,
                  Executor& executor) {
   auto const shift = [&](double sign) {
     if (map.e == nullptr) return;
@@ -107,11 +109,11 @@ void map_columns(RowMapRow<R const> const& map, bool inverted, std::string const
     float a, b, c, d;
   };
   std::vector<Column> columns;
-  each_block(map, inverted, path, [&](index_t k, index_t p, MapBlock const& m) {
+  each_block(map, fold, path, [&](index_t k, index_t p, MapBlock const& m) {
     columns.push_back(
         {k, p, static_cast<float>(m.a), static_cast<float>(m.b), static_cast<float>(m.c), static_cast<float>(m.d)});
   });
-  if (!inverted) shift(1);
+  if (fold == Fold::in) shift(1);
   executor.run(layer.rows, [&](index_t r) {
     float* const w = layer.row(r);
     for (auto const& column : columns) {
@@ -124,7 +126,7 @@ void map_columns(RowMapRow<R const> const& map, bool inverted, std::string const
       w[column.p] = x * column.b + y * column.d;
     }
   });
-  if (inverted) shift(-1);
+  if (fold == Fold::out) shift(-1);
 }
 
 /// W <- W + sign sum w s B A; of an embedding, its transpose.
@@ -167,10 +169,10 @@ void fold_in(AdapterSet<B> const& set, SiteTable const& sites, index_t site, Den
   auto const right = [&](Stage stage) {  // W (M2 M1) = (W M2) M1: the last of the chain first
     auto chain = maps(stage);
     std::reverse(chain.begin(), chain.end());
-    for (auto const& map : chain) detail::map_columns(map, false, info.path, layer, executor);
+    for (auto const& map : chain) detail::map_columns(map, detail::Fold::in, info.path, layer, executor);
   };
   auto const left = [&](Stage stage) {
-    for (auto const& map : maps(stage)) detail::map_rows(map, false, info.path, layer);
+    for (auto const& map : maps(stage)) detail::map_rows(map, detail::Fold::in, info.path, layer);
   };
   right(Stage::input_inner);
   left(Stage::output_inner);
@@ -186,12 +188,12 @@ void fold_out(AdapterSet<B> const& set, SiteTable const& sites, index_t site, De
   auto const& info = sites[site];
   auto const right = [&](Stage stage) {
     for (auto const& map : detail::chain_at(set, stage, site))
-      detail::map_columns(map, true, info.path, layer, executor);
+      detail::map_columns(map, detail::Fold::out, info.path, layer, executor);
   };
   auto const left = [&](Stage stage) {
     auto chain = detail::chain_at(set, stage, site);
     std::reverse(chain.begin(), chain.end());
-    for (auto const& map : chain) detail::map_rows(map, true, info.path, layer);
+    for (auto const& map : chain) detail::map_rows(map, detail::Fold::out, info.path, layer);
   };
   left(Stage::output_outer);
   right(Stage::input_outer);

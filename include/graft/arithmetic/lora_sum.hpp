@@ -8,7 +8,6 @@
 #include <algorithm>
 #include <map>
 #include <span>
-#include <string>
 
 namespace graft {
 namespace detail {

@@ -4,7 +4,6 @@
 
 #include <graft/arithmetic/expression.hpp>
 
-#include <algorithm>
 #include <cmath>
 #include <map>
 #include <set>

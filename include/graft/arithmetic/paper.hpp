@@ -28,7 +28,6 @@
 #include <span>
 #include <string_view>
 #include <type_traits>
-#include <utility>
 #include <vector>
 
 namespace graft::arithmetic::paper {
@@ -123,17 +122,11 @@ Module<P, B> parameterwise(std::span<ModuleTerm<P, B> const> terms, Heads heads,
   return result;
 }
 
-template <class P, class B>
-double total(std::span<ModuleTerm<P, B> const> terms, bool absolute = false) {
-  double sum = 0;
-  for (auto const& term : terms) sum += absolute ? std::abs(term.weight) : term.weight;
-  return sum;
-}
-
 /// Deltas: start + sum w (p - start). Factors: the signed one sum w p, the other sum |w| p. Carried: the mean by |w|.
 template <class P, class B>
 Module<P, B> signed_sum(std::span<ModuleTerm<P, B> const> terms, Factor signed_factor, Heads heads) {
-  double const size = total(terms, true);
+  double size = 0;
+  for (auto const& term : terms) size += std::abs(term.weight);
   expects(size > 0, "graft: all weights are zero");
   return parameterwise(terms, heads, [&](Role const& role, std::span<double const> p, index_t) {
     using Kind = Role::Kind;
@@ -152,7 +145,8 @@ Module<P, B> signed_sum(std::span<ModuleTerm<P, B> const> terms, Factor signed_f
 /// their sum. Equal modules give the module; modules of equal start keep it. LoRA's delta gets cross terms.
 template <class P, class B>
 Module<P, B> add(std::span<ModuleTerm<P, B> const> terms, Heads heads = Heads::exact) {
-  double const sum = detail::total(terms);
+  double sum = 0;
+  for (auto const& term : terms) sum += term.weight;
   expects(std::isfinite(sum) && sum != 0, "graft: weights that sum to ", sum, " cannot be normalised");
   std::vector<ModuleTerm<P, B>> normalised(terms.begin(), terms.end());
   for (auto& term : normalised) term.weight /= sum;

@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// What all readers need before they believe a file: names fit for a message, products that cannot overflow, UTF-8.
+// What all readers need before they believe a file: whose fault an error is, names fit for a message, products that
+// cannot overflow, UTF-8.
 #pragma once
 
+#include <graft/core/error.hpp>
 #include <graft/core/format.hpp>
 #include <graft/core/types.hpp>
 
 #include <cstddef>
-#include <cstdint>
 #include <limits>
 #include <optional>
 #include <span>
@@ -14,6 +15,23 @@
 #include <string_view>
 
 namespace graft {
+
+/// What a ContractError says, without the library's name in front: for a sentence that begins with something else.
+inline std::string_view reason_of(ContractError const& error) {
+  std::string_view reason = error.what();
+  constexpr std::string_view library = "graft: ";
+  if (reason.starts_with(library)) reason.remove_prefix(library.size());
+  return reason;
+}
+
+/// f(), whose ContractErrors are the fault of what stands at `place`, a file or a line of one: FormatErrors.
+auto checked_at(std::string const& place, auto&& f) {
+  try {
+    return f();
+  } catch (ContractError const& error) {
+    raise<FormatError>(text(place, ": ", reason_of(error)));
+  }
+}
 
 /// Whether the bytes are well-formed UTF-8 (no surrogates, no overlong forms, nothing above U+10FFFF).
 inline bool valid_utf8(std::string_view bytes) {

@@ -21,15 +21,10 @@
 
 #include <algorithm>
 #include <array>
-#include <bit>
-#include <cstddef>
 #include <cstdint>
 #include <cstdio>
-#include <limits>
 #include <memory>
-#include <optional>
 #include <set>
-#include <span>
 #include <string_view>
 #include <system_error>
 #include <utility>
@@ -99,11 +94,10 @@ inline Gguf read_gguf_file(const std::filesystem::path& path) {
     cursor.fail("metadata key 'general.alignment' is ", alignment, ", expected a power of two up to ",
                 gguf_most_alignment);
   }
-  auto const padded = [=](std::uint64_t bytes) { return (bytes + alignment - 1) / alignment * alignment; };
 
   std::vector<GgufTensor> records;
   for (std::uint64_t k = 0; k < tensor_count; ++k) records.push_back(read_gguf_tensor(cursor));
-  std::uint64_t const begin = padded(cursor.position());
+  std::uint64_t const begin = gguf_padded(cursor.position(), alignment);
   std::uint64_t const size = begin < file->size() ? file->size() - begin : 0;
   std::vector<TensorInfo> tensors;
   std::uint64_t expected = 0;
@@ -118,10 +112,15 @@ inline Gguf read_gguf_file(const std::filesystem::path& path) {
                   size, " bytes of data");
     }
     info.data = file->data() + begin + offset;
-    expected = padded(offset + info.bytes);
+    expected = gguf_padded(offset + info.bytes, alignment);
     tensors.push_back(std::move(info));
   }
   return {std::move(metadata), TensorFile(file->path(), std::move(tensors), file)};
+}
+
+template <class... Parts>
+[[noreturn]] void fail_in_file(const std::string& file, const Parts&... parts) {
+  raise<FormatError>(text(file, ": ", parts...));
 }
 
 /// Part `number` of `count` of a model that is cut into several files is called so.
@@ -137,14 +136,11 @@ inline std::vector<std::string> gguf_parts(const std::filesystem::path& path, co
   std::string const name = path.string();
   if (count <= 1) return {name};
   auto const own = metadata.get<std::uint32_t>("split.no");
-  auto const fail = [](const std::string& file, auto const&... parts) {
-    raise<FormatError>(text(file, ": ", parts...));
-  };
-  if (own >= count) fail(name, "claims to be part ", own + 1, " of ", count);
+  if (own >= count) fail_in_file(name, "claims to be part ", own + 1, " of ", count);
   std::string const suffix = gguf_part_suffix(own, count);
   if (!name.ends_with(suffix)) {
-    fail(name, "is part ", own + 1, " of ", count, " of a model; its name must end with ", in_quotes(suffix),
-         " for the others to be found");
+    fail_in_file(name, "is part ", own + 1, " of ", count, " of a model; its name must end with ", in_quotes(suffix),
+                 " for the others to be found");
   }
   std::string const stem = name.substr(0, name.size() - suffix.size());
   std::vector<std::string> files;
@@ -152,7 +148,7 @@ inline std::vector<std::string> gguf_parts(const std::filesystem::path& path, co
     files.push_back(stem + gguf_part_suffix(k, count));
     std::error_code ignored;
     if (!std::filesystem::exists(files.back(), ignored))
-      fail(files.back(), "is missing: part ", k + 1, " of ", count, " of a model");
+      fail_in_file(files.back(), "is missing: part ", k + 1, " of ", count, " of a model");
   }
   return files;
 }
@@ -166,9 +162,6 @@ inline Gguf join_gguf(const std::filesystem::path& path, Gguf part) {
   auto const files = gguf_parts(path, part.metadata);
   auto const own = part.metadata.get<std::uint32_t>("split.no");
   std::string const name = path.string();
-  auto const fail = [](const std::string& file, auto const&... parts) {
-    raise<FormatError>(text(file, ": ", parts...));
-  };
   auto const count = static_cast<std::uint32_t>(files.size());
   auto const promised = part.metadata.get<std::uint64_t>("split.tensors.count");
   Gguf first;
@@ -180,8 +173,8 @@ inline Gguf join_gguf(const std::filesystem::path& path, Gguf part) {
     auto const check = [&](const char* key, std::uint64_t expected) {
       auto const value = next.metadata.get<std::uint64_t>(key);
       if (value != expected) {
-        fail(file, "metadata key ", in_quotes(key), " is ", value, ", expected ", expected, " as in ",
-             in_quotes(path.filename().string()));
+        fail_in_file(file, "metadata key ", in_quotes(key), " is ", value, ", expected ", expected, " as in ",
+                     in_quotes(path.filename().string()));
       }
     };
     check("split.no", k), check("split.count", count), check("split.tensors.count", promised);
@@ -190,8 +183,8 @@ inline Gguf join_gguf(const std::filesystem::path& path, Gguf part) {
     if (k == 0) first = std::move(next);
   }
   if (tensors.size() != promised) {
-    fail(name, "the ", count, " parts hold ", tensors.size(), " tensors, but metadata key 'split.tensors.count' is ",
-         promised);
+    fail_in_file(name, "the ", count, " parts hold ", tensors.size(),
+                 " tensors, but metadata key 'split.tensors.count' is ", promised);
   }
   std::vector<GgufEntry> entries;  // without what is true of the parts only
   for (auto const& entry : first.metadata.entries())
@@ -199,21 +192,9 @@ inline Gguf join_gguf(const std::filesystem::path& path, Gguf part) {
   return {GgufMetadata(name, std::move(entries)), TensorFile(name, std::move(tensors), storage)};
 }
 
-}  // namespace detail
-
-GRAFT_FILES Gguf read_gguf(const std::filesystem::path& path) {
-  Gguf file = detail::read_gguf_file(path);
-  bool const parts = file.metadata.get_or<std::uint32_t>("split.count", 1) > 1;
-  return parts ? detail::join_gguf(path, std::move(file)) : std::move(file);
-}
-
-GRAFT_FILES void write_gguf(const std::filesystem::path& path, const GgufMetadata& metadata,
-                            const std::vector<TensorInfo>& tensors,
-                            FunctionRef<void(const TensorInfo&, OutputFile&)> put_data) {
-  auto const alignment = metadata.get_or<std::uint32_t>("general.alignment", detail::gguf_default_alignment);
-  expects(detail::gguf_legal_alignment(alignment), "a GGUF alignment is a power of two up to ",
-          detail::gguf_most_alignment, ", not ", alignment);
-  auto const padded = [=](std::uint64_t bytes) { return (bytes + alignment - 1) / alignment * alignment; };
+/// All that stands before the tensors' bytes.
+inline std::string gguf_header(const GgufMetadata& metadata, const std::vector<TensorInfo>& tensors,
+                               std::uint32_t alignment) {
   std::string header = "GGUF";
   auto const put = [&](auto number) { header.append(reinterpret_cast<const char*>(&number), sizeof number); };
   auto const put_string = [&](std::string_view value) {
@@ -233,14 +214,14 @@ GRAFT_FILES void write_gguf(const std::filesystem::path& path, const GgufMetadat
   std::uint64_t offset = 0;
   for (auto const& tensor : tensors) {
     auto const name = in_quotes(tensor.name);
-    auto const type = std::find_if(detail::ggml_types.begin(), detail::ggml_types.end(),
-                                   [&](auto& t) { return t.format == tensor.format; });
-    expects(type != detail::ggml_types.end(), "tensor ", name, " of format ", format_info(tensor.format).name,
+    auto const type =
+        std::find_if(ggml_types.begin(), ggml_types.end(), [&](auto& t) { return t.format == tensor.format; });
+    expects(type != ggml_types.end(), "tensor ", name, " of format ", format_info(tensor.format).name,
             " cannot be written to GGUF");
-    expects(!tensor.shape.empty() && tensor.shape.size() <= detail::gguf_most_dimensions && tensor.bytes > 0, "tensor ",
-            name, " of shape ", shape_text(tensor.shape), " cannot be written to GGUF");
-    expects(tensor.name.size() <= detail::gguf_longest_name && valid_utf8(tensor.name), "tensor name ", name,
-            " is not UTF-8 or longer than the ", detail::gguf_longest_name, " bytes GGUF readers take");
+    expects(!tensor.shape.empty() && tensor.shape.size() <= gguf_most_dimensions && tensor.bytes > 0, "tensor ", name,
+            " of shape ", shape_text(tensor.shape), " cannot be written to GGUF");
+    expects(tensor.name.size() <= gguf_longest_name && valid_utf8(tensor.name), "tensor name ", name,
+            " is not UTF-8 or longer than the ", gguf_longest_name, " bytes GGUF readers take");
     expects(names.insert(tensor.name).second, "two tensors are named ", name);
     auto const bytes = stored_bytes(tensor.format, tensor.shape);
     expects(bytes && *bytes == tensor.bytes, "tensor ", name, " of shape ", shape_text(tensor.shape), " and format ",
@@ -250,16 +231,33 @@ GRAFT_FILES void write_gguf(const std::filesystem::path& path, const GgufMetadat
     for (auto size = tensor.shape.rbegin(); size != tensor.shape.rend(); ++size) put(*size);
     put(type->number);
     put(offset);
-    offset = padded(offset + tensor.bytes);
+    offset = gguf_padded(offset + tensor.bytes, alignment);
   }
-  header.resize(padded(header.size()), '\0');
+  header.resize(gguf_padded(header.size(), alignment), '\0');
+  return header;
+}
 
+}  // namespace detail
+
+GRAFT_FILES Gguf read_gguf(const std::filesystem::path& path) {
+  Gguf file = detail::read_gguf_file(path);
+  bool const parts = file.metadata.get_or<std::uint32_t>("split.count", 1) > 1;
+  return parts ? detail::join_gguf(path, std::move(file)) : std::move(file);
+}
+
+GRAFT_FILES void write_gguf(const std::filesystem::path& path, const GgufMetadata& metadata,
+                            const std::vector<TensorInfo>& tensors,
+                            FunctionRef<void(const TensorInfo&, OutputFile&)> put_data) {
+  auto const alignment = metadata.get_or<std::uint32_t>("general.alignment", detail::gguf_default_alignment);
+  expects(detail::gguf_legal_alignment(alignment), "a GGUF alignment is a power of two up to ",
+          detail::gguf_most_alignment, ", not ", alignment);
+  std::string const header = detail::gguf_header(metadata, tensors, alignment);
   OutputFile file(path);
   file.write(header);
   std::string const padding(alignment, '\0');
   for (auto const& tensor : tensors) {
     put_data(tensor, file);
-    file.write(padding.data(), padded(tensor.bytes) - tensor.bytes);
+    file.write(padding.data(), detail::gguf_padded(tensor.bytes, alignment) - tensor.bytes);
   }
   file.commit();
 }

@@ -23,7 +23,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
-#include <cstdint>
 #include <cstdlib>
 #include <filesystem>
 #include <map>
@@ -36,11 +35,6 @@
 namespace graft {
 
 namespace detail {
-
-/// What GGUF calls the architecture.
-inline std::string gguf_architecture(ModelConfig const& config) {
-  return config.architecture == "mistral" ? "llama" : config.architecture;
-}
 
 /// The factors of one module as they are stored, checked against each other.
 struct GgufLoraPair {
@@ -76,8 +70,7 @@ inline GgufLoraFile read_gguf_lora_file(std::filesystem::path const& path) {
   is("general.type", "adapter");
   is("adapter.type", "lora");
   file.architecture = file.gguf.metadata.get<std::string>("general.architecture");
-  if (file.architecture != "llama" && file.architecture != "qwen2" && file.architecture != "qwen3" &&
-      file.architecture != "gpt2")
+  if (!in_gguf(file.architecture))
     fail("is for architecture ", in_quotes(file.architecture), "; supported are llama, qwen2, qwen3 and gpt2");
 
   std::map<std::string, GgufLoraPair> pairs;
@@ -327,7 +320,7 @@ void write_gguf_lora(std::filesystem::path const& path, Module<LoRADelta, B> con
   }
 
   GgufMetadata metadata;
-  metadata.set("general.architecture", detail::gguf_architecture(config));
+  metadata.set("general.architecture", gguf_architecture(config));
   metadata.set("general.type", std::string("adapter"));
   if (!module.name.empty()) metadata.set("general.name", module.name);
   metadata.set("adapter.type", std::string("lora"));

@@ -100,7 +100,7 @@ inline void set_gguf_rope(GgufMetadata& meta, std::string const& arch, RopeConfi
 /// Metadata of a model that a GGUF file can hold, without the tokenizer; FormatError names what it cannot.
 inline GgufMetadata gguf_model_metadata(ModelConfig const& m, std::string const& source) {
   auto const fail = [&](auto const&... parts) { raise<FormatError>(text(source, ": ", parts...)); };
-  if (m.architecture == "bert" || m.architecture == "roberta")
+  if (m.is_encoder())
     fail("a ", m.architecture, " model cannot be converted to GGUF (llama, mistral, qwen2, qwen3 and gpt2 can)");
   bool const gpt2 = m.architecture == "gpt2";
   if (m.activation != (gpt2 ? Activation::gelu_tanh : Activation::silu))
@@ -110,7 +110,7 @@ inline GgufMetadata gguf_model_metadata(ModelConfig const& m, std::string const&
     fail("a sliding window in ", windowed, " of ", m.layers, " layers cannot be said in a GGUF file");
   bool const window = m.window != 0 && (m.windowed.empty() || windowed == m.layers);
 
-  std::string const arch = m.architecture == "mistral" ? "llama" : m.architecture;
+  std::string const arch = gguf_architecture(m);
   GgufMetadata meta;
   auto const set = [&](char const* key, index_t value) { meta.set(arch + key, static_cast<std::uint32_t>(value)); };
   meta.set("general.architecture", arch);

@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// GGUF's tensor names and Hugging Face's, and the row order of llama's query and key.
+// GGUF's names of architectures and tensors and Hugging Face's, and the row order of llama's query and key.
 #pragma once
 
 #include <graft/arch/config.hpp>
 
-#include <array>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -12,6 +11,15 @@
 #include <vector>
 
 namespace graft {
+
+/// Whether GGUF files of this architecture, as GGUF calls it, are read and written.
+inline bool in_gguf(std::string_view architecture) {
+  return architecture == "llama" || architecture == "qwen2" || architecture == "qwen3" || architecture == "gpt2";
+}
+/// What GGUF calls the architecture of a model that has one there.
+inline std::string gguf_architecture(ModelConfig const& config) {
+  return config.architecture == "mistral" ? "llama" : config.architecture;
+}
 
 /// {GGUF, Hugging Face} names of a layer's modules, without "blk.N." and "<prefix>layers.N.".
 inline std::vector<std::pair<std::string_view, std::string_view>> gguf_layer_names(std::string_view architecture) {
@@ -80,7 +88,7 @@ inline std::optional<std::string> gguf_name(std::string_view architecture, std::
 /// How many heads' rows of this module GGUF stores permuted (adjacent-pair RoPE), 0: stored in order. Architecture
 /// "llama" only, its query and key only.
 inline index_t gguf_permuted_heads(ModelConfig const& config, std::string_view hf_module) {
-  if (config.architecture != "llama" && config.architecture != "mistral") return 0;
+  if (gguf_architecture(config) != "llama") return 0;
   if (hf_module.ends_with("self_attn.q_proj")) return config.heads;
   if (hf_module.ends_with("self_attn.k_proj")) return config.kv_heads;
   return 0;

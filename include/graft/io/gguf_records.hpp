@@ -28,6 +28,10 @@ inline constexpr std::uint32_t gguf_default_alignment = 32, gguf_most_alignment 
 constexpr bool gguf_legal_alignment(std::uint32_t value) {
   return std::has_single_bit(value) && value <= gguf_most_alignment;
 }
+/// `bytes` and what stands behind them up to the next multiple of the alignment.
+constexpr std::uint64_t gguf_padded(std::uint64_t bytes, std::uint32_t alignment) {
+  return (bytes + alignment - 1) / alignment * alignment;
+}
 inline constexpr std::size_t gguf_most_dimensions = 4, gguf_longest_name = 63;
 
 /// A number ggml gives a tensor type; those without a format are known by name only, to be refused by it.

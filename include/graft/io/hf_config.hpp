@@ -5,7 +5,6 @@
 #include <graft/arch/config.hpp>
 #include <graft/io/json_object.hpp>
 
-#include <algorithm>
 #include <cstdint>
 #include <filesystem>
 #include <string>
@@ -200,7 +199,7 @@ inline ModelConfig read_hf_config(std::filesystem::path const& path) {
     detail::hf_decoder(config, m), detail::hf_decoder_head(config, m, model_class);
   else if (m.architecture == "gpt2")
     detail::hf_gpt2(config, m), detail::hf_decoder_head(config, m, model_class);
-  else if (m.architecture == "bert" || m.architecture == "roberta")
+  else if (m.is_encoder())
     detail::hf_bert(config, m, model_class.empty() ? "Model" : model_class);
   else
     config.fail("architecture ", in_quotes(m.architecture),

@@ -21,7 +21,6 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
-#include <filesystem>
 #include <map>
 #include <optional>
 #include <string>
@@ -135,56 +134,62 @@ class GgufBiases {
   index_t layers_;
 };
 
-/// config.json of a GGUF file's model.
-inline nlohmann::ordered_json hf_config(Gguf const& file, ModelConfig const& m) {
+/// What config.json of a GPT-2 says of its sizes.
+inline nlohmann::ordered_json hf_gpt2_config(ModelConfig const& m) {
+  return {{"architectures", {"GPT2LMHeadModel"}},
+          {"model_type", "gpt2"},
+          {"vocab_size", m.vocabulary},
+          {"n_embd", m.width},
+          {"n_layer", m.layers},
+          {"n_head", m.heads},
+          {"n_inner", m.ffn},
+          {"n_positions", m.positions},
+          {"activation_function", "gelu_new"},
+          {"layer_norm_epsilon", shortest_decimal(m.norm_eps)}};
+}
+
+/// What config.json of Llama and its relatives says of sizes, positions and biases.
+inline nlohmann::ordered_json hf_llama_config(Gguf const& file, ModelConfig const& m) {
   auto const& source = file.tensors.path();
   auto const fail = [&](auto const&... parts) { raise<FormatError>(text(source, ": ", parts...)); };
-  nlohmann::ordered_json config;
-  if (m.architecture == "gpt2") {
-    config = {{"architectures", {"GPT2LMHeadModel"}},
-              {"model_type", "gpt2"},
-              {"vocab_size", m.vocabulary},
-              {"n_embd", m.width},
-              {"n_layer", m.layers},
-              {"n_head", m.heads},
-              {"n_inner", m.ffn},
-              {"n_positions", m.positions},
-              {"activation_function", "gelu_new"},
-              {"layer_norm_epsilon", shortest_decimal(m.norm_eps)}};
-  } else {
-    bool const mistral = m.architecture == "llama" && m.window != 0, qwen2 = m.architecture == "qwen2";
-    GgufBiases const biases(file, m);
-    bool const q = biases.all({"attn_q", "attn_k", "attn_v"}), o = biases.all({"attn_output"}),
-               mlp = biases.all({"ffn_gate", "ffn_up", "ffn_down"});
-    std::string const name = mistral ? "Mistral" : qwen2 ? "Qwen2" : m.architecture == "qwen3" ? "Qwen3" : "Llama";
-    if ((qwen2 ? !q || o : mistral ? q || o : q != o) || (mlp && (mistral || m.architecture != "llama")))
-      fail("its biases are not those of transformers' ", name, "ForCausalLM");
-    if (m.rope.dimensions != m.head_dim)
-      fail("RoPE over ", m.rope.dimensions, " of ", m.head_dim, " columns of a head is not possible in transformers' ",
-           name, "ForCausalLM");
-    config = {{"architectures", {name + "ForCausalLM"}},
-              {"model_type", mistral ? "mistral" : m.architecture},
-              {"vocab_size", m.vocabulary},
-              {"hidden_size", m.width},
-              {"num_hidden_layers", m.layers},
-              {"num_attention_heads", m.heads},
-              {"num_key_value_heads", m.kv_heads},
-              {"head_dim", m.head_dim},
-              {"intermediate_size", m.ffn},
-              {"max_position_embeddings", m.positions},
-              {"hidden_act", "silu"},
-              {"rms_norm_eps", shortest_decimal(m.norm_eps)},
-              {"rope_theta", shortest_decimal(m.rope.theta)},
-              {"rope_scaling", hf_rope_scaling(m.rope, source)}};
-    if (m.architecture == "llama" && !mistral) config["mlp_bias"] = mlp;
-    if (!qwen2 && !mistral) config["attention_bias"] = q;
-    if (mistral) config["sliding_window"] = m.window;
-    if (m.architecture.starts_with("qwen")) {
-      config["use_sliding_window"] = m.window != 0;
-      config["sliding_window"] = m.window != 0 ? nlohmann::ordered_json(m.window) : nullptr;
-      config["max_window_layers"] = m.window != 0 ? 0 : m.layers;
-    }
+  bool const mistral = m.architecture == "llama" && m.window != 0, qwen2 = m.architecture == "qwen2";
+  GgufBiases const biases(file, m);
+  bool const q = biases.all({"attn_q", "attn_k", "attn_v"}), o = biases.all({"attn_output"}),
+             mlp = biases.all({"ffn_gate", "ffn_up", "ffn_down"});
+  std::string const name = mistral ? "Mistral" : qwen2 ? "Qwen2" : m.architecture == "qwen3" ? "Qwen3" : "Llama";
+  if ((qwen2 ? !q || o : mistral ? q || o : q != o) || (mlp && (mistral || m.architecture != "llama")))
+    fail("its biases are not those of transformers' ", name, "ForCausalLM");
+  if (m.rope.dimensions != m.head_dim)
+    fail("RoPE over ", m.rope.dimensions, " of ", m.head_dim, " columns of a head is not possible in transformers' ",
+         name, "ForCausalLM");
+  nlohmann::ordered_json config = {{"architectures", {name + "ForCausalLM"}},
+                                   {"model_type", mistral ? "mistral" : m.architecture},
+                                   {"vocab_size", m.vocabulary},
+                                   {"hidden_size", m.width},
+                                   {"num_hidden_layers", m.layers},
+                                   {"num_attention_heads", m.heads},
+                                   {"num_key_value_heads", m.kv_heads},
+                                   {"head_dim", m.head_dim},
+                                   {"intermediate_size", m.ffn},
+                                   {"max_position_embeddings", m.positions},
+                                   {"hidden_act", "silu"},
+                                   {"rms_norm_eps", shortest_decimal(m.norm_eps)},
+                                   {"rope_theta", shortest_decimal(m.rope.theta)},
+                                   {"rope_scaling", hf_rope_scaling(m.rope, source)}};
+  if (m.architecture == "llama" && !mistral) config["mlp_bias"] = mlp;
+  if (!qwen2 && !mistral) config["attention_bias"] = q;
+  if (mistral) config["sliding_window"] = m.window;
+  if (m.architecture.starts_with("qwen")) {
+    config["use_sliding_window"] = m.window != 0;
+    config["sliding_window"] = m.window != 0 ? nlohmann::ordered_json(m.window) : nullptr;
+    config["max_window_layers"] = m.window != 0 ? 0 : m.layers;
   }
+  return config;
+}
+
+/// config.json of a GGUF file's model.
+inline nlohmann::ordered_json hf_config(Gguf const& file, ModelConfig const& m) {
+  auto config = m.architecture == "gpt2" ? hf_gpt2_config(m) : hf_llama_config(file, m);
   config["tie_word_embeddings"] = m.tied;
   for (char const* token : {"bos", "eos", "padding"}) {
     auto const id = file.metadata.get_or<std::int32_t>(text("tokenizer.ggml.", token, "_token_id"), -1);

@@ -13,22 +13,10 @@
 #include <filesystem>
 #include <fstream>
 #include <string>
-#include <string_view>
 #include <utility>
 #include <vector>
 
 namespace graft {
-
-/// f(), whose ContractErrors are the fault of what stands at `place`, a file or a line of one.
-auto checked_at(std::string const& place, auto&& f) {
-  try {
-    return f();
-  } catch (ContractError const& error) {
-    std::string_view reason = error.what();
-    if (reason.starts_with("graft: ")) reason.remove_prefix(7);
-    raise<FormatError>(text(place, ": ", reason));
-  }
-}
 
 /// A line of a JSON-lines file.
 struct JsonLine {

@@ -2,12 +2,14 @@
 // A JSON object whose values are asked for by key and type; a wrong one is a sentence with file and key.
 #pragma once
 
+#include <graft/core/error.hpp>
+#include <graft/core/types.hpp>
+#include <graft/io/checked.hpp>
 #include <graft/io/json.hpp>
 
 #include <concepts>
 #include <string>
 #include <utility>
-#include <vector>
 
 namespace graft {
 
@@ -27,18 +29,9 @@ class JsonObject {
   T get(std::string const& key) const {
     if (!has(key)) fail("key ", in_quotes(key), " is missing");
     auto const& value = value_.at(key);
-    bool fits = false;
-    if constexpr (std::same_as<T, bool>)
-      fits = value.is_boolean();
-    else if constexpr (std::integral<T>)
-      fits = value.is_number_integer() &&
-             (value.is_number_unsigned() ? value.template get<std::uint64_t>() < (1ull << 62) : true);
-    else if constexpr (std::floating_point<T>)
-      fits = value.is_number();
-    else if constexpr (std::same_as<T, std::string>)
-      fits = value.is_string();
-    else
-      fits = json_is<T>(value);
+    bool fits = json_is<T>(value);
+    if constexpr (std::same_as<T, index_t>)
+      fits = fits && value.template get<T>() < index_t{1} << 62;  // so that adding to it does not overflow
     if (!fits) fail("key ", in_quotes(key), " has the unexpected value ", value.dump(-1, ' ', true).substr(0, 100));
     return value.template get<T>();
   }

@@ -8,7 +8,6 @@
 #include <graft/io/output_folder.hpp>
 
 #include <filesystem>
-#include <functional>
 #include <optional>
 #include <set>
 #include <string>
@@ -68,18 +67,15 @@ class MergeRun {
       : request_(request),
         conversions_(conversions),
         merged_(request.set, request.sites, request.config, request.weights, layout, conversions, request.inward,
-                request.executor) {
-    for (auto const& one : conversions) {
-      tensors.push_back(one.to);
-      by_name_[one.to.name] = &one;
-    }
-  }
-  std::vector<TensorInfo> tensors;  ///< to be announced
+                request.executor),
+        list_(conversions) {}
+
+  /// To be announced.
+  std::vector<TensorInfo> const& tensors() const { return list_.tensors; }
 
   void put(std::filesystem::path const& path, TensorInfo const& tensor, OutputFile& file) {
     if (request_.on_tensor) request_.on_tensor(tensor);
-    if (!merged_.touches(tensor.name))
-      return TensorPipe(path, *by_name_.at(tensor.name), file, request_.executor).run();
+    if (!merged_.touches(tensor.name)) return list_.put(path, tensor, file, request_.executor);
     auto const bytes = merged_.encode(tensor.name);
     file.write(bytes.data(), bytes.size());
   }
@@ -100,8 +96,8 @@ class MergeRun {
  private:
   MergeRequest<B> const& request_;
   std::vector<TensorConversion>& conversions_;
-  std::map<std::string, TensorConversion const*> by_name_;
   MergedWeights<B> merged_;
+  ConversionList list_;  // of what merged_ has added too
 };
 
 inline std::string record_after(auto const& request) {
@@ -126,7 +122,7 @@ MergeOutcome merge_gguf(MergeRequest<B> const& request, Gguf const& file, std::f
   for (auto const& entry : model.metadata.entries())
     if (!file.metadata.contains(entry.key)) undo.added_keys.insert(entry.key);
   outcome.undo_bytes = run.write_undo_file(std::move(undo));
-  write_gguf(out, detail::with_record(model.metadata, detail::record_after(request)), run.tensors,
+  write_gguf(out, detail::with_record(model.metadata, detail::record_after(request)), run.tensors(),
              [&](TensorInfo const& tensor, OutputFile& to) { run.put(out, tensor, to); });
   outcome.tensors = run.report();
   return outcome;
@@ -147,7 +143,7 @@ MergeOutcome merge_hf(MergeRequest<B> const& request, nlohmann::ordered_json con
   undo.config = document.dump(2) + "\n";
   outcome.undo_bytes = run.write_undo_file(std::move(undo));
   auto const path = folder / "model.safetensors";
-  write_safetensors(path, run.tensors, detail::with_record(file.metadata(), detail::record_after(request)),
+  write_safetensors(path, run.tensors(), detail::with_record(file.metadata(), detail::record_after(request)),
                     [&](TensorInfo const& tensor, OutputFile& to) { run.put(path, tensor, to); });
   OutputFile config(folder / "config.json");
   config.write(model.config.dump(2) + "\n");

@@ -66,7 +66,7 @@ struct ModelLayout {
   }
   /// A bias the file does not have yet, where llama.cpp and graft would read one.
   std::optional<TensorConversion> new_bias(std::string const& name, index_t size) const {
-    bool const optional_there = gguf && (config_->architecture == "llama" || config_->architecture == "mistral");
+    bool const optional_there = gguf && gguf_architecture(*config_) == "llama";
     auto const stored = optional_there ? gguf_name(config_->architecture, name) : std::nullopt;
     if (!stored || !stored->starts_with("blk.")) return std::nullopt;
     return conversion({*stored, Format::f32, {size}, nullptr, static_cast<std::size_t>(4 * size)}, *stored,
@@ -136,64 +136,29 @@ class MergedWeights {
   std::set<std::string> const& created() const { return created_; }
 
   /// The bytes of a touched tensor, in its new format and the file's row order.
-  std::vector<std::byte> encode(std::string const& stored) {
-    Touched const& touched = touched_.at(stored);
-    TensorConversion const& conversion = *conversions_.at(stored);
+  std::vector<std::byte> encode(std::string const& name) {
+    Touched const& touched = touched_.at(name);
     Pair const& layer = layer_of(touched);
     auto const& after = touched.bias ? layer.after.bias : layer.after.weight;
     auto const& before = touched.bias ? layer.before.bias : layer.before.weight;
-    auto const& to = conversion.to;
-    index_t const rows = touched.bias ? 1 : layer.after.rows;
-    index_t const cols = touched.bias ? static_cast<index_t>(after.size()) : layer.after.cols;
-    auto const order = layout_.order(touched.name, touched.bias ? cols : rows);
-    auto const in_order = [&](index_t k) { return order.empty() ? k : index_t{order[static_cast<std::size_t>(k)]}; };
-    bool const turned = !touched.bias && layout_.transposed(touched.name);
-    auto const each_place = [&](auto&& f) {  // f(place in the model's matrix, place in the file)
-      for (index_t r = 0; r < rows; ++r)
-        for (index_t c = 0; c < cols; ++c)
-          f(static_cast<std::size_t>(r * cols + c), static_cast<std::size_t>(touched.bias ? in_order(c)
-                                                                             : turned     ? c * rows + r
-                                                                                          : in_order(r) * cols + c));
-    };
     std::vector<float> in_file(after.size());
-    each_place([&](std::size_t here, std::size_t there) { in_file[there] = after[here]; });
-    std::vector<std::byte> bytes(to.bytes);
-    index_t const width = to.shape.back(), count = static_cast<index_t>(in_file.size()) / width;
-    std::atomic<bool> lost{false};
-    std::vector<float> decoded(in_file.size());
-    std::vector<double> errors(static_cast<std::size_t>(count));
-    executor_.run(count, [&](index_t r) {
-      float const* const row = in_file.data() + r * width;
-      std::byte* const out = bytes.data() + r * row_bytes(to.format, width);
-      if (detail::loses_a_value(to.format, row, width)) lost = true;
-      encode_row(to.format, row, width, out);
-      float* const back = decoded.data() + r * width;
-      decode_row(to.format, out, 0, width, back);
-      double sum = 0;
-      for (index_t c = 0; c < width; ++c) {
-        double const error = static_cast<double>(back[c]) - static_cast<double>(row[c]);
-        sum += error * error;
-      }
-      errors[static_cast<std::size_t>(r)] = sum;
-    });
-    if (lost)
-      raise<FormatError>(text(weights_.path, ": tensor ", in_quotes(stored), " would hold a value that ",
-                              format_info(to.format).name, " cannot"));
+    each_place(touched, layer.after, [&](std::size_t here, std::size_t there) { in_file[there] = after[here]; });
+    StoredRows stored = store(conversions_.at(name)->to, in_file);
+
     MergedTensor report;
-    report.name = stored;
-    for (double const error : errors) report.requantisation += error;
-    report.requantisation = std::sqrt(report.requantisation);
+    report.name = name;
+    report.requantisation = stored.error;
     report.change = distance(after, before);
     report.size = distance(before, {});
     if (!inward_) {
       DenseLayer again = layer.after;
       auto& values = touched.bias ? again.bias : again.weight;
-      each_place([&](std::size_t here, std::size_t there) { values[here] = decoded[there]; });
+      each_place(touched, again, [&](std::size_t here, std::size_t there) { values[here] = stored.values[there]; });
       fold_in(set_, sites_, touched.site, again, executor_);
       report.mismatch = distance(values, before);
     }
     report_.push_back(std::move(report));
-    return bytes;
+    return std::move(stored.bytes);
   }
 
   /// Of the tensors encoded so far.
@@ -210,17 +175,67 @@ class MergedWeights {
     DenseLayer before, after;
   };
 
+  /// f(place in the model's matrix, place in the file) for every number of a touched tensor.
+  void each_place(Touched const& touched, DenseLayer const& layer, auto&& f) const {
+    auto const at = [](index_t place) { return static_cast<std::size_t>(place); };
+    if (touched.bias) {
+      auto const size = static_cast<index_t>(layer.bias.size());
+      auto const order = layout_.order(touched.name, size);
+      for (index_t k = 0; k < size; ++k) f(at(k), order.empty() ? at(k) : at(order[at(k)]));
+      return;
+    }
+    bool const turned = layout_.transposed(touched.name);
+    auto const order = layout_.order(touched.name, layer.rows);
+    for (index_t r = 0; r < layer.rows; ++r) {
+      index_t const row = order.empty() ? r : order[at(r)];
+      for (index_t c = 0; c < layer.cols; ++c)
+        f(at(r * layer.cols + c), turned ? at(c * layer.rows + r) : at(row * layer.cols + c));
+    }
+  }
+
+  /// Numbers as they are stored: the bytes, what these say, and the norm of what was rounded away.
+  struct StoredRows {
+    std::vector<std::byte> bytes;
+    std::vector<float> values;
+    double error = 0;
+  };
+  StoredRows store(TensorInfo const& to, std::vector<float> const& values) const {
+    StoredRows stored{std::vector<std::byte>(to.bytes), std::vector<float>(values.size())};
+    index_t const width = to.shape.back(), count = static_cast<index_t>(values.size()) / width;
+    std::atomic<bool> lost{false};
+    std::vector<double> errors(static_cast<std::size_t>(count));
+    executor_.run(count, [&](index_t r) {
+      float const* const row = values.data() + r * width;
+      std::byte* const out = stored.bytes.data() + r * row_bytes(to.format, width);
+      if (detail::loses_a_value(to.format, row, width)) lost = true;
+      encode_row(to.format, row, width, out);
+      float* const back = stored.values.data() + r * width;
+      decode_row(to.format, out, 0, width, back);
+      double sum = 0;
+      for (index_t c = 0; c < width; ++c) {
+        double const error = static_cast<double>(back[c]) - static_cast<double>(row[c]);
+        sum += error * error;
+      }
+      errors[static_cast<std::size_t>(r)] = sum;
+    });
+    if (lost)
+      raise<FormatError>(text(weights_.path, ": tensor ", in_quotes(to.name), " would hold a value that ",
+                              format_info(to.format).name, " cannot"));
+    for (double const error : errors) stored.error += error;
+    stored.error = std::sqrt(stored.error);
+    return stored;
+  }
+
   /// Adds the head's tensor, the embedding's until now, where the adapters change one of the two.
   void untie(ModelConfig const& config, std::vector<TensorConversion>& conversions) {
     auto const embedding_site = std::find_if(sites_.all().begin(), sites_.all().end(),
                                              [](auto const& site) { return site.kind == SiteKind::embedding; });
     std::string const embedding = embedding_site->path + ".weight", head = config.decoder_head() + ".weight";
-    bool const encoder = config.architecture == "bert" || config.architecture == "roberta";
     for (auto const& site : sites_.all()) {
       std::string const weight = site.path + ".weight";
       if (site.layer >= 0 || (!sites_by_tensor_.contains(weight) && !saved_.contains(weight))) continue;
       if (site.kind != SiteKind::embedding && site.out != config.vocabulary) continue;  // a transform before the head
-      expects(!encoder, "graft: an adapter changes ", weight, ", and this ", config.architecture,
+      expects(!config.is_encoder(), "graft: an adapter changes ", weight, ", and this ", config.architecture,
               " model's head and embedding are one tensor; merging would change both");
       tied_head_ = head, tied_embedding_ = embedding;
     }

@@ -107,6 +107,34 @@ struct Undo {
   TensorFile file;
 };
 
+namespace detail {
+
+/// "Q8_0 576 1536": how an undo file says what a tensor's bytes are.
+inline std::string stored_as(TensorInfo const& tensor) {
+  std::string said = format_info(tensor.format).name;
+  for (index_t const size : tensor.shape) said += text(' ', size);
+  return said;
+}
+/// From what stored_as said to format and shape; false where it is something else.
+inline bool read_stored_as(std::string_view said, TensorInfo& tensor) {
+  auto const word = said.substr(0, said.find(' '));
+  bool known = false;
+  for (int k = 0; k < format_count; ++k)
+    if (word == format_info(static_cast<Format>(k)).name) tensor.format = static_cast<Format>(k), known = true;
+  said.remove_prefix(word.size());
+  while (known && !said.empty() && tensor.shape.size() < 8) {
+    said.remove_prefix(1);
+    index_t size = -1;
+    auto const [end, error] = std::from_chars(said.data(), said.data() + said.size(), size);
+    if (error != std::errc{} || size < 0) return false;
+    tensor.shape.push_back(size);
+    said.remove_prefix(static_cast<std::size_t>(end - said.data()));
+  }
+  return known;
+}
+
+}  // namespace detail
+
 /// Writes the exact stored bytes of tensors that merging changes, with what else it takes to undo it. Returns the bytes
 /// of the file.
 inline std::size_t write_undo(std::filesystem::path const& path, Undo const& undo) {
@@ -118,9 +146,7 @@ inline std::size_t write_undo(std::filesystem::path const& path, Undo const& und
   for (auto const& key : undo.added_keys) metadata["added." + key] = "";
   std::vector<TensorInfo> tensors;
   for (auto const& [name, tensor] : undo.originals) {
-    std::string shape = format_info(tensor.format).name;
-    for (index_t const size : tensor.shape) shape += text(' ', size);
-    metadata["tensor." + name] = shape;
+    metadata["tensor." + name] = detail::stored_as(tensor);
     tensors.push_back({name, Format::u8, {static_cast<index_t>(tensor.bytes)}, tensor.data, tensor.bytes});
   }
   write_safetensors(path, tensors, metadata);
@@ -152,22 +178,9 @@ inline Undo read_undo(std::filesystem::path const& path) {
     auto const found = metadata.find("tensor." + tensor.name);
     if (found == metadata.end())
       fail("tensor ", in_quotes(tensor.name), " has no metadata saying its format and shape");
-    std::string_view rest = found->second;
-    auto const word = rest.substr(0, rest.find(' '));
     TensorInfo original{tensor.name, Format::u8, {}, tensor.data, tensor.bytes};
-    bool known = false;
-    for (int k = 0; k < format_count; ++k)
-      if (word == format_info(static_cast<Format>(k)).name) original.format = static_cast<Format>(k), known = true;
-    if (!known) fail("tensor ", in_quotes(tensor.name), " is said to be ", found->second);
-    rest.remove_prefix(word.size());
-    while (!rest.empty() && original.shape.size() < 8) {
-      rest.remove_prefix(1);
-      index_t size = -1;
-      auto const [end, error] = std::from_chars(rest.data(), rest.data() + rest.size(), size);
-      if (error != std::errc{} || size < 0) fail("tensor ", in_quotes(tensor.name), " is said to be ", found->second);
-      original.shape.push_back(size);
-      rest.remove_prefix(static_cast<std::size_t>(end - rest.data()));
-    }
+    if (!detail::read_stored_as(found->second, original))
+      fail("tensor ", in_quotes(tensor.name), " is said to be ", found->second);
     auto const bytes = stored_bytes(original.format, original.shape);
     if (tensor.format != Format::u8 || !bytes || *bytes != tensor.bytes)
       fail("tensor ", in_quotes(tensor.name), " has ", tensor.bytes, " bytes and is said to be ", found->second);

@@ -11,16 +11,19 @@
 #include <graft/io/gguf.hpp>
 
 #if GRAFT_FILES_ARE_HERE
+#include <graft/adapter/site.hpp>
+#include <graft/arch/architectures.hpp>
 #include <graft/io/gguf_config.hpp>
 #include <graft/io/hf_config.hpp>
 #include <graft/io/model_weights.hpp>
 #include <graft/io/safetensors.hpp>
+
+#include <set>
+#include <string_view>
 #endif
 
 #include <filesystem>
-#include <initializer_list>
 #include <optional>
-#include <string>
 
 namespace graft {
 
@@ -48,26 +51,17 @@ inline void check_layers(ModelFiles const& files) {
 /// A bias that is missing would be read as zeros: those that the architecture always has, and those that other layers
 /// have, must be there.
 inline void check_biases(ModelFiles const& files) {
-  auto const& config = files.config;
-  bool const gpt2 = config.architecture == "gpt2", qwen2 = config.architecture == "qwen2",
-             encoder = config.architecture == "bert" || config.architecture == "roberta";
-  std::string const layer = config.prefix + (gpt2 ? "h." : encoder ? "encoder.layer." : "layers.");
-  auto const check = [&](bool always, std::initializer_list<char const*> modules) {
-    for (auto const* module : modules) {
-      auto const name = [&](index_t l) { return text(layer, l, '.', module, ".bias"); };
-      bool any = always;
-      for (index_t l = 0; l < config.layers; ++l) any = any || files.weights.contains(name(l));
-      for (index_t l = 0; any && l < config.layers; ++l)
-        if (!files.weights.contains(name(l)))
-          raise<FormatError>(text(files.weights.path, ": tensor ", in_quotes(name(l)), " is missing"));
-    }
-  };
-  if (gpt2) return check(true, {"attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"});
-  if (encoder)
-    return check(true, {"attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense",
-                        "intermediate.dense", "output.dense"});
-  check(qwen2, {"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"});
-  check(false, {"self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"});
+  auto const has_bias = [&](SiteInfo const& site) { return files.weights.contains(site.path + ".bias"); };
+  with_architecture(files.config.architecture, [&]<class Arch>() {
+    SiteTable sites;
+    Arch::add_sites(files.config, sites);
+    std::set<std::string_view> biased;  // ids
+    for (auto const& site : sites.all())
+      if (has_bias(site) || Arch::always_biased(files.config, site.id)) biased.insert(site.id);
+    for (auto const& site : sites.all())
+      if (site.kind == SiteKind::linear && biased.contains(site.id) && !has_bias(site))
+        raise<FormatError>(text(files.weights.path, ": tensor ", in_quotes(site.path + ".bias"), " is missing"));
+  });
 }
 
 }  // namespace detail

@@ -57,7 +57,7 @@ inline bool is_conv1d(std::string_view name) {
 /// The name a tensor has in the model's class: a backbone is saved with or without the prefix of the model around it,
 /// and BERT's norms of old have the parameters "gamma" and "beta".
 inline std::string class_name(ModelConfig const& config, std::string name, bool prefixed) {
-  bool const encoder = config.architecture == "bert" || config.architecture == "roberta";
+  bool const encoder = config.is_encoder();
   if (encoder && name.ends_with(".gamma")) name.replace(name.size() - 6, 6, ".weight");
   if (encoder && name.ends_with(".beta")) name.replace(name.size() - 5, 5, ".bias");
   std::string const with = config.architecture + ".";

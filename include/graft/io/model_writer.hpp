@@ -228,6 +228,10 @@ struct ConversionList {
   explicit ConversionList(std::vector<TensorConversion> const& conversions) {
     for (auto const& one : conversions) tensors.push_back(one.to), by_name[one.to.name] = &one;
   }
+  /// Writes the bytes of one of them; `path` is for messages.
+  void put(std::filesystem::path const& path, TensorInfo const& tensor, OutputFile& file, Executor& executor) const {
+    TensorPipe(path, *by_name.at(tensor.name), file, executor).run();
+  }
 };
 
 }  // namespace detail
@@ -242,7 +246,7 @@ inline void write_gguf(std::filesystem::path const& path, GgufMetadata const& me
   detail::ConversionList const list(conversions);
   write_gguf(path, metadata, list.tensors, [&](TensorInfo const& tensor, OutputFile& file) {
     if (on_tensor) on_tensor(tensor);
-    detail::TensorPipe(path, *list.by_name.at(tensor.name), file, executor).run();
+    list.put(path, tensor, file, executor);
   });
 }
 
@@ -252,7 +256,7 @@ inline void write_safetensors(std::filesystem::path const& path, std::vector<Ten
   detail::ConversionList const list(conversions);
   write_safetensors(path, list.tensors, {{"format", "pt"}}, [&](TensorInfo const& tensor, OutputFile& file) {
     if (on_tensor) on_tensor(tensor);
-    detail::TensorPipe(path, *list.by_name.at(tensor.name), file, executor).run();
+    list.put(path, tensor, file, executor);
   });
 }
 

@@ -79,17 +79,10 @@ struct LoadedAdapter {
 template <class List, class B>
 LoadedAdapter load_adapter(B& be, Bank<List, B>& bank, std::string name, std::filesystem::path const& folder) {
   auto read = read_any_peft<List, B>(folder, bank.sites(), std::move(name));
-  try {
-    return std::visit(
-        [&]<class P>(Module<P, B>& module) {
-          return LoadedAdapter{bank.load(be, std::move(module)), P::peft_type, std::move(read.warnings)};
-        },
-        read.module);
-  } catch (ContractError const& error) {  // what is a wrong call elsewhere is a wrong file here
-    std::string_view reason = error.what();
-    if (reason.starts_with("graft: ")) reason.remove_prefix(7);
-    raise<FormatError>(text(folder.string(), ": ", reason));
-  }
+  auto const publish = [&]<class P>(Module<P, B>& module) {
+    return LoadedAdapter{bank.load(be, std::move(module)), P::peft_type, std::move(read.warnings)};
+  };
+  return checked_at(folder.string(), [&] { return std::visit(publish, read.module); });
 }
 
 // What an adapter folder of graft's own policies is read and written by on the CPU, compiled where files are.

@@ -160,13 +160,7 @@ class PeftReader {
       return found == at.tensors.end() ? std::vector<index_t>{} : found->second->shape;
     };
     if constexpr (requires { here.as_stored(info, shape_of); }) here = here.as_stored(info, shape_of);
-    try {
-      module_.add(sites_, site, here);
-    } catch (ContractError const& error) {  // what is a wrong call elsewhere is a wrong file here
-      std::string_view reason = error.what();
-      if (reason.starts_with("graft: ")) reason.remove_prefix(7);
-      config_.fail(reason);
-    }
+    checked_at(config_.path, [&] { module_.add(sites_, site, here); });
     std::size_t taken = 0;
     each_tensor(module_.entries.back().state, [&](std::string_view suffix, auto const& view) {
       auto const found = at.tensors.find(suffix);

@@ -3,36 +3,45 @@
 #pragma once
 
 #include <graft/adapter/site.hpp>
+#include <graft/arch/config.hpp>
+#include <graft/core/types.hpp>
+#include <graft/io/checked.hpp>
 #include <graft/io/peft_config.hpp>
 #include <graft/io/peft_names.hpp>
 #include <graft/io/peft_reader.hpp>
+#include <graft/io/tensor_file.hpp>
 
 #include <nlohmann/json.hpp>
 
 #include <algorithm>
+#include <cstddef>
+#include <cstdlib>
 #include <filesystem>
 #include <map>
 #include <string>
 #include <string_view>
+#include <utility>
 
 namespace graft {
 
-/// A table with which the folder's LORA, ROAD, IA3 or PEDRO tensors can be read and checked against each other.
-inline SiteTable peft_sites(std::filesystem::path const& folder) {
-  auto const config = read_peft_config(folder);
-  auto const file = detail::read_peft_tensors(config);
-  struct Found {
-    index_t in = 1, out = 1;
-    SiteKind kind = SiteKind::linear;
-  };
-  std::map<std::string, Found> found;
+namespace detail {
+
+/// What the tensors of a module say of it.
+struct FoundModule {
+  index_t in = 1, out = 1;
+  SiteKind kind = SiteKind::linear;
+};
+
+/// The modules that a folder's tensors belong to, by path.
+inline std::map<std::string, FoundModule> found_modules(PeftConfig const& config, TensorFile const& file) {
+  std::map<std::string, FoundModule> found;
   std::string variant = "road_1";
   if (auto const* value = config.find("variant"); value != nullptr && value->is_string()) variant = *value;
   for (auto const& tensor : file.tensors()) {
     auto const name = without_peft_prefix(tensor.name);
     auto const& shape = tensor.shape;
     index_t const rows = shape.empty() ? 1 : shape.front(), cols = shape.empty() ? 1 : shape.back();
-    auto const at = [&](std::string_view suffix) -> Found* {
+    auto const at = [&](std::string_view suffix) -> FoundModule* {
       if (!name.ends_with(suffix) || name.size() == suffix.size()) return nullptr;
       return &found[std::string(name.substr(0, name.size() - suffix.size()))];
     };
@@ -51,14 +60,28 @@ inline SiteTable peft_sites(std::filesystem::path const& folder) {
     if (auto* site = at(".ia3_l")) (rows == 1 ? site->in : site->out) = rows == 1 ? cols : rows;
     if (auto* site = at(".pedro_down.weight")) *site = {cols, cols, SiteKind::hidden};
   }
+  return found;
+}
+
+/// The layer a path lies in, its first number; -1: none.
+inline index_t layer_in(std::string const& path) {
+  for (std::size_t k = 0; k < path.size(); ++k)
+    if (path[k] >= '0' && path[k] <= '9' && (k == 0 || path[k - 1] == '.'))
+      return std::strtoll(path.c_str() + k, nullptr, 10);
+  return -1;
+}
+
+}  // namespace detail
+
+/// A table with which the folder's LORA, ROAD, IA3 or PEDRO tensors can be read and checked against each other.
+inline SiteTable peft_sites(std::filesystem::path const& folder) {
+  auto const config = read_peft_config(folder);
+  auto const file = detail::read_peft_tensors(config);
   SiteTable table;
   std::map<index_t, LayerSites> layers;
-  for (auto const& [path, site] : found) {
-    index_t layer = -1;  // the path's first number
-    for (std::size_t k = 0; k < path.size() && layer < 0; ++k)
-      if (path[k] >= '0' && path[k] <= '9' && (k == 0 || path[k - 1] == '.'))
-        layer = std::strtoll(path.c_str() + k, nullptr, 10);
-    if (layer > 100000) config.fail("layer ", layer, " of ", in_quotes(path), " is not believable");
+  for (auto const& [path, site] : detail::found_modules(config, file)) {
+    index_t const layer = detail::layer_in(path);
+    if (layer > ModelConfig::most_layers) config.fail("layer ", layer, " of ", in_quotes(path), " is not believable");
     auto const dot = path.rfind('.');
     std::string id = site.kind == SiteKind::hidden ? "block" : dot == std::string::npos ? path : path.substr(dot + 1);
     Site const added = table.add({layer, std::move(id), path, site.in, site.out, site.kind});

@@ -16,16 +16,14 @@
 #include <optional>
 #include <regex>
 #include <string>
-#include <string_view>
-#include <utility>
 #include <vector>
 
 namespace graft {
 
 /// The sites inside the layers that `targets` pick for this policy, ascending. "all-linear": every linear layer; a
 /// name: every module that is called so or whose path ends so; one target with any of *+?|()[]{}^$\ in it: a regular
-/// expression for whole paths. No targets: "all-linear", or every site of a policy that
-/// takes no linear layers. ContractError when a target picks nothing.
+/// expression for whole paths. No targets: "all-linear", or every site of a policy that takes no linear layers.
+/// ContractError when a target picks nothing.
 template <class P>
 std::vector<index_t> target_sites(SiteTable const& sites, P const& policy, std::vector<std::string> const& targets) {
   std::vector<bool> chosen(static_cast<std::size_t>(sites.size()));
@@ -68,7 +66,6 @@ std::vector<index_t> target_sites(SiteTable const& sites, P const& policy, std::
 }
 
 /// Sets the option with this key of adapter_config.json from text: "16", "true", "road_2", "q_proj,v_proj" for a list,
-///
 /// JSON for an object or for a list of numbers, "[0,-1]". ContractError naming the known keys, or what the value should
 /// be.
 template <class P>

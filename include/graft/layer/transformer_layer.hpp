@@ -6,7 +6,6 @@
 #include <graft/layer/linear.hpp>
 #include <graft/layer/step.hpp>
 
-#include <concepts>
 #include <utility>
 
 namespace graft {

@@ -178,17 +178,10 @@ class BackboneContext {
       expects(in.sequence->is_of(cache_), "graft: input ", k, " is a sequence that another context started");
       for (std::size_t j = 0; j < k; ++j)
         expects(inputs[j].sequence != in.sequence, "graft: inputs ", j, " and ", k, " are the same sequence");
-      for (auto token : in.tokens)
-        expects(token >= 0 && token < model_.config().vocabulary, "graft: token ", token, " of input ", k,
-                " is outside the vocabulary of ", model_.config().vocabulary);
+      check_tokens(model_.config(), "input", k, in.tokens, in.token_types);
       index_t const length = in.sequence->length();
       expects(in.positions.empty() || static_cast<index_t>(in.positions.size()) == count, "graft: input ", k, " has ",
               count, " tokens but ", in.positions.size(), " positions");
-      expects(in.token_types.empty() || static_cast<index_t>(in.token_types.size()) == count, "graft: input ", k,
-              " has ", count, " tokens but ", in.token_types.size(), " token types");
-      for (auto type : in.token_types)
-        expects(type >= 0 && type < model_.config().token_types, "graft: token type ", type, " of input ", k,
-                " is not one of the model's ", model_.config().token_types);
       expects(in.mask.empty() || static_cast<index_t>(in.mask.size()) == count * (length + count),
               "graft: the mask of input ", k, " should have ", count * (length + count), " entries, it has ",
               in.mask.size());

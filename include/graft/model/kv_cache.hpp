@@ -11,7 +11,6 @@
 #include <algorithm>
 #include <concepts>
 #include <cstdint>
-#include <memory>
 #include <vector>
 
 namespace graft {

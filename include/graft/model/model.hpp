@@ -7,11 +7,27 @@
 #include <graft/arch/weights.hpp>
 #include <graft/layer/transformer_layer.hpp>
 
+#include <cstddef>
+#include <cstdint>
 #include <memory>
+#include <span>
 #include <utility>
 #include <vector>
 
 namespace graft {
+
+/// ContractError unless the tokens and token types (as many, or none) of `what` number k of a batch are the model's.
+inline void check_tokens(ModelConfig const& config, char const* what, std::size_t k,
+                         std::span<std::int32_t const> tokens, std::span<std::int32_t const> token_types) {
+  for (auto token : tokens)
+    expects(token >= 0 && token < config.vocabulary, "graft: token ", token, " of ", what, " ", k,
+            " is outside the vocabulary of ", config.vocabulary);
+  expects(token_types.empty() || token_types.size() == tokens.size(), "graft: ", what, " ", k, " has ", tokens.size(),
+          " tokens but ", token_types.size(), " token types");
+  for (auto type : token_types)
+    expects(type >= 0 && type < config.token_types, "graft: token type ", type, " of ", what, " ", k,
+            " is not one of the model's ", config.token_types);
+}
 
 /// The model without its adapters: what the layers are made of and what stands before and behind them.
 template <class Arch_, class B_>

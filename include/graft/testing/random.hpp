@@ -5,7 +5,6 @@
 #include <graft/core/random.hpp>
 #include <graft/testing/matrix.hpp>
 
-#include <algorithm>
 #include <initializer_list>
 #include <numeric>
 #include <vector>

@@ -10,7 +10,6 @@
 #include <nlohmann/json.hpp>
 
 #include <cstdint>
-#include <string>
 #include <string_view>
 #include <vector>
 

@@ -4,6 +4,7 @@
 
 #include <graft/core/error.hpp>
 #include <graft/text/bpe_merge.hpp>
+#include <graft/text/sentencepiece_merges.hpp>
 #include <graft/text/tokenizer_spec.hpp>
 #include <graft/text/utf8.hpp>
 #include <graft/text/vocabulary.hpp>
@@ -30,7 +31,7 @@ class SentencePieceBpe {
         prefix_space_(spec.prefix_space),
         strip_first_space_(spec.strip_first_space),
         unknown_(spec.unknown),
-        merges_(spec.merges.empty() ? merges_from_scores(spec, ids) : merge_table(spec, ids)) {
+        merges_(spec.merges.empty() ? table_of_scores(spec, ids) : merge_table(spec, ids)) {
     byte_ids_.fill(-1);
     if (!spec.byte_fallback) return;
     for (unsigned byte = 0; byte < 256; ++byte) byte_ids_[byte] = ids.find(byte_token(byte));
@@ -108,36 +109,24 @@ class SentencePieceBpe {
   }
 
   /// Every way to cut a token into two tokens is a merge, ranked by the score of the whole.
-  static MergeTable merges_from_scores(TokenizerSpec const& spec, Vocabulary const& ids) {
-    auto const mergeable = [&](std::size_t id) {
-      if (spec.types.empty()) return true;
-      TokenType const type = spec.types[id];
-      return type == TokenType::normal || type == TokenType::user_defined || type == TokenType::unused;
-    };
-    std::vector<float> scores;
-    for (std::size_t k = 0; k < spec.scores.size(); ++k) {
+  static MergeTable table_of_scores(TokenizerSpec const& spec, Vocabulary const& ids) {
+    for (std::size_t k = 0; k < spec.scores.size(); ++k)
       if (std::isnan(spec.scores[k]))
         raise<FormatError>(text(spec.source, ": token ", k, " has a score that is not a number"));
-      scores.push_back(spec.scores[k]);
-    }
+    std::vector<float> scores = spec.scores;
     std::sort(scores.begin(), scores.end(), std::greater<>{});
     scores.erase(std::unique(scores.begin(), scores.end()), scores.end());
 
+    auto const mergeable = detail::mergeable_tokens(spec);
     std::vector<std::pair<std::pair<std::int32_t, std::int32_t>, Merge>> found;
     for (std::size_t k = 0; k < spec.tokens.size(); ++k) {
-      if (!mergeable(k)) continue;
-      std::string_view const token = spec.tokens[k];
+      if (!mergeable[k]) continue;
       auto const rank =
           std::lower_bound(scores.begin(), scores.end(), spec.scores[k], std::greater<>{}) - scores.begin();
-      for (std::size_t cut = 0; cut < token.size();) {
-        utf8::next(token, cut);
-        if (cut == token.size()) break;
-        std::int32_t const left = ids.find(token.substr(0, cut)), right = ids.find(token.substr(cut));
-        if (left < 0 || right < 0 || !mergeable(static_cast<std::size_t>(left)) ||
-            !mergeable(static_cast<std::size_t>(right)))
-          continue;
-        found.push_back({{left, right}, {static_cast<std::int32_t>(rank), static_cast<std::int32_t>(k)}});
-      }
+      Merge const whole{static_cast<std::int32_t>(rank), static_cast<std::int32_t>(k)};
+      detail::for_each_cut(spec.tokens[k], ids, mergeable, [&](std::int32_t left, std::int32_t right) {
+        found.push_back({{left, right}, whole});
+      });
     }
     MergeTable table(found.size());
     for (auto const& [pair, merge] : found) table.insert(pair.first, pair.second, merge);

@@ -6,7 +6,6 @@
 #include <graft/train/parameter_ranges.hpp>
 
 #include <cstddef>
-#include <optional>
 
 namespace graft {
 

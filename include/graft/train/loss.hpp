@@ -16,7 +16,6 @@
 #include <concepts>
 #include <cstdint>
 #include <span>
-#include <utility>
 #include <vector>
 
 namespace graft {

@@ -7,7 +7,6 @@
 #include <graft/core/types.hpp>
 
 #include <array>
-#include <cstddef>
 #include <optional>
 #include <vector>
 

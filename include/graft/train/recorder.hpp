@@ -9,7 +9,6 @@
 #include <algorithm>
 #include <functional>
 #include <optional>
-#include <span>
 #include <type_traits>
 #include <utility>
 #include <vector>

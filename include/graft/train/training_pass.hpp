@@ -18,7 +18,6 @@
 #include <cstdint>
 #include <memory>
 #include <span>
-#include <string>
 #include <utility>
 #include <vector>
 
@@ -179,14 +178,7 @@ class TrainingPass {
       auto const& s = sequences[k];
       auto const count = static_cast<index_t>(s.tokens.size());
       expects(count > 0, "graft: sequence ", k, " has no tokens");
-      for (auto token : s.tokens)
-        expects(token >= 0 && token < model_.config().vocabulary, "graft: token ", token, " of sequence ", k,
-                " is outside the vocabulary of ", model_.config().vocabulary);
-      expects(s.token_types.empty() || static_cast<index_t>(s.token_types.size()) == count, "graft: sequence ", k,
-              " has ", count, " tokens but ", s.token_types.size(), " token types");
-      for (auto type : s.token_types)
-        expects(type >= 0 && type < model_.config().token_types, "graft: token type ", type, " of sequence ", k,
-                " is not one of the model's ", model_.config().token_types);
+      check_tokens(model_.config(), "sequence", k, s.tokens, s.token_types);
       expects(s.prompt_tokens >= -1 && s.prompt_tokens <= count, "graft: sequence ", k, " has ", count,
               " tokens, its prompt cannot have ", s.prompt_tokens);
       expects(s.adapters == nullptr || !s.adapters->generates() || s.prompt_tokens != 0, "graft: sequence ", k,

@@ -16,7 +16,6 @@
 #include <string>
 #include <string_view>
 #include <utility>
-#include <vector>
 
 namespace graft::jinja {
 
@@ -96,7 +95,8 @@ inline Value attribute_path(int line, Value value, std::string const& path) {
 }
 
 /// select, reject: elements that pass a test (truth, without one); selectattr, rejectattr: by one of their attributes.
-inline Value selected(bool keep, bool by_attribute, Value const& value, Arguments const& given) {
+inline Value selected(std::string const& filter, Value const& value, Arguments const& given) {
+  bool const keep = filter.starts_with("select"), by_attribute = filter.ends_with("attr");
   std::string const attribute = by_attribute ? given.text(0, "attribute").value_or("") : "";
   Arguments const rest = given.without_first(by_attribute ? 1 : 0);
   std::optional<std::string> const test = rest.text(0, "test");
@@ -156,46 +156,55 @@ inline Value as_number(Value const& value, bool integer, Value fallback) {
   return integer ? as_number(number, true, std::move(fallback)) : Value(number);
 }
 
+inline Value joined(Value const& value, Arguments const& given) {
+  std::string const separator = given.text(0, "d").value_or("");
+  auto const attribute = given.text(1, "attribute");
+  std::string out;
+  bool first = true;
+  for (Value const& element : elements(given.line, value)) {
+    if (!first) append(out, separator);
+    append(out, to_text(attribute ? attribute_path(given.line, element, *attribute) : element));
+    first = false;
+  }
+  return out;
+}
+
+/// items, and dictsort: pairs of key and value.
+inline Value pairs_of(std::string const& filter, Value const& value, Arguments const& given) {
+  List out;
+  if (!value.is_defined()) return out;
+  if (!value.dict())
+    refuse(given.line, text("the filter ", in_quotes(filter), " expects a mapping, found ", value.kind()));
+  auto entries = value.dict()->entries;
+  if (filter == "dictsort") {
+    if (!given.positional.empty() || !given.named.entries.empty())
+      refuse(given.line, "dictsort takes no arguments here");
+    std::stable_sort(entries.begin(), entries.end(),
+                     [](auto const& a, auto const& b) { return lower(a.first) < lower(b.first); });
+  }
+  for (auto const& [key, element] : entries) out.push_back(Value::tuple({key, element}));
+  return out;
+}
+
+inline Value length_of(Value const& value, int line) {
+  if (!value.is_defined()) return std::int64_t{0};
+  if (value.get<std::string>() == nullptr && !value.list() && !value.dict())
+    refuse(line, text(value.kind(), " has no length"));
+  return static_cast<std::int64_t>(elements(line, value).size());
+}
+
 inline Value filtered(std::string const& filter, Value const& value, Arguments const& given) {
   int const line = given.line;
   if (filter == "trim") return stripped(to_text(value), given.text(0, "chars"), true, true);
-  if (filter == "length" || filter == "count") {
-    if (!value.is_defined()) return std::int64_t{0};
-    if (value.get<std::string>() == nullptr && !value.list() && !value.dict())
-      refuse(line, text(value.kind(), " has no length"));
-    return static_cast<std::int64_t>(elements(line, value).size());
-  }
+  if (filter == "length" || filter == "count") return length_of(value, line);
   if (filter == "tojson") return as_json(value, given);
   if (filter == "default" || filter == "d") {
     bool const missing = !value.is_defined() || (given.get(1, "boolean").truth() && !value.truth());
     Value const fallback = given.get(0, "default_value");
     return missing ? (fallback.is_defined() ? fallback : Value(std::string())) : value;
   }
-  if (filter == "join") {
-    std::string const separator = given.text(0, "d").value_or("");
-    auto const attribute = given.text(1, "attribute");
-    std::string out;
-    bool first = true;
-    for (Value const& element : elements(line, value)) {
-      if (!first) append(out, separator);
-      append(out, to_text(attribute ? attribute_path(line, element, *attribute) : element));
-      first = false;
-    }
-    return out;
-  }
-  if (filter == "items" || filter == "dictsort") {
-    List out;
-    if (!value.is_defined()) return out;
-    if (!value.dict()) refuse(line, text("the filter ", in_quotes(filter), " expects a mapping, found ", value.kind()));
-    auto entries = value.dict()->entries;
-    if (filter == "dictsort") {
-      if (!given.positional.empty() || !given.named.entries.empty()) refuse(line, "dictsort takes no arguments here");
-      std::stable_sort(entries.begin(), entries.end(),
-                       [](auto const& a, auto const& b) { return lower(a.first) < lower(b.first); });
-    }
-    for (auto const& [key, element] : entries) out.push_back(Value::tuple({key, element}));
-    return out;
-  }
+  if (filter == "join") return joined(value, given);
+  if (filter == "items" || filter == "dictsort") return pairs_of(filter, value, given);
   if (filter == "list") return elements(line, value);
   if (filter == "first" || filter == "last") {
     List const all = elements(line, value);
@@ -212,10 +221,8 @@ inline Value filtered(std::string const& filter, Value const& value, Arguments c
     return replaced(to_text(value), from, given.text(1, "new").value_or(""), given.integer(2, "count", -1));
   }
   if (filter == "map") return mapped(value, given);
-  if (filter == "select") return selected(true, false, value, given);
-  if (filter == "reject") return selected(false, false, value, given);
-  if (filter == "selectattr") return selected(true, true, value, given);
-  if (filter == "rejectattr") return selected(false, true, value, given);
+  if (filter == "select" || filter == "reject" || filter == "selectattr" || filter == "rejectattr")
+    return selected(filter, value, given);
   if (filter == "string" || filter == "safe") return to_text(value);
   if (filter == "lower") return lower(to_text(value));
   if (filter == "upper") return capitals(to_text(value), Capitals::all);
