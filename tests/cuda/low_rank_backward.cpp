@@ -25,9 +25,8 @@ Matrix listed(Matrix m, std::vector<std::int32_t> const& rows) {
 }
 
 template <class T>
-void check(index_t rank, index_t inputs, index_t outputs, bool embedding) {
+void check(index_t rank, index_t inputs, index_t outputs, bool embedding, index_t count = 37) {
   Random random(static_cast<std::uint64_t>(rank));
-  index_t const count = 37;
   std::vector<std::int32_t> rows, tokens;
   for (std::int32_t n = 1; n < count; n += 1 + n % 2) rows.push_back(n);
   Matrix one_hot(count, inputs);
@@ -78,6 +77,8 @@ TEMPLATE_TEST_CASE("device: gradients of a low-rank delta", "", float, bf16, f16
     check<TestType>(7, 192, 64, embedding);
     check<TestType>(16, 96, 96, embedding);
   }
+  check<TestType>(18, 20, 150, false, 250);  // more rows and ranks than a block sums
+  check<TestType>(2, 24, 40, false, 3300);   // and more than the fewest of a piece
 }
 
 }  // namespace

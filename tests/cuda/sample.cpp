@@ -83,6 +83,18 @@ TEST_CASE("device: zeros of both signs are equal, the lower token first") {
   CHECK(device.get(static_cast<std::int32_t const*>(tokens), 2) == std::vector<std::int32_t>{1, 1});
 }
 
+TEST_CASE("device: NaN is never the likeliest") {
+  Device<float> device;
+  Buffer<float> logits(2, 4);
+  float const nan = std::numeric_limits<float>::quiet_NaN(), nothing = -std::numeric_limits<float>::infinity();
+  float const values[2][4] = {{nan, -1, 2, -nan}, {-nan, nan, nothing, nothing}};
+  for (index_t n = 0; n < 2; ++n) std::copy(values[n], values[n] + 4, logits.row(n));
+  std::vector<SamplingRow> const rows(2);
+  auto* const tokens = device.allocate<std::int32_t>(2);
+  sample(device.be, MatrixView<float const, DeviceSpace>(device.put(logits)), device.put(rows), tokens);
+  CHECK(device.get(static_cast<std::int32_t const*>(tokens), 2) == std::vector<std::int32_t>{2, 2});
+}
+
 TEST_CASE("device: tokens that -infinity forbids are never drawn") {
   Device<float> device;
   Buffer<float> logits(1, 600);

@@ -25,13 +25,26 @@ __host__ __device__ inline int decode_padded(int head_dim) {
   return (head_dim + decode_pack - 1) / decode_pack * decode_pack;
 }
 
+/// Elements [k, k + 8) of a key or value, `at` null: zeros, which are at `nothing`. One load either way where `whole`,
+/// and no branch, so that several of them are under way together.
+template <bool whole, class Act>
+__device__ inline void load_slot(Act const* at, index_t offset, int k, int dim, Act const* nothing,
+                                 float (&v)[decode_pack]) {
+  if constexpr (whole)
+    load(at != nullptr ? at + offset + k : nothing, v);
+  else
+    load_columns<false>(at != nullptr ? at + offset : nothing, k, at != nullptr ? dim : 0, v);
+}
+
 /// One chunk of one row for up to `Heads` query heads of a head of K and V. Block (chunk, head of K and V and group of
-/// query heads, span). With parts.values null there is one chunk, whose result is written at once.
-template <int Heads, class Act>
+/// query heads, span). With parts.values null there is one chunk, whose result is written at once. `whole`: all keys
+/// and values are multiples of 8 elements apart.
+template <int Heads, bool whole, class Act>
 __global__ void decode_chunks(KvView<Act> kv, AttentionSizes sizes, AttentionSpan const* spans,
                               MatrixView<Act const, DeviceSpace> q, MatrixView<Act, DeviceSpace> out,
                               DecodeParts parts) {
   constexpr int warps = decode_threads / 32;
+  constexpr int at_once = Heads <= 4 ? 4 : 2;  // loads of a thread
   auto const span = spans[blockIdx.z];
   if (span.rows != 1) return;  // left to the prefill kernel
   int const head_groups = (sizes.shared + Heads - 1) / Heads;
@@ -58,47 +71,54 @@ __global__ void decode_chunks(KvView<Act> kv, AttentionSizes sizes, AttentionSpa
   __shared__ Act const* slot[decode_chunk];  // null: the mask hides the token, what lies there may be anything
   __shared__ float weight[Heads][decode_chunk];
   __shared__ float of_warp[warps][Heads], highest[Heads], total[Heads];
+  alignas(16) __shared__ Act nothing[decode_pack];
   int const padded = decode_padded(dim);
   float* const queries = dynamic_shared<float>();  // [Heads, padded], later [decode_threads, decode_pack]
   for (int k = thread; k < Heads * padded; k += decode_threads) {
     int const h = k / padded, c = k % padded;
     queries[k] = h < used && c < dim ? to_real(q.row(span.first_row)[(first_head + h) * index_t{dim} + c]) : 0.f;
   }
+  if (thread < decode_pack) nothing[thread] = from_real<Act>(0);
   for (int t = thread; t < count; t += decode_threads)
     slot[t] = unmasked(span, 0, from + t) ? slot_of(kv, span, from + t, index_t{kv_head} * dim) : nullptr;
   __syncthreads();
 
   // scores: `decode_key_lanes` threads have a key
-  bool const whole = dim % decode_pack == 0 && kv.width % decode_pack == 0 && kv.key_offset % decode_pack == 0 &&
-                     kv.value_offset % decode_pack == 0;
+  constexpr int keys = decode_threads / decode_key_lanes;
   float best[Heads];
 #pragma unroll
   for (int h = 0; h < Heads; ++h) best[h] = nothing_seen;
-  for (int first = 0; first < count; first += decode_threads / decode_key_lanes) {
-    int const t = first + thread / decode_key_lanes;
-    Act const* const at = t < count ? slot[t] : nullptr;
-    float sum[Heads] = {};
-    if (at != nullptr)
-      for (int k = thread % decode_key_lanes * decode_pack; k < dim; k += decode_key_lanes * decode_pack) {
-        float v[decode_pack];
-        load_columns(at + kv.key_offset, k, dim, whole, v);
+  for (int base = 0; base < count; base += at_once * keys) {
+    int const first = base + thread / decode_key_lanes;
+    Act const* at[at_once];
+    float sum[at_once][Heads] = {};
 #pragma unroll
-        for (int h = 0; h < Heads; ++h) {
-          float query[decode_pack];
-          load(queries + h * padded + k, query);
+    for (int i = 0; i < at_once; ++i) at[i] = first + i * keys < count ? slot[first + i * keys] : nullptr;
+    for (int k = thread % decode_key_lanes * decode_pack; k < dim; k += decode_key_lanes * decode_pack) {
+      float v[at_once][decode_pack];
 #pragma unroll
-          for (int j = 0; j < decode_pack; ++j) sum[h] += v[j] * query[j];
-        }
+      for (int i = 0; i < at_once; ++i) load_slot<whole>(at[i], kv.key_offset, k, dim, nothing, v[i]);
+#pragma unroll
+      for (int h = 0; h < Heads; ++h) {
+        float query[decode_pack];
+        load(queries + h * padded + k, query);
+#pragma unroll
+        for (int i = 0; i < at_once; ++i)
+#pragma unroll
+          for (int j = 0; j < decode_pack; ++j) sum[i][h] += v[i][j] * query[j];
       }
-#pragma unroll
-    for (int h = 0; h < Heads; ++h) {
-#pragma unroll
-      for (int distance = 1; distance < decode_key_lanes; distance *= 2)
-        sum[h] += __shfl_xor_sync(0xffffffffu, sum[h], distance);
-      float const score = at != nullptr ? sum[h] * sizes.scale : nothing_seen;
-      if (t < count && thread % decode_key_lanes == 0) weight[h][t] = score;
-      best[h] = fmaxf(best[h], score);
     }
+#pragma unroll
+    for (int i = 0; i < at_once; ++i)
+#pragma unroll
+      for (int h = 0; h < Heads; ++h) {
+#pragma unroll
+        for (int distance = 1; distance < decode_key_lanes; distance *= 2)
+          sum[i][h] += __shfl_xor_sync(0xffffffffu, sum[i][h], distance);
+        float const score = at[i] != nullptr ? sum[i][h] * sizes.scale : nothing_seen;
+        if (first + i * keys < count && thread % decode_key_lanes == 0) weight[h][first + i * keys] = score;
+        best[h] = fmaxf(best[h], score);
+      }
   }
 #pragma unroll
   for (int h = 0; h < Heads; ++h) {
@@ -144,15 +164,22 @@ __global__ void decode_chunks(KvView<Act> kv, AttentionSizes sizes, AttentionSpa
     int const k = first_dim + thread % packs * decode_pack, token_lane = thread / packs;
     float acc[Heads][decode_pack] = {};
     if (token_lane < lanes)
-#pragma unroll 4
-      for (int t = token_lane; t < count; t += lanes) {
-        float v[decode_pack] = {};
-        if (Act const* const at = slot[t]; at != nullptr) load_columns(at + kv.value_offset, k, dim, whole, v);
+      for (int first = token_lane; first < count; first += at_once * lanes) {
+        float v[at_once][decode_pack];
 #pragma unroll
-        for (int h = 0; h < Heads; ++h) {
-          float const w = weight[h][t];
+        for (int i = 0; i < at_once; ++i) {
+          int const t = first + i * lanes;
+          load_slot<whole>(t < count ? slot[t] : nullptr, kv.value_offset, k, dim, nothing, v[i]);
+        }
 #pragma unroll
-          for (int j = 0; j < decode_pack; ++j) acc[h][j] += w * v[j];
+        for (int i = 0; i < at_once; ++i) {
+          int const t = first + i * lanes < count ? first + i * lanes : first;  // behind the last: any weight times 0
+#pragma unroll
+          for (int h = 0; h < Heads; ++h) {
+            float const w = weight[h][t];
+#pragma unroll
+            for (int j = 0; j < decode_pack; ++j) acc[h][j] += w * v[i][j];
+          }
         }
       }
     float* const sums = queries;
@@ -225,14 +252,18 @@ void attention_decode(CudaBackend<Act>& be, KvView<Act> const& kv, AttentionShap
     launch(kernel, grid, decode_threads, static_cast<std::size_t>(shared) * sizeof(float), be.stream(), kv, sizes,
            spans.data(), q, out, parts);
   };
-  if (sizes.shared == 1)
-    run(decode_chunks<1, Act>, 1);
+  bool const whole = shape.head_dim % decode_pack == 0 && kv.width % decode_pack == 0 &&
+                     kv.key_offset % decode_pack == 0 && kv.value_offset % decode_pack == 0;
+  if (!whole)
+    run(decode_chunks<1, false, Act>, 1);
+  else if (sizes.shared == 1)
+    run(decode_chunks<1, true, Act>, 1);
   else if (sizes.shared == 2)
-    run(decode_chunks<2, Act>, 2);
+    run(decode_chunks<2, true, Act>, 2);
   else if (sizes.shared <= 4)
-    run(decode_chunks<4, Act>, 4);
+    run(decode_chunks<4, true, Act>, 4);
   else
-    run(decode_chunks<decode_heads, Act>, decode_heads);
+    run(decode_chunks<decode_heads, true, Act>, decode_heads);
   if (parts.chunks > 1)
     launch(combine_chunks<Act>, grid_of(shape.heads, count), 128, 0, be.stream(), sizes, spans.data(), parts, out);
 }

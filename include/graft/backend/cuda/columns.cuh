@@ -39,6 +39,20 @@ __device__ inline void load(T const* from, float (&to)[N]) {
     for (int i = 0; i < piece; ++i) to[k + i] = to_real(some.value[i]);
   }
 }
+/// N neighbours as they are stored: loads that are widened later are under way together. Null: zeros.
+template <int N, class T>
+struct Stored {
+  static constexpr int piece = piece_size<T, N>;
+  Pack<T, piece> pieces[N / piece];
+
+  __device__ explicit Stored(T const* from) : pieces{} {
+    if (from == nullptr) return;
+#pragma unroll
+    for (int k = 0; k < N / piece; ++k) pieces[k] = load_pack<piece>(from + k * piece);
+  }
+  __device__ float operator[](int k) const { return to_real(pieces[k / piece].value[k % piece]); }
+};
+/// N neighbours to global memory, in stores of up to 16 bytes.
 template <int N, class T>
 __device__ inline void store(float const (&from)[N], T* to) {
   constexpr int piece = piece_size<T, N>;
@@ -57,6 +71,15 @@ __device__ inline void load_columns(T const* row, index_t first, index_t cols, b
   if (whole && first + N <= cols) return load(row + first, to);
 #pragma unroll
   for (int k = 0; k < N; ++k) to[k] = first + k < cols ? to_real(row[first + k]) : 0.f;
+}
+/// The same where it is known beforehand that all loads are whole, or that none is: no branch keeps loads from being
+/// under way together.
+template <bool whole, int N, class T>
+__device__ inline void load_columns(T const* row, index_t first, index_t cols, float (&to)[N]) {
+  if constexpr (whole)
+    load(row + first, to);
+  else
+    load_columns(row, first, cols, false, to);
 }
 /// Those past the end are not written.
 template <int N, class T>

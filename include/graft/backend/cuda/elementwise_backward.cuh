@@ -23,15 +23,16 @@ __global__ void add_parts(MatrixView<float const, DeviceSpace> parts, Out* out) 
   out[k] = from_real<Out>(to_real(out[k]) + sum);
 }
 
-/// The gradient of a vector that every row reads, in parts of the arena; nothing where nobody wants it.
+/// The gradient of a vector that every row reads, in parts of the arena, one for each block of rows; nothing where
+/// nobody wants it.
 template <class Out>
 class SumOverRows {
  public:
   template <class Act>
-  SumOverRows(CudaBackend<Act>& be, index_t rows, Out* out, index_t size) : stream_(be.stream()), out_(out) {
-    if (out != nullptr) parts_ = be.arena().template matrix<float>(ceil_div(rows, summed_rows), size);
+  SumOverRows(CudaBackend<Act>& be, index_t blocks, Out* out, index_t size) : stream_(be.stream()), out_(out) {
+    if (out != nullptr) parts_ = be.arena().template matrix<float>(blocks, size);
   }
-  /// [blocks of rows, size], each written by the block that has those rows; null data: not wanted.
+  /// [blocks, size], each row written by the block that has those rows; null data: not wanted.
   MatrixView<float, DeviceSpace> parts() const { return parts_; }
   void add() const {
     if (out_ != nullptr)
@@ -45,22 +46,22 @@ class SumOverRows {
   MatrixView<float, DeviceSpace> parts_{};
 };
 
-/// Both norms: y = z w (+ b) with z = (x - mean) s, where RMS norms have no mean. A block has 32 groups of weight.size
-/// elements, `groups` of them per row; a thread owns the same columns of all, so it sums their weights' gradients
-/// alone.
+/// Both norms: y = z w (+ b) with z = (x - mean) s, where RMS norms have no mean. A block has `each` groups of
+/// weight.size elements, `groups` of them per row; a thread owns the same columns of all, so it sums their weights'
+/// gradients alone.
 ///     dx (+)= s (dy w - mean(dy w) - z mean(dy w z))      dweight += dy z      dbias += dy
 template <bool centred, class Act>
 __global__ void __launch_bounds__(most_row_threads)
     norm_backward(MatrixView<Act const, DeviceSpace> x, VectorView<float const, DeviceSpace> weight, float eps,
-                  index_t groups, MatrixView<Act const, DeviceSpace> dy, MatrixView<Act, DeviceSpace> dx, bool replace,
-                  MatrixView<float, DeviceSpace> dweight, MatrixView<float, DeviceSpace> dbias) {
-  index_t const size = weight.size, all = x.rows * groups, first = blockIdx.x * summed_rows;
+                  index_t groups, index_t each, MatrixView<Act const, DeviceSpace> dy, MatrixView<Act, DeviceSpace> dx,
+                  bool replace, MatrixView<float, DeviceSpace> dweight, MatrixView<float, DeviceSpace> dbias) {
+  index_t const size = weight.size, all = x.rows * groups, first = blockIdx.x * each;
   auto const count = static_cast<float>(size);
   for (index_t k = threadIdx.x; k < size; k += blockDim.x) {
     if (dweight.data != nullptr) dweight(blockIdx.x, k) = 0;
     if (dbias.data != nullptr) dbias(blockIdx.x, k) = 0;
   }
-  for (index_t g = first; g < first + summed_rows && g < all; ++g) {
+  for (index_t g = first; g < first + each && g < all; ++g) {
     index_t const row = g / groups, start = g % groups * size;
     Act const *from = x.row(row) + start, *slope = dy.row(row) + start;
     Act* const to = dx.row(row) + start;
@@ -99,9 +100,11 @@ void launch_norm_backward(CudaBackend<Act>& be, MatrixView<Act const, DeviceSpac
   auto const scope = be.scope();
   index_t const groups = x.cols / weight.size, all = x.rows * groups;
   auto const wanted = [](auto sum) { return sum.empty() ? nullptr : sum.data; };
-  SumOverRows<float> const weights(be, all, wanted(dweight), weight.size), biases(be, all, wanted(dbias), weight.size);
-  launch(norm_backward<centred, Act>, grid_of(ceil_div(all, summed_rows)), threads_for(weight.size), 0, be.stream(), x,
-         weight, static_cast<float>(eps), groups, dy, dx, dx.data == dy.data, weights.parts(), biases.parts());
+  index_t const each = dweight.empty() && dbias.empty() ? 1 : summed_rows, blocks = ceil_div(all, each);
+  SumOverRows<float> const weights(be, blocks, wanted(dweight), weight.size),
+      biases(be, blocks, wanted(dbias), weight.size);
+  launch(norm_backward<centred, Act>, grid_of(blocks), threads_for(weight.size), 0, be.stream(), x, weight,
+         static_cast<float>(eps), groups, each, dy, dx, dx.data == dy.data, weights.parts(), biases.parts());
   weights.add();
   biases.add();
 }
@@ -275,12 +278,11 @@ void row_map_backward(CudaBackend<Act>& be, RowMapRow<float const> const& map, s
   if (rows.empty()) return;
   auto const scope = be.scope();
   index_t const count = static_cast<index_t>(rows.size()), group = map.group != 0 ? map.group : grad.group;
-  cuda::SumOverRows<float> const dc(be, count, grad.c1, map.size), dd(be, count, grad.d, map.size),
-      de(be, count, grad.e, map.size);
-  index_t const threads = group != 0 ? map.size / 2 : map.size;
-  cuda::launch(cuda::row_map_backward_rows<Z, G>,
-               cuda::grid_of(ceil_div(threads, 128), ceil_div(count, cuda::summed_rows)), 128, 0, be.stream(), map,
-               group, rows.data(), count, z, dy, dc.parts(), dd.parts(), de.parts());
+  index_t const blocks = ceil_div(count, cuda::summed_rows), threads = group != 0 ? map.size / 2 : map.size;
+  cuda::SumOverRows<float> const dc(be, blocks, grad.c1, map.size), dd(be, blocks, grad.d, map.size),
+      de(be, blocks, grad.e, map.size);
+  cuda::launch(cuda::row_map_backward_rows<Z, G>, cuda::grid_of(ceil_div(threads, 128), blocks), 128, 0, be.stream(),
+               map, group, rows.data(), count, z, dy, dc.parts(), dd.parts(), de.parts());
   dc.add(), dd.add(), de.add();
 }
 

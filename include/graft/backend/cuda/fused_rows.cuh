@@ -11,27 +11,37 @@
 namespace graft {
 namespace cuda {
 
+/// N columns of a row behind its map, in whole loads that do not wait for each other; S is what the map is stored in.
+template <class S, int N, class T>
+__device__ void load_mapped_whole(RowMapRow<float const> const& map, T const* row, index_t first, float (&to)[N]) {
+  auto const stored = [first](Numbers<float> const& vector) {
+    return Stored<N, S>(vector != nullptr ? vector.template as<S>() + first : nullptr);
+  };
+  Stored<N, T> const own(row + first), other(map.d != nullptr ? row + partner(first, map.group) : nullptr);
+  auto const c1 = stored(map.c1), d = stored(map.d), e = stored(map.e);
+#pragma unroll
+  for (int k = 0; k < N; ++k) to[k] = to_real(from_real<T>(map_float(own[k], other[k], c1[k], d[k], e[k])));
+}
+
 /// Columns [first, first + N) of a row behind its map (null: none; successors are the caller's). The row itself is only
 /// read, so partners need not wait for each other.
 template <int N, class T>
 __device__ void load_mapped(RowMapRow<float const> const* map, T const* row, index_t first, index_t cols, bool whole,
                             float (&to)[N]) {
-  load_columns(row, first, cols, whole, to);
-  if (map == nullptr) return;
-  float other[N] = {}, c1[N], d[N], e[N];
+  if (map == nullptr) return load_columns(row, first, cols, whole, to);
   bool const aligned = aligned16(map->c1, map->d, map->e);
+  if (whole && aligned && first + N <= cols && (map->d == nullptr || map->group / 2 % N == 0))
+    return map->narrow() ? load_mapped_whole<bf16>(*map, row, first, to)
+                         : load_mapped_whole<float>(*map, row, first, to);
+  load_columns(row, first, cols, whole, to);
+  float other[N] = {}, c1[N], d[N], e[N];
   load_present(map->c1, first, cols, aligned, c1);
   load_present(map->d, first, cols, aligned, d);
   load_present(map->e, first, cols, aligned, e);
-  if (map->d != nullptr) {
-    if (map->group / 2 % N == 0) {
-      load_columns(row, partner(first, map->group), cols, whole, other);
-    } else {
+  if (map->d != nullptr)
 #pragma unroll
-      for (int k = 0; k < N; ++k)
-        if (first + k < cols) other[k] = to_real(row[partner(first + k, map->group)]);
-    }
-  }
+    for (int k = 0; k < N; ++k)
+      if (first + k < cols) other[k] = to_real(row[partner(first + k, map->group)]);
 #pragma unroll
   for (int k = 0; k < N; ++k) to[k] = to_real(from_real<T>(map_float(to[k], other[k], c1[k], d[k], e[k])));
 }
@@ -145,23 +155,33 @@ __global__ void activate_gated_mapped_rows(Activation f, RowMapBatch<float> gate
 
 inline constexpr int head_warps = 4;
 
-/// A row of q, k or v as its heads see it: behind its map (null: none; no successors) and, with a weight, its norm.
+/// A row of q, k or v as its heads see it: behind its map (no successors) and, with a weight, its norm.
 template <class Act>
 struct MappedHead {
   Act const* row;
-  RowMapRow<float const> const* map;
-  index_t offset;       ///< the head's first column
-  float const* weight;  ///< [head_dim] or null
-  float scale = 1;      ///< of the norm
+  RowMapRow<float const> map;  ///< a copy, which no store can change
+  index_t offset;              ///< the head's first column
+  float const* weight;         ///< [head_dim] or null
+  float scale = 1;             ///< of the norm
 
+  __device__ MappedHead(Act const* of, RowMapRow<float const> const* by, index_t first, float const* norm_weight)
+      : row(of), offset(first), weight(norm_weight) {
+    if (by != nullptr) map = *by;
+  }
+  /// S is what the map is stored in; its loads do not wait for each other.
+  template <class S>
+  __device__ float mapped_by(index_t j) const {
+    auto const stored = [j](Numbers<float> const& vector) {
+      return Stored<1, S>(vector != nullptr ? vector.template as<S>() + j : nullptr);
+    };
+    Stored<1, Act> const own(row + j), other(map.d != nullptr ? row + partner(j, map.group) : nullptr);
+    auto const c1 = stored(map.c1), d = stored(map.d), e = stored(map.e);
+    return to_real(from_real<Act>(map_float(own[0], other[0], c1[0], d[0], e[0])));
+  }
   __device__ float mapped(index_t c) const {
     index_t const j = offset + c;
-    float const value = to_real(row[j]);
-    if (map == nullptr) return value;
-    float const other = map->d != nullptr ? to_real(row[partner(j, map->group)]) : 0.f;
-    float const c1 = map->c1 != nullptr ? map->c1[j] : 0.f, d = map->d != nullptr ? map->d[j] : 0.f,
-                e = map->e != nullptr ? map->e[j] : 0.f;
-    return to_real(from_real<Act>(map_float(value, other, c1, d, e)));
+    if (map.identity()) return to_real(row[j]);
+    return map.narrow() ? mapped_by<bf16>(j) : mapped_by<float>(j);
   }
   /// By all lanes of the head's warp.
   __device__ void norm(index_t head_dim, float eps) {

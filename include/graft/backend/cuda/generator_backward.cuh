@@ -150,8 +150,11 @@ __global__ void generator_rows(VectorGenerator<float> g, MatrixView<X const, Dev
     for (index_t t = first; t < last; ++t) add(t, dh / static_cast<float>(p));
   } else if (g.pooling == Pooling::max) {  // the first row that has what was pooled
     if (first != 0) return;
-    index_t highest = 0;
-    while (to_real(x(highest, k)) != state.h[k] && highest < p - 1) ++highest;
+    float const pooled = state.h[k];
+    index_t highest = p - 1;
+#pragma unroll 8
+    for (index_t t = p - 2; t >= 0; --t)
+      highest = to_real(x(t, k)) == pooled ? t : highest;  // no load waits for another
     add(highest, dh);
   } else {
     for (index_t t = first; t < last; ++t) add(t, state.share[t] * dh + state.along[t] * g.pool[k]);

@@ -12,6 +12,7 @@ namespace graft::cuda {
 
 inline constexpr int tile_rows = static_cast<int>(LowRankTile<float>::max_rows);
 inline constexpr int shrink_threads = 256, shrink_ranks = 4;
+inline constexpr int shrink_blocks = 2;  ///< of a multiprocessor at a time: 128 registers for a thread
 
 /// The sum of the ranks of a tile's terms.
 __device__ inline index_t rank_of(LowRankTile<float> const& tile, index_t site) {
@@ -33,50 +34,54 @@ __device__ inline FactorRow factor_row(LowRankTile<float> const& tile, index_t s
   }
 }
 
-/// sum[m][p] += x[rows[m]] . a[p] over the thread's columns; S is what the factors are stored in.
-template <class S, class X>
+/// sum[m][p] += x[rows[m]] . a[p] over the thread's columns, for `Rows` rows of the tile; S is what the factors are
+/// stored in. Rows that are not there are the first again, so that no branch keeps loads from being under way together.
+template <class S, int Rows, bool whole, class X>
 __device__ void add_products(FactorRow const (&factor)[shrink_ranks], LowRankTile<float> const& tile,
                              MatrixView<X const, DeviceSpace> x, float (&sum)[tile_rows][shrink_ranks]) {
   constexpr int N = 16 / static_cast<int>(sizeof(S));  // a row of A in whole loads
-  S const* row[shrink_ranks];
-  bool whole = x.cols % N == 0 && aligned16(x);
+  constexpr int at_once = Rows < 4 ? Rows : 4;         // rows, for which there are registers
+  X const* row[Rows];
 #pragma unroll
-  for (int p = 0; p < shrink_ranks; ++p) {
-    row[p] = factor[p].a.as<S>();
-    whole = whole && aligned16(row[p]);
-  }
+  for (int m = 0; m < Rows; ++m) row[m] = x.row(tile.rows[m < tile.row_count ? m : 0]);
   for (index_t k = N * threadIdx.x; k < x.cols; k += N * shrink_threads) {
-    float a[shrink_ranks][N];
+    float a[shrink_ranks][N], v[at_once][N];
 #pragma unroll
-    for (int p = 0; p < shrink_ranks; ++p) load_columns(row[p], k, x.cols, whole, a[p]);
+    for (int p = 0; p < shrink_ranks; ++p) load_columns<whole>(factor[p].a.template as<S>(), k, x.cols, a[p]);
 #pragma unroll
-    for (int m = 0; m < tile_rows; ++m) {
-      if (m >= tile.row_count) break;
-      float v[N];
-      load_columns(x.row(tile.rows[m]), k, x.cols, whole, v);
+    for (int first = 0; first < Rows; first += at_once) {
 #pragma unroll
-      for (int p = 0; p < shrink_ranks; ++p)
+      for (int m = 0; m < at_once; ++m) load_columns<whole>(row[first + m], k, x.cols, v[m]);
 #pragma unroll
-        for (int j = 0; j < N; ++j) sum[m][p] += v[j] * a[p][j];
+      for (int m = 0; m < at_once; ++m)
+#pragma unroll
+        for (int p = 0; p < shrink_ranks; ++p)
+#pragma unroll
+          for (int j = 0; j < N; ++j) sum[first + m][p] += v[m][j] * a[p][j];
     }
   }
 }
-
-/// t[n, r] for the rows of tile blockIdx.x and ranks [4 blockIdx.y, + 4). Every thread sums its columns, the block adds
-/// them in a fixed order.
-template <class X>
-__global__ void shrink(LowRankBatch<float> deltas, MatrixView<X const, DeviceSpace> x,
-                       MatrixView<float, DeviceSpace> t) {
-  constexpr int warps = shrink_threads / 32;
-  auto const tile = deltas.tiles[blockIdx.x];
-  index_t const first_rank = index_t{blockIdx.y} * shrink_ranks, ranks = rank_of(tile, deltas.site);
-  if (tile.row_count == 0 || first_rank >= ranks) return;
-  int const rows = static_cast<int>(tile.row_count);
-  int const used = static_cast<int>(ranks - first_rank < shrink_ranks ? ranks - first_rank : shrink_ranks);
-  FactorRow factor[shrink_ranks];
+template <class S, class X>
+__device__ void add_products(FactorRow const (&factor)[shrink_ranks], LowRankTile<float> const& tile,
+                             MatrixView<X const, DeviceSpace> x, float (&sum)[tile_rows][shrink_ranks]) {
+  bool whole = x.cols % (16 / static_cast<int>(sizeof(S))) == 0 && aligned16(x);
 #pragma unroll
-  for (int p = 0; p < shrink_ranks; ++p)
-    factor[p] = factor_row(tile, deltas.site, first_rank + (p < used ? p : 0), x.cols);
+  for (int p = 0; p < shrink_ranks; ++p) whole = whole && aligned16(factor[p].a);
+  if (!whole)
+    add_products<S, tile_rows, false>(factor, tile, x, sum);
+  else if (tile.row_count == 1)  // as in decode steps whose requests have different modules
+    add_products<S, 1, true>(factor, tile, x, sum);
+  else
+    add_products<S, tile_rows, true>(factor, tile, x, sum);
+}
+
+/// put(m, p, w s x[rows[m]] . a[p]) for the tile's rows and the first `used` factors, by all threads of a block. Every
+/// thread sums its columns, the block adds them in a fixed order.
+template <class X, class Put>
+__device__ void multiply_tile(FactorRow const (&factor)[shrink_ranks], int used, LowRankTile<float> const& tile,
+                              MatrixView<X const, DeviceSpace> x, Put const& put) {
+  constexpr int warps = shrink_threads / 32;
+  int const rows = static_cast<int>(tile.row_count);
   float sum[tile_rows][shrink_ranks] = {};
   if (factor[0].a.narrow())  // as all of a bank are
     add_products<bf16>(factor, tile, x, sum);
@@ -101,7 +106,22 @@ __global__ void shrink(LowRankBatch<float> deltas, MatrixView<X const, DeviceSpa
   float scale = factor[0].scale;
 #pragma unroll
   for (int k = 1; k < shrink_ranks; ++k) scale = p == k ? factor[k].scale : scale;
-  t(tile.rows[m], first_rank + p) = total * scale;
+  put(m, p, total * scale);
+}
+
+/// t[n, r] for the rows of tile blockIdx.x and ranks [4 blockIdx.y, + 4).
+template <class X>
+__global__ void __launch_bounds__(shrink_threads, shrink_blocks)
+    shrink(LowRankBatch<float> deltas, MatrixView<X const, DeviceSpace> x, MatrixView<float, DeviceSpace> t) {
+  auto const tile = deltas.tiles[blockIdx.x];
+  index_t const first_rank = index_t{blockIdx.y} * shrink_ranks, ranks = rank_of(tile, deltas.site);
+  if (tile.row_count == 0 || first_rank >= ranks) return;
+  int const used = static_cast<int>(ranks - first_rank < shrink_ranks ? ranks - first_rank : shrink_ranks);
+  FactorRow factor[shrink_ranks];
+#pragma unroll
+  for (int p = 0; p < shrink_ranks; ++p)
+    factor[p] = factor_row(tile, deltas.site, first_rank + (p < used ? p : 0), x.cols);
+  multiply_tile(factor, used, tile, x, [&](int m, int p, float value) { t(tile.rows[m], first_rank + p) = value; });
 }
 
 /// The same where x is a one-hot token: t[n, r] = w s A[r, token[n]].

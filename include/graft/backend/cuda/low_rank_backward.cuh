@@ -2,9 +2,8 @@
 // Gradients of one low-rank delta on the device. Every sum is one thread's or one block's, in a fixed order.
 #pragma once
 
-#include <graft/backend/cuda/columns.cuh>
-#include <graft/backend/cuda/cuda_backend.cuh>
-#include <graft/backend/low_rank.hpp>
+#include <graft/backend/cuda/elementwise_backward.cuh>
+#include <graft/backend/cuda/low_rank.cuh>
 
 #include <algorithm>
 #include <span>
@@ -12,57 +11,82 @@
 namespace graft {
 namespace cuda {
 
-inline constexpr int factor_ranks = 4;  ///< rows of a factor that share what a thread or a block reads
-
-/// out[k, r] = scale x[rows[k]] . w[r] for ranks [4 blockIdx.y, + 4) of listed row k = blockIdx.x. w [r, size]
+/// out[k, r] = scale x[rows[k]] . w[r] for 8 of the listed rows, from 8 blockIdx.x on, and ranks [4 blockIdx.y, + 4).
+/// w [r, size]
 template <class X>
-__global__ void listed_dots(MatrixView<X const, DeviceSpace> x, std::int32_t const* rows, float const* w, float scale,
-                            MatrixView<float, DeviceSpace> out) {
-  index_t const first = index_t{blockIdx.y} * factor_ranks;
-  X const* const from = x.row(rows[blockIdx.x]);
-  float sum[factor_ranks] = {};
-  for (index_t c = threadIdx.x; c < x.cols; c += blockDim.x) {
-    float const v = to_real(from[c]);
+__global__ void __launch_bounds__(shrink_threads, shrink_blocks)
+    listed_dots(MatrixView<X const, DeviceSpace> x, std::int32_t const* rows, float const* w, float scale,
+                MatrixView<float, DeviceSpace> out) {
+  index_t const first_row = index_t{blockIdx.x} * tile_rows, first_rank = index_t{blockIdx.y} * shrink_ranks;
+  index_t const left = out.rows - first_row, ranks = out.cols - first_rank;
+  LowRankTile<float> const tile{nullptr, 0, rows + first_row, left < tile_rows ? left : tile_rows};
+  int const used = static_cast<int>(ranks < shrink_ranks ? ranks : shrink_ranks);
+  FactorRow factor[shrink_ranks];
 #pragma unroll
-    for (int p = 0; p < factor_ranks; ++p)
-      if (first + p < out.cols) sum[p] += v * w[(first + p) * x.cols + c];
-  }
-#pragma unroll
-  for (int p = 0; p < factor_ranks; ++p) {
-    float const total = block_sum(sum[p]);
-    if (threadIdx.x == 0 && first + p < out.cols) out(blockIdx.x, first + p) = scale * total;
-  }
+  for (int p = 0; p < shrink_ranks; ++p) factor[p] = {w + (first_rank + (p < used ? p : 0)) * x.cols, scale};
+  multiply_tile(factor, used, tile, x, [&](int m, int p, float value) { out(first_row + m, first_rank + p) = value; });
 }
 
-/// out[r, c] += sum_k left[k, r] right[rows[k], c], in the listed order: a thread has a column of 4 ranks.
+inline constexpr int outer_threads = 128;
+inline constexpr int outer_ranks = 16, outer_rows = 32;  ///< of the left factor in shared memory at a time
+/// Listed rows whose sum a block makes alone, and the most sums that wait for each other.
+inline constexpr index_t outer_piece = 64, outer_pieces = 32;
+
+/// parts[piece, r, c] = sum_k left[k, r] right[rows[k], c] over the listed rows of piece blockIdx.z, in their order: a
+/// thread has a column of ranks [16 blockIdx.y, + 16).
 template <class T>
-__global__ void listed_outer_products(MatrixView<float const, DeviceSpace> left, std::int32_t const* rows,
-                                      MatrixView<T const, DeviceSpace> right, float* out) {
-  index_t const c = index_t{blockIdx.x} * blockDim.x + threadIdx.x, first = index_t{blockIdx.y} * factor_ranks;
-  if (c >= right.cols) return;
-  float sum[factor_ranks] = {};
-  for (index_t k = 0; k < left.rows; ++k) {
-    float const v = to_real(right(rows[k], c));
+__global__ void __launch_bounds__(outer_threads)
+    listed_outer_products(MatrixView<float const, DeviceSpace> left, std::int32_t const* rows,
+                          MatrixView<T const, DeviceSpace> right, index_t piece, MatrixView<float, DeviceSpace> parts) {
+  alignas(16) __shared__ float factors[outer_rows][outer_ranks];
+  __shared__ std::int32_t listed[outer_rows];
+  int const thread = static_cast<int>(threadIdx.x);
+  index_t const c = index_t{blockIdx.x} * outer_threads + thread, first = index_t{blockIdx.y} * outer_ranks;
+  index_t const begin = blockIdx.z * piece, end = begin + piece < left.rows ? begin + piece : left.rows;
+  float sum[outer_ranks] = {};
+  for (index_t start = begin; start < end; start += outer_rows) {
+    int const count = static_cast<int>(end - start < outer_rows ? end - start : outer_rows);
+    __syncthreads();  // those before have been used
+    for (int k = thread; k < count * outer_ranks; k += outer_threads) {
+      int const n = k / outer_ranks, r = k % outer_ranks;
+      factors[n][r] = first + r < left.cols ? left(start + n, first + r) : 0.f;
+    }
+    if (thread < count) listed[thread] = rows[start + thread];
+    __syncthreads();
+    if (c >= right.cols) continue;
+#pragma unroll 8
+    for (int n = 0; n < count; ++n) {
+      float const v = to_real(right(listed[n], c));
+      float factor[outer_ranks];
+      load(factors[n], factor);
 #pragma unroll
-    for (int p = 0; p < factor_ranks; ++p)
-      if (first + p < left.cols) sum[p] += left(k, first + p) * v;
+      for (int r = 0; r < outer_ranks; ++r) sum[r] += factor[r] * v;
+    }
   }
+  if (c >= right.cols) return;
 #pragma unroll
-  for (int p = 0; p < factor_ranks; ++p)
-    if (first + p < left.cols) out[(first + p) * right.cols + c] += sum[p];
+  for (int r = 0; r < outer_ranks; ++r)
+    if (first + r < left.cols) parts(blockIdx.z, (first + r) * right.cols + c) = sum[r];
 }
 
-/// dx[rows[k]] += g[k] A for row k = blockIdx.y.
+/// dx[rows[k]] += g[k] A for 8 of the listed rows, from 8 blockIdx.x on; a thread has a column.
 template <class D>
 __global__ void listed_expand(MatrixView<float const, DeviceSpace> g, std::int32_t const* rows, float const* a,
                               MatrixView<D, DeviceSpace> dx) {
-  index_t const c = index_t{blockIdx.x} * blockDim.x + threadIdx.x;
+  index_t const c = index_t{blockIdx.y} * blockDim.x + threadIdx.x, first = index_t{blockIdx.x} * tile_rows;
   if (c >= dx.cols) return;
-  for (index_t k = blockIdx.y; k < g.rows; k += gridDim.y) {
-    float sum = 0;
-    for (index_t r = 0; r < g.cols; ++r) sum += g(k, r) * a[r * dx.cols + c];
-    D& to = dx(rows[k], c);
-    to = from_real<D>(to_real(to) + sum);
+  int const count = static_cast<int>(g.rows - first < tile_rows ? g.rows - first : tile_rows);
+  float sum[tile_rows] = {};
+  for (index_t r = 0; r < g.cols; ++r) {
+    float const v = a[r * dx.cols + c];
+#pragma unroll
+    for (int m = 0; m < tile_rows; ++m) sum[m] += g(first + (m < count ? m : 0), r) * v;
+  }
+#pragma unroll
+  for (int m = 0; m < tile_rows; ++m) {
+    if (m >= count) break;
+    D& to = dx(rows[first + m], c);
+    to = from_real<D>(to_real(to) + sum[m]);
   }
 }
 
@@ -94,15 +118,20 @@ MatrixView<float const, DeviceSpace> dots_of(CudaBackend<Act>& be, MatrixView<X 
                                              std::span<std::int32_t const> rows, float const* w, index_t rank,
                                              float scale) {
   auto const out = be.arena().template matrix<float>(static_cast<index_t>(rows.size()), rank);
-  launch(listed_dots<X>, grid_of(out.rows, ceil_div(rank, factor_ranks)), 128, 0, be.stream(), x, rows.data(), w, scale,
-         out);
+  launch(listed_dots<X>, grid_of(ceil_div(out.rows, tile_rows), ceil_div(rank, shrink_ranks)), shrink_threads, 0,
+         be.stream(), x, rows.data(), w, scale, out);
   return out;
 }
+/// out[r, c] += sum_k left[k, r] right[rows[k], c]
 template <class Act, class T>
 void add_outer_products(CudaBackend<Act>& be, MatrixView<float const, DeviceSpace> left, std::int32_t const* rows,
                         MatrixView<T const, DeviceSpace> right, float* out) {
-  launch(listed_outer_products<T>, grid_of(ceil_div(right.cols, 128), ceil_div(left.cols, factor_ranks)), 128, 0,
-         be.stream(), left, rows, right, out);
+  auto const scope = be.scope();
+  index_t const piece = std::max(outer_piece, ceil_div(left.rows, outer_pieces)), pieces = ceil_div(left.rows, piece);
+  SumOverRows<float> const sum(be, pieces, out, left.cols * right.cols);
+  auto const grid = grid_of(ceil_div(right.cols, outer_threads), ceil_div(left.cols, outer_ranks), pieces);
+  launch(listed_outer_products<T>, grid, outer_threads, 0, be.stream(), left, rows, right, piece, sum.parts());
+  sum.add();
 }
 
 }  // namespace cuda
@@ -124,7 +153,7 @@ void low_rank_backward(CudaBackend<Act>& be, LowRankFactors<float> const& f, flo
     auto const g = cuda::dots_of(be, dy, rows, f.b_transposed.full(), f.rank, scale);
     if (da != nullptr) cuda::add_outer_products(be, g, rows.data(), x, da);
     if (!dx.empty())
-      cuda::launch(cuda::listed_expand<D>, cuda::grid_of(ceil_div(dx.cols, 128), std::min<index_t>(count, 65535)), 128,
+      cuda::launch(cuda::listed_expand<D>, cuda::grid_of(ceil_div(count, cuda::tile_rows), ceil_div(dx.cols, 128)), 128,
                    0, be.stream(), g, rows.data(), f.a.full(), dx);
   }
   if (db_transposed == nullptr) return;

@@ -46,7 +46,9 @@ __device__ inline void map_tile(TileMaps const& maps, int stage, index_t first, 
   if (maps.pairs[stage]) {
     __syncthreads();  // the other stage has read
 #pragma unroll
-    for (int m = 0; m < tile_rows; ++m) store(v[m], shared[m] + (column - first));
+    for (int m = 0; m < tile_rows; ++m)
+#pragma unroll
+      for (int j = 0; j < delta_columns; ++j) shared[m][column - first + j] = v[m][j];
     __syncthreads();
   }
   if (column >= cols) return;
@@ -73,20 +75,30 @@ __device__ inline void map_tile(TileMaps const& maps, int stage, index_t first, 
 }
 
 /// v += t b for four columns of `count` rows of b, whose type S is what it is stored in.
-template <class S>
-__device__ inline void expand_ranks(S const* b, int count, index_t column, index_t cols, bool whole,
+template <bool whole, class S>
+__device__ inline void expand_ranks(S const* b, int count, index_t column, index_t cols,
                                     float const (&piece)[delta_ranks][tile_rows],
                                     float (&v)[tile_rows][delta_columns]) {
 #pragma unroll(16 / sizeof(S))  // as many bytes on their way from narrow rows as from others
   for (int r = 0; r < count; ++r) {
     float some[delta_columns], scaled[tile_rows];
-    load_columns(b + r * cols, column, cols, whole, some);
+    load_columns<whole>(b + r * cols, column, cols, some);
     load(piece[r], scaled);
 #pragma unroll
     for (int m = 0; m < tile_rows; ++m)
 #pragma unroll
       for (int j = 0; j < delta_columns; ++j) v[m][j] += scaled[m] * some[j];
   }
+}
+
+template <class S>
+__device__ inline void expand_ranks(S const* b, int count, index_t column, index_t cols, bool whole,
+                                    float const (&piece)[delta_ranks][tile_rows],
+                                    float (&v)[tile_rows][delta_columns]) {
+  if (whole)
+    expand_ranks<true>(b, count, column, cols, piece, v);
+  else
+    expand_ranks<false>(b, count, column, cols, piece, v);
 }
 
 /// v += t B^T for the block's columns.

@@ -16,8 +16,10 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
+#include <bit>
 #include <cstddef>
 #include <mutex>
+#include <string>
 #include <utility>
 
 namespace graft {
@@ -25,8 +27,10 @@ namespace cuda {
 
 /// CudaError "<call>: <name> (<text>)" unless the call succeeded.
 inline void check(cudaError_t error, char const* call) {
-  if (error != cudaSuccess)
-    raise<CudaError>(text(call, ": ", cudaGetErrorName(error), " (", cudaGetErrorString(error), ")"));
+  if (error == cudaSuccess) return;
+  std::string const sentence = text(call, ": ", cudaGetErrorName(error), " (", cudaGetErrorString(error), ")");
+  cudaGetLastError();  // not to be found by whoever asks next
+  raise<CudaError>(sentence);
 }
 
 /// Held while a stream is recorded, and by what waits for the whole device or takes and gives back its memory: from any
@@ -182,9 +186,18 @@ template <int N, class T>
 __device__ inline Pack<T, N> load_pack(T const* at) {
   return *aligned_as<Pack<T, N> const>(at);
 }
+/// The same to global memory. 8 and 16 bytes are named as the one store they are: of a pack's elements, nvcc leaves
+/// some apart where it moves their arithmetic between them.
 template <int N, class T>
 __device__ inline void store_pack(T* at, Pack<T, N> const& pack) {
-  *aligned_as<Pack<T, N>>(at) = pack;
+#if defined(__CUDA_ARCH__)
+  if constexpr (sizeof(pack) == 16)
+    __stwb(aligned_as<uint4>(at), std::bit_cast<uint4>(pack));
+  else if constexpr (sizeof(pack) == 8)
+    __stwb(aligned_as<uint2>(at), std::bit_cast<uint2>(pack));
+  else
+#endif
+    *aligned_as<Pack<T, N>>(at) = pack;
 }
 
 }  // namespace cuda
@@ -198,11 +211,7 @@ struct Memory<DeviceSpace> {
     std::lock_guard const lock(cuda::whole_device());
     void* data = nullptr;
     cudaError_t const error = cudaMalloc(&data, bytes);
-    if (error != cudaSuccess) {
-      cudaGetLastError();  // not to be found by whoever asks next
-      raise<CudaError>(
-          text("cudaMalloc of ", bytes, " bytes: ", cudaGetErrorName(error), " (", cudaGetErrorString(error), ")"));
-    }
+    if (error != cudaSuccess) cuda::check(error, text("cudaMalloc of ", bytes, " bytes").c_str());
     return data;
   }
   static void* try_allocate(std::size_t bytes) noexcept {

@@ -14,14 +14,14 @@ namespace cuda {
 inline constexpr int sample_threads = 512, sample_warps = sample_threads / 32;
 inline constexpr int key_digit = 4, key_buckets = 1 << key_digit;  ///< bits per step of the descent
 
-/// Sorts as (logit, then the lower token): unsigned numbers in the order of likelihood.
+/// Sorts as (logit, then the lower token): unsigned numbers in the order of likelihood. NaN is behind all others.
 struct SampleKeys {
   int token_bits;    ///< of the lower part
   unsigned highest;  ///< V - 1
 
   __device__ std::uint64_t of(float logit, index_t token) const {
     auto const bits = __float_as_uint(logit + 0.f);  // -0 equals 0
-    unsigned const ordered = bits >> 31 != 0 ? ~bits : bits | 0x80000000u;
+    unsigned const ordered = logit != logit ? 0 : bits >> 31 != 0 ? ~bits : bits | 0x80000000u;
     return static_cast<std::uint64_t>(ordered) << token_bits | (highest - static_cast<unsigned>(token));
   }
   __device__ std::int32_t token(std::uint64_t key) const {

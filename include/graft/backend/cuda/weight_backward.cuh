@@ -73,9 +73,10 @@ void weight_gradient(CudaBackend<Act>& be, MatrixView<Act const, DeviceSpace> dy
 template <class Act>
 void bias_gradient(CudaBackend<Act>& be, MatrixView<Act const, DeviceSpace> dy, VectorView<float, DeviceSpace> db) {
   auto const scope = be.scope();
-  cuda::SumOverRows<float> const sums(be, dy.rows, db.data, db.size);
-  cuda::launch(cuda::sum_columns<Act>, cuda::grid_of(ceil_div(dy.cols, 128), ceil_div(dy.rows, cuda::summed_rows)), 128,
-               0, be.stream(), dy, sums.parts());
+  index_t const blocks = ceil_div(dy.rows, cuda::summed_rows);
+  cuda::SumOverRows<float> const sums(be, blocks, db.data, db.size);
+  cuda::launch(cuda::sum_columns<Act>, cuda::grid_of(ceil_div(dy.cols, 128), blocks), 128, 0, be.stream(), dy,
+               sums.parts());
   sums.add();
 }
 
