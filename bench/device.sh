@@ -156,7 +156,7 @@ sanitize_stage() {
     # tests provoke refusals and check that they are told; every call of graft's is checked by itself
     if [ "$tool" = memcheck ]; then options+=(--leak-check full --report-api-errors no); fi
     # graft's kernels; what cuBLASLt's do between their own threads takes longest, and is not ours to mend
-    if [ "$tool" = racecheck ] || [ "$tool" = synccheck ]; then options+=(--kernel-regex kns=graft); fi
+    if [ "$tool" = racecheck ] || [ "$tool" = synccheck ]; then options+=(--kernel-name kns=graft); fi
     test_files "$tool" 300 compute-sanitizer "${options[@]}"
   done
   collect
