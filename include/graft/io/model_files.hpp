@@ -45,29 +45,40 @@ inline void check_layers(ModelFiles const& files) {
                             files.config.layers, " layers"));
 }
 
-/// A bias that is missing would be read as zeros: those that the architecture always has, and those that other layers
-/// have, must be there.
-inline void check_biases(ModelFiles const& files) {
+/// A bias that is missing would be read as zeros, and a norm of query or key as none: those that the architecture
+/// always has, and those that other layers have, must be there.
+inline void check_optional(ModelFiles const& files) {
   auto const& config = files.config;
   bool const gpt2 = config.architecture == "gpt2", qwen2 = config.architecture == "qwen2",
              encoder = config.architecture == "bert" || config.architecture == "roberta";
   std::string const layer = config.prefix + (gpt2 ? "h." : encoder ? "encoder.layer." : "layers.");
-  auto const check = [&](bool always, std::initializer_list<char const*> modules) {
+  auto const require = [&](std::string const& name) {
+    if (!files.weights.contains(name))
+      raise<FormatError>(text(files.weights.path, ": tensor ", in_quotes(name), " is missing"));
+  };
+  auto const check = [&](bool always, std::initializer_list<char const*> modules, char const* parameter = ".bias") {
     for (auto const* module : modules) {
-      auto const name = [&](index_t l) { return text(layer, l, '.', module, ".bias"); };
+      auto const name = [&](index_t l) { return text(layer, l, '.', module, parameter); };
       bool any = always;
       for (index_t l = 0; l < config.layers; ++l) any = any || files.weights.contains(name(l));
-      for (index_t l = 0; any && l < config.layers; ++l)
-        if (!files.weights.contains(name(l)))
-          raise<FormatError>(text(files.weights.path, ": tensor ", in_quotes(name(l)), " is missing"));
+      for (index_t l = 0; any && l < config.layers; ++l) require(name(l));
     }
   };
   if (gpt2) return check(true, {"attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"});
-  if (encoder)
+  if (encoder) {
+    bool const bert = config.architecture == "bert";
+    if (config.classifier)
+      require(bert ? config.prefix + "pooler.dense.bias" : "classifier.dense.bias"),
+          require(bert ? "classifier.bias" : "classifier.out_proj.bias");
+    if (config.language_model)
+      require(bert ? "cls.predictions.transform.dense.bias" : "lm_head.dense.bias"),
+          require(bert ? "cls.predictions.decoder.bias" : "lm_head.decoder.bias");
     return check(true, {"attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense",
                         "intermediate.dense", "output.dense"});
+  }
   check(qwen2, {"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"});
   check(false, {"self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"});
+  check(config.architecture == "qwen3", {"self_attn.q_norm", "self_attn.k_norm"}, ".weight");
 }
 
 }  // namespace detail
@@ -82,7 +93,7 @@ GRAFT_FILES ModelFiles open_model(std::filesystem::path const& path) {
     files.config = read_gguf_config(*files.gguf);
     files.weights = detail::gguf_weights(files.config, *files.gguf);
     detail::check_layers(files);
-    detail::check_biases(files);
+    detail::check_optional(files);
     return files;
   }
   files.folder = folder ? path : path.parent_path();
@@ -90,7 +101,7 @@ GRAFT_FILES ModelFiles open_model(std::filesystem::path const& path) {
   files.weights = detail::hf_weights(
       files.config, folder || path.extension() == ".json" ? read_sharded_safetensors(path) : read_safetensors(path));
   detail::check_layers(files);
-  detail::check_biases(files);
+  detail::check_optional(files);
   return files;
 }
 #endif
