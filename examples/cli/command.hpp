@@ -14,6 +14,7 @@
 #include <filesystem>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -23,6 +24,17 @@ namespace graft::cli {
 struct UsageError : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
+
+/// f(), whose ContractErrors are the command line's fault.
+auto checked_use(auto&& f) {
+  try {
+    return f();
+  } catch (ContractError const& error) {
+    std::string_view reason = error.what();
+    if (reason.starts_with("graft: ")) reason.remove_prefix(7);
+    throw UsageError(std::string(reason));
+  }
+}
 
 /// Options of everything that runs a model.
 struct ModelOptions {
@@ -40,6 +52,8 @@ struct ModelOptions {
   }
   /// ContractError where the device is not the processor; for what does not go through an Engine.
   void check() const;
+  /// What --use says; UsageError where it is none of the adapters.
+  std::vector<AdapterUse> uses(std::vector<std::string> const& use) const;
   /// Opens the model and loads the adapters.
   std::unique_ptr<Engine> open() const;
 };

@@ -98,7 +98,8 @@ void add_train(CLI::App& app) {
       ->check(CLI::NonNegativeNumber);
   command->add_option("--bilevel", c->bilevel, "pedro: train the rational on this share of the data alone")
       ->check(share);
-  command->add_option("--seed", t.seed, "of start values, order, dropout and splits (0)");
+  command->add_option("--seed", t.seed, "of start values, order, dropout and splits (0)")
+      ->check(CLI::NonNegativeNumber);
 
   command->add_option("--validate-every", t.validate_every, "steps; 0: behind each epoch")->check(count);
   command->add_option("--save-every", t.save_every, "steps; 0: behind each epoch and every half minute")->check(count);

@@ -82,12 +82,7 @@ P policy_of(TrainCommand const& command, ModelConfig const& model) {
   using Defaults = MethodDefaults<P>;
   P policy = Defaults::policy(model);
   auto const set = [&](std::string const& key, std::string const& value) {
-    try {
-      set_policy_option(policy, key, value);
-    } catch (ContractError const& error) {
-      std::string_view const reason = error.what();
-      throw UsageError(std::string(reason.substr(reason.starts_with("graft: ") ? 7 : 0)));
-    }
+    checked_use([&] { set_policy_option(policy, key, value); });
   };
   if constexpr (requires { policy.alpha; }) policy.alpha = 0;
   if (command.rank) set("r", *command.rank);
