@@ -261,7 +261,7 @@ void add_combine(CLI::App& app) {
       ->capture_default_str();
   command->add_option("--parts", combine.parts, "of subspace: how many there are")->capture_default_str();
   command->add_option("--seed", combine.seed, "of what is drawn at random")
-      ->check(CLI::NonNegativeNumber)
+      ->check(seed_number())
       ->capture_default_str();
   command->add_option("--evaluations", options->evaluations, "of the loss, for search")->capture_default_str();
   command->add_option("--model", options->model, "the adapters' base model: checks them; needed by search and to-lora");

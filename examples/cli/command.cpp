@@ -47,6 +47,17 @@ void ModelOptions::check() const {
   if (device == "cuda") raise<ContractError>("this part of graft runs on the processor only; use --device cpu");
 }
 
+CLI::Validator seed_number() {
+  return CLI::Validator(
+      [](std::string& value) {
+        std::uint64_t seed = 0;
+        char const* const last = value.data() + value.size();
+        auto const [end, error] = std::from_chars(value.data(), last, seed);
+        return end == last && error == std::errc{} ? std::string() : text("Value ", value, " is not a seed of 64 bits");
+      },
+      "");
+}
+
 std::vector<AdapterUse> ModelOptions::uses(std::vector<std::string> const& use) const {
   std::vector<AdapterUse> result;
   for (auto const& one : use) {

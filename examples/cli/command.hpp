@@ -36,6 +36,9 @@ auto checked_use(auto&& f) {
   }
 }
 
+/// What --seed must be: a whole number of 64 bits without a sign.
+CLI::Validator seed_number();
+
 /// Options of everything that runs a model.
 struct ModelOptions {
   std::string model;

@@ -158,7 +158,7 @@ void add_generate(CLI::App& app) {
   command->add_option("--top-p", options->sampling.top_p);
   command->add_option("--min-p", options->sampling.min_p);
   command->add_option("--repeat-penalty", options->sampling.repeat_penalty);
-  command->add_option("--seed", options->sampling.seed)->check(CLI::NonNegativeNumber);
+  command->add_option("--seed", options->sampling.seed)->check(seed_number());
   command->add_flag("--chat", options->chat, "apply the model's chat template to the prompt");
   command->callback([options] { run(*options); });
 }
