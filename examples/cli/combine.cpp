@@ -260,7 +260,9 @@ void add_combine(CLI::App& app) {
   command->add_option("--part", combine.part, "of subspace: which part of the blocks, from 0 on")
       ->capture_default_str();
   command->add_option("--parts", combine.parts, "of subspace: how many there are")->capture_default_str();
-  command->add_option("--seed", combine.seed, "of what is drawn at random")->capture_default_str();
+  command->add_option("--seed", combine.seed, "of what is drawn at random")
+      ->check(seed_number())
+      ->capture_default_str();
   command->add_option("--evaluations", options->evaluations, "of the loss, for search")->capture_default_str();
   command->add_option("--model", options->model, "the adapters' base model: checks them; needed by search and to-lora");
   command->add_option("--data", options->data, "lines of prompt and completion, for search");

@@ -29,8 +29,43 @@ void ModelOptions::add_to(CLI::App& command, bool serves) {
   command.add_flag("--json", json, "print JSON");
 }
 
+namespace {
+
+/// A weight behind the path is for `merge`; here it would be read as a part of the name.
+void check_adapter_path(std::string const& name, std::string const& path) {
+  auto const equals = path.rfind('=');
+  std::error_code ignored;
+  if (equals == std::string::npos || std::filesystem::exists(path, ignored)) return;
+  if (std::filesystem::exists(path.substr(0, equals), ignored))
+    throw UsageError(text("--adapter ", name, '=', path, " ends in a weight; it is given where the adapter is used, ",
+                          "with --use ", name, path.substr(equals), " or in the lines of --requests"));
+}
+
+}  // namespace
+
 void ModelOptions::check() const {
   if (device == "cuda") raise<ContractError>("this part of graft runs on the processor only; use --device cpu");
+}
+
+CLI::Validator seed_number() {
+  return CLI::Validator(
+      [](std::string& value) {
+        std::uint64_t seed = 0;
+        char const* const last = value.data() + value.size();
+        auto const [end, error] = std::from_chars(value.data(), last, seed);
+        return end == last && error == std::errc{} ? std::string() : text("Value ", value, " is not a seed of 64 bits");
+      },
+      "");
+}
+
+std::vector<AdapterUse> ModelOptions::uses(std::vector<std::string> const& use) const {
+  std::vector<AdapterUse> result;
+  for (auto const& one : use) {
+    auto const parsed = result.emplace_back(parse_use(one));
+    if (std::none_of(adapters.begin(), adapters.end(), [&](auto const& a) { return a.starts_with(parsed.name + "="); }))
+      throw UsageError(text("--use ", one, ": no --adapter is called ", parsed.name));
+  }
+  return result;
 }
 
 std::unique_ptr<Engine> ModelOptions::open() const {
@@ -50,6 +85,7 @@ std::unique_ptr<Engine> ModelOptions::open() const {
     if (std::find(names.begin(), names.end(), name) != names.end())
       throw UsageError(text("--adapter ", name, " is given twice"));
     names.push_back(name);
+    check_adapter_path(name, path);
     engine->load(name, path);
   }
   return engine;

@@ -13,6 +13,7 @@
 
 #include <memory>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -22,6 +23,18 @@ namespace graft::cli {
 struct UsageError : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
+
+/// f(), whose ContractErrors are the command line's fault.
+auto checked_use(auto&& f) {
+  try {
+    return f();
+  } catch (ContractError const& error) {
+    throw UsageError(std::string(reason_of(error)));
+  }
+}
+
+/// What --seed must be: a whole number of 64 bits without a sign.
+CLI::Validator seed_number();
 
 /// Options of everything that runs a model.
 struct ModelOptions {
@@ -39,6 +52,8 @@ struct ModelOptions {
   }
   /// ContractError where the device is not the processor; for what does not go through an Engine.
   void check() const;
+  /// What --use says; UsageError where it is none of the adapters.
+  std::vector<AdapterUse> uses(std::vector<std::string> const& use) const;
   /// Opens the model and loads the adapters.
   std::unique_ptr<Engine> open() const;
 };

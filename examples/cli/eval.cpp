@@ -37,7 +37,7 @@ class Reader {
  public:
   Reader(Options const& options, Tokenizer const& tokenizer, index_t longest)
       : options_(options), tokenizer_(tokenizer), longest_(longest) {
-    for (auto const& use : options.use) uses_.push_back(parse_use(use));
+    uses_ = options.model.uses(options.use);
   }
 
   std::vector<Question> read() const {

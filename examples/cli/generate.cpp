@@ -58,17 +58,14 @@ std::vector<Request> read_requests(Options const& options, Tokenizer const& toke
     requests.push_back(std::move(request));
   };
   if (options.requests.empty()) {
-    std::vector<AdapterUse> uses;
-    for (auto const& use : options.use) uses.push_back(parse_use(use));
     auto sampling = options.sampling;
     sampling.seed = seed_of(sampling.seed, 0);
-    add(*options.prompt, std::move(uses), options.max_tokens, sampling);
+    add(*options.prompt, options.model.uses(options.use), options.max_tokens, sampling);
     return requests;
   }
   std::size_t number = 0;
   for (auto const& line : read_json_lines(options.requests, {"prompt", "adapters", "max_tokens", "temperature", "top_k",
                                                              "top_p", "min_p", "repeat_penalty", "seed"})) {
-    if (!line.value.contains("prompt")) line.fail("needs a \"prompt\"");
     SamplingOptions sampling = options.sampling;
     sampling.temperature = line.get("temperature", sampling.temperature);
     sampling.top_k = line.get("top_k", sampling.top_k);
@@ -78,7 +75,10 @@ std::vector<Request> read_requests(Options const& options, Tokenizer const& toke
     sampling.seed = line.get<std::uint64_t>("seed", seed_of(options.sampling.seed, number));
     index_t const max_tokens = line.get("max_tokens", options.max_tokens);
     if (max_tokens < 0) line.fail("max_tokens is ", max_tokens);
-    add(line.get<std::string>("prompt", ""), adapters_of(line), max_tokens, sampling);
+    line.checked([&] {
+      Sampler const checked(sampling);
+      add(line.get<std::string>("prompt"), adapters_of(line), max_tokens, sampling);
+    });
     ++number;
   }
   return requests;
@@ -89,6 +89,7 @@ void run(Options const& options) {
     throw UsageError("give --prompt or --requests, one of them");
   if (!options.requests.empty() && !options.use.empty())
     throw UsageError("--use is for --prompt; the lines of --requests name their own adapters");
+  checked_use([&] { return Sampler(options.sampling); });
   Tokenizer const tokenizer(read_tokenizer(options.model.model));
   auto requests = read_requests(options, tokenizer);
   auto const engine = options.model.open();
@@ -157,7 +158,7 @@ void add_generate(CLI::App& app) {
   command->add_option("--top-p", options->sampling.top_p);
   command->add_option("--min-p", options->sampling.min_p);
   command->add_option("--repeat-penalty", options->sampling.repeat_penalty);
-  command->add_option("--seed", options->sampling.seed);
+  command->add_option("--seed", options->sampling.seed)->check(seed_number());
   command->add_flag("--chat", options->chat, "apply the model's chat template to the prompt");
   command->callback([options] { run(*options); });
 }

@@ -27,11 +27,12 @@ struct NamedAdapter {
   double weight = 1;
 };
 
-/// "name=path" or "name=path=0.7".
+/// "name=path" or "name=path=0.7"; a path that is there may have a '=' of its own.
 NamedAdapter parse_adapter(std::string const& argument) {
   auto [name, path] = parse_named_path(argument);
   auto const equals = path.rfind('=');
-  if (equals == std::string::npos) return {name, path};
+  std::error_code ignored;
+  if (equals == std::string::npos || fs::exists(path, ignored)) return {name, path};
   auto const use = parse_use("w" + path.substr(equals));  // UsageError for what is no number
   return {name, path.substr(0, equals), use.weight};
 }

@@ -3,6 +3,7 @@
 #include <examples/cli/train.hpp>
 
 #include <charconv>
+#include <cmath>
 #include <cstdio>
 
 namespace graft::cli {
@@ -37,16 +38,22 @@ void add_train(CLI::App& app) {
   auto& t = c->trainer;
   auto const positive = CLI::Range(std::int64_t{1}, std::int64_t{1} << 40);
   auto const count = CLI::Range(std::int64_t{0}, std::int64_t{1} << 40);
-  auto const share = CLI::Range(0.0, 0.9);
-  CLI::Validator const below_one(
-      [](std::string& value) {  // an average that forgets nothing has no correction
-        double number = -1;
-        char const* const last = value.data() + value.size();
-        bool const whole = std::from_chars(value.data(), last, number).ptr == last;
-        return whole && number >= 0 && number < 1 ? std::string()
-                                                  : text("Value ", value, " is not from 0 up and below 1");
-      },
-      "");
+  auto const number = [](bool (*ok)(double), char const* which) {  // NaN is never ok
+    return CLI::Validator(
+        [=](std::string& value) {
+          double parsed = -1;
+          char const* const last = value.data() + value.size();
+          bool const whole = std::from_chars(value.data(), last, parsed).ptr == last;
+          return whole && std::isfinite(parsed) && ok(parsed) ? std::string()
+                                                              : text("Value ", value, " is not ", which);
+        },
+        "");
+  };
+  auto const above_zero = number([](double x) { return x > 0; }, "a number above 0"),
+             from_zero = number([](double x) { return x >= 0; }, "a number from 0 up"),
+             share = number([](double x) { return x >= 0 && x <= 0.9; }, "from 0 to 0.9"),
+             below_one =
+                 number([](double x) { return x >= 0 && x < 1; }, "from 0 up and below 1");  // an average must forget
   command->add_option("--method", c->method, "lora, road, pedro or ia3")
       ->required()
       ->check(CLI::IsMember({"lora", "road", "pedro", "ia3"}));
@@ -73,32 +80,31 @@ void add_train(CLI::App& app) {
       ->check(CLI::Range(0, 1024));
   command->add_option("--set", c->settings, "KEY=VALUE: any option of the method; repeatable")->take_all();
 
-  command->add_option("--epochs", t.epochs, "passes over the data (3)")->check(CLI::PositiveNumber);
+  command->add_option("--epochs", t.epochs, "passes over the data (3)")->check(above_zero);
   command->add_option("--steps", t.steps, "optimiser steps, instead of --epochs")->check(count);
   command->add_option("--batch", t.batch, "sequences that pass together (8)")->check(positive);
   command->add_option("--accumulate", t.accumulate, "batches per optimiser step (1)")->check(positive);
   command->add_option("--optimizer", c->optimizer, "adamw or sgd")->check(CLI::IsMember({"adamw", "sgd"}));
   command->add_option("--lr", c->rate, "learning rate at its peak (lora 2e-4, road 3e-3, ia3 3e-3, pedro 1e-3)")
-      ->check(CLI::PositiveNumber);
+      ->check(above_zero);
   command->add_option("--schedule", c->schedule, "constant, linear, cosine or polynomial (linear)")
       ->check(CLI::IsMember({"constant", "linear", "cosine", "polynomial"}));
-  command->add_option("--warmup", t.warmup, "steps; below 1 a share of all (0)")->check(CLI::NonNegativeNumber);
-  command->add_option("--weight-decay", t.adamw.weight_decay, "of matrices (0)")->check(CLI::NonNegativeNumber);
+  command->add_option("--warmup", t.warmup, "steps; below 1 a share of all (0)")->check(from_zero);
+  command->add_option("--weight-decay", t.adamw.weight_decay, "of matrices (0)")->check(from_zero);
   command->add_option("--beta1", t.adamw.beta1, "of adamw (0.9)")->check(below_one);
   command->add_option("--beta2", t.adamw.beta2, "of adamw (0.999)")->check(below_one);
-  command->add_option("--epsilon", t.adamw.epsilon, "of adamw (1e-8)")->check(CLI::NonNegativeNumber);
+  command->add_option("--epsilon", t.adamw.epsilon, "of adamw (1e-8)")->check(above_zero);
   command->add_option("--momentum", t.sgd.momentum, "of sgd (0)")->check(below_one);
-  command->add_option("--clip", t.clip, "largest norm of the gradient; 0: any (1)")->check(CLI::NonNegativeNumber);
+  command->add_option("--clip", t.clip, "largest norm of the gradient; 0: any (1)")->check(from_zero);
   command->add_option("--dropout", t.dropout, "on what lora sees (0)")->check(share);
   command->add_option("--label-smoothing", t.loss.label_smoothing, "(0)")->check(share);
-  command->add_option("--z-loss", t.loss.z_loss, "(0)")->check(CLI::NonNegativeNumber);
-  command->add_option("--lora-plus", t.expansion_ratio, "LoRA+: B's learning rate over A's (1)")
-      ->check(CLI::PositiveNumber);
+  command->add_option("--z-loss", t.loss.z_loss, "(0)")->check(from_zero);
+  command->add_option("--lora-plus", t.expansion_ratio, "LoRA+: B's learning rate over A's (1)")->check(above_zero);
   command->add_option("--activation-lr", t.activation_ratio, "pedro: the rational's learning rate over the others' (1)")
-      ->check(CLI::NonNegativeNumber);
+      ->check(from_zero);
   command->add_option("--bilevel", c->bilevel, "pedro: train the rational on this share of the data alone")
       ->check(share);
-  command->add_option("--seed", t.seed, "of start values, order, dropout and splits (0)");
+  command->add_option("--seed", t.seed, "of start values, order, dropout and splits (0)")->check(seed_number());
 
   command->add_option("--validate-every", t.validate_every, "steps; 0: behind each epoch")->check(count);
   command->add_option("--save-every", t.save_every, "steps; 0: behind each epoch and every half minute")->check(count);

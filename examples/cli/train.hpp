@@ -7,6 +7,8 @@
 #include <graft/io/peft_targets.hpp>
 #include <graft/train/trainer_options.hpp>
 
+#include <cmath>
+#include <limits>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -82,13 +84,9 @@ P policy_of(TrainCommand const& command, ModelConfig const& model) {
   using Defaults = MethodDefaults<P>;
   P policy = Defaults::policy(model);
   auto const set = [&](std::string const& key, std::string const& value) {
-    try {
-      set_policy_option(policy, key, value);
-    } catch (ContractError const& error) {
-      throw UsageError(std::string(reason_of(error)));
-    }
+    checked_use([&] { set_policy_option(policy, key, value); });
   };
-  if constexpr (requires { policy.alpha; }) policy.alpha = 0;
+  if constexpr (requires { policy.alpha; }) policy.alpha = std::numeric_limits<double>::quiet_NaN();
   if (command.rank) set("r", *command.rank);
   if (command.alpha) set("lora_alpha", *command.alpha);
   if (command.variant) set("variant", *command.variant);
@@ -98,8 +96,10 @@ P policy_of(TrainCommand const& command, ModelConfig const& model) {
     if (equals == std::string::npos) throw UsageError(text("expected --set KEY=VALUE, got ", setting));
     set(setting.substr(0, equals), setting.substr(equals + 1));
   }
-  if constexpr (requires { policy.alpha; })
-    if (policy.alpha == 0) policy.alpha = 2 * static_cast<double>(policy.rank);  // nobody said it
+  if constexpr (requires { policy.alpha; }) {
+    if (std::isnan(policy.alpha)) policy.alpha = 2 * static_cast<double>(policy.rank);  // nobody said it
+    if (policy.alpha == 0) throw UsageError("an adapter with lora_alpha 0 does nothing");
+  }
   return policy;
 }
 

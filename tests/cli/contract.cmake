@@ -42,6 +42,9 @@ foreach(option IN ITEMS adapter kv)
   expect(2 "" "--${option}-storage" logits --model ${case} --${option}-storage f16 --requests r --out o)
   expect(2 "" "--${option}-storage" train --model ${case} --method lora --data d --out o --${option}-storage f32)
 endforeach()
+list(GET adapters 0 adapter)
+expect(2 "" "ends in a weight.*with --use a=0.5" logits --model ${case} --adapter a=${adapter}=0.5
+       --requests ${case}/requests.jsonl --out o)
 expect(1 "^$" "no adapter is called" logits --model ${case} --requests ${case}/requests.jsonl --out ${WORK_DIR}/o)
 expect(2 "" "given twice" logits --model ${case} ${uses} ${uses} --requests ${case}/requests.jsonl --out ${WORK_DIR}/o)
 
@@ -64,6 +67,11 @@ endif()
 expect(2 "" "--prompt or --requests" generate --model ${case})
 expect(2 "" "--prompt or --requests" generate --model ${case} --prompt x --requests ${case}/requests.jsonl)
 expect(2 "" "--use is for --prompt" generate --model ${case} --use a --requests ${case}/requests.jsonl)
+foreach(wrong IN ITEMS "--temperature;-1" "--temperature;nan" "--top-k;-1" "--top-p;0" "--min-p;1.5" "--seed;-1"
+                       "--repeat-penalty;inf")
+  expect(2 "" "" generate --model ${case} --prompt x ${wrong})
+endforeach()
+expect(2 "" "--seed" train --model ${case} --method lora --data d --out o --seed -1)
 
 # results that cannot be written are no success
 if(EXISTS /dev/full)
@@ -81,3 +89,10 @@ file(COPY ${models}/../text_gpt2/tokenizer.json DESTINATION ${WORK_DIR}/gpt2)
 file(WRITE ${WORK_DIR}/prompts.jsonl "{\"prompt\":\"!\"}\n{\"prompt\":\"!\",\"max_tokens\":0}\n")
 expect(0 "\n0 +- +48 .*\n1 +- +0 +0.0\nall +48 " "^$" generate --model ${WORK_DIR}/gpt2 --max-tokens 100
        --requests ${WORK_DIR}/prompts.jsonl)
+expect(2 "" "--use nobody=2: no --adapter is called nobody" generate --model ${WORK_DIR}/gpt2 --prompt ! --use nobody=2)
+
+# what is wrong with a line is said with its number
+foreach(wrong IN ITEMS "\"temperature\":-1" "\"top_p\":0" "\"prompt\":null" "\"prompt\":\"\"")
+  file(WRITE ${WORK_DIR}/prompts.jsonl "{\"prompt\":\"!\"}\n{\"prompt\":\"!\", ${wrong}}\n")
+  expect(1 "^$" "prompts.jsonl:2: " generate --model ${WORK_DIR}/gpt2 --requests ${WORK_DIR}/prompts.jsonl)
+endforeach()

@@ -233,6 +233,12 @@ expect(2 "" "no option 'rnak'; its options are .*lora_alpha" ${lora} --method lo
 expect(2 "" "KEY=VALUE" ${lora} --method lora --set rank)
 expect(2 "" "whole number" ${lora} --method lora --rank 2.5)
 expect(2 "" "--beta1: Value 1 is not from 0 up and below 1" ${lora} --method lora --beta1 1)
+foreach(wrong IN ITEMS "epsilon;0" "epsilon;nan" "weight-decay;nan" "lora-plus;nan" "lr;nan" "lr;0" "epochs;inf"
+                       "val-fraction;nan" "dropout;nan" "warmup;-1" "seed;-1" "seed;18446744073709551616" "alpha;0")
+  list(GET wrong 0 flag)
+  list(GET wrong 1 value)
+  expect(2 "" "" ${lora} --method lora --${flag} ${value})
+endforeach()
 expect(2 "" "no option 'variant'" ${lora} --method lora --variant road_1)
 expect(2 "" "--bilevel has no effect on lora" ${lora} --method lora --bilevel 0.5)
 expect(2 "" "--lora-plus has no effect on ia3" ${lora} --method ia3 --lora-plus 4)

@@ -13,6 +13,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -130,7 +131,47 @@ TEST_CASE("a head that the file has beside the embedding is tied to it only wher
   CHECK_FALSE(opened().config.tied);
 }
 
-TEST_CASE("a model that lost a bias is refused, not read with zeros there") {
+TEST_CASE("tensors that the class in transformers does not have are left out, whatever the file holds") {
+  auto const opened = [](char const* name, std::vector<std::string> const& added, bool biased = false) {
+    Folder folder(name);
+    if (biased) folder.set("attention_bias", true).set("mlp_bias", true);
+    folder.read();
+    auto const path = folder.folder / "model.safetensors";
+    auto const file = read_safetensors(path);
+    auto tensors = file.tensors();
+    std::vector<float> const values(256, 1.0f);
+    std::set<std::string> there;
+    for (auto const& tensor : tensors) there.insert(tensor.name);
+    for (auto const& one : added)
+      for (auto const* layer : {"model.layers.0.", "model.layers.1.", ""})
+        if (one.starts_with("lm_head") == (*layer == 0) && !there.contains(layer + one))
+          tensors.push_back(tensor_info(layer + one, {8}, values.data()));
+    write_safetensors(path, tensors);
+    auto const files = open_model(folder.folder.path());
+    std::string kept;
+    for (auto const& one : added)
+      kept += files.weights.contains((one.starts_with("lm_head") ? "" : "model.layers.0.") + one) ? '1' : '0';
+    return kept;
+  };
+  std::vector<std::string> const added = {"self_attn.q_proj.bias",   "self_attn.o_proj.bias",
+                                          "mlp.up_proj.bias",        "lm_head.bias",
+                                          "self_attn.q_norm.weight", "self_attn.k_norm.weight"};
+  auto const with_all = [&](char const* name, bool biased = false) {
+    auto all = added;
+    for (auto const* more :
+         {"self_attn.k_proj.bias", "self_attn.v_proj.bias", "mlp.gate_proj.bias", "mlp.down_proj.bias"})
+      all.push_back(more);
+    return opened(name, all, biased).substr(0, added.size());
+  };
+  CHECK(with_all("llama_lora") == "000000");
+  CHECK(with_all("llama_lora", true) == "111000");
+  CHECK(with_all("mistral", true) == "000000");
+  CHECK(with_all("qwen2", true) == "100000");
+  CHECK(with_all("qwen3") == "000011");
+  CHECK(with_all("qwen3", true) == "110011");
+}
+
+TEST_CASE("a model that lost a bias or a norm is refused, not read without it") {
   auto const without = [](char const* name, std::string const& tensor) {
     Folder folder(name);
     auto const path = folder.folder / "model.safetensors";
@@ -145,6 +186,11 @@ TEST_CASE("a model that lost a bias is refused, not read with zeros there") {
   without("qwen2", "model.layers.0.self_attn.k_proj.bias");
   without("gpt2", "transformer.h.1.attn.c_attn.bias");
   without("bert_masked", "bert.encoder.layer.0.output.dense.bias");
+  without("bert_masked", "cls.predictions.transform.dense.bias");
+  without("bert_classifier", "bert.pooler.dense.bias");
+  without("bert_classifier", "classifier.bias");
+  without("roberta_classifier", "classifier.out_proj.bias");
+  without("qwen3", "model.layers.1.self_attn.q_norm.weight");
 }
 
 TEST_CASE("sizes that no model has are refused before memory is taken for them") {

@@ -12,6 +12,7 @@ namespace graft_test {
 
 struct LlamaSizes {
   graft::index_t layers = 2, width = 8, heads = 2, kv_heads = 1, head_dim = 4, ffn = 12, vocabulary = 10;
+  bool tied = false;
 };
 
 inline graft::SiteTable llama_sites(LlamaSizes const& c) {
@@ -33,7 +34,7 @@ inline graft::SiteTable llama_sites(LlamaSizes const& c) {
     sites.add_layer(
         {block.index, {query.index, 0, q}, {value.index, 0, kv}, {up.index, 0, c.ffn}, {rotated.index, 0, q}});
   }
-  sites.add_linear(-1, "lm_head", "lm_head", c.width, c.vocabulary);
+  sites.add({-1, "lm_head", "lm_head", c.width, c.vocabulary, SiteKind::linear, c.tied ? "model.embed_tokens" : ""});
   return sites;
 }
 

@@ -545,8 +545,47 @@ TEST_CASE("replacements of the model's own tensors: modules_to_save and saved em
   CHECK_THROWS_WITH((graft::read_peft<LoRADelta, B>(folder / "a", sites, "x")),
                     Catch::Contains("classifier.dense.weight' belongs to no module"));
 
+  // beside an adapted head PEFT saves a bias too
+  auto with_bias = file.tensors();
+  std::vector<float> const bias(10, 5.0f);
+  with_bias.push_back(graft::tensor_info("base_model.model.lm_head.base_layer.bias", {10}, bias.data()));
+  fs::create_directories(folder / "b");
+  graft::write_safetensors(folder / "b/adapter_model.safetensors", with_bias);
+  config["modules_to_save"] = {"classifier"};
+  write_bytes(folder / "b/adapter_config.json", config.dump());
+  CHECK(graft::read_peft<LoRADelta, B>(folder / "b", sites, "x").module.saved.at("lm_head.bias").values == bias);
+
   CHECK(graft::is_inside_module("classifier.dense", "classifier"));
   CHECK(graft::is_inside_module("a.classifier", "classifier"));
   CHECK_FALSE(graft::is_inside_module("a.myclassifier.x", "classifier"));
   CHECK_FALSE(graft::is_inside_module("classifier2", "classifier"));
+}
+
+TEST_CASE("where head and embedding are one tensor, what PEFT saves of the base's own is both") {
+  SiteTable const sites = llama_sites({.tied = true});
+  TemporaryFolder folder;
+  std::string const embedding = "model.embed_tokens.weight", head = "lm_head.weight";
+  std::vector<float> const one(80, 3.0f), other(80, 4.0f);
+  auto const read = [&](std::vector<std::string> const& saved, std::vector<std::string> const& modules_to_save) {
+    auto module = sample(LoRADelta{.rank = 2}, sites, {"model.layers.0.self_attn.q_proj"});
+    for (auto const& path : saved) module.saved[path] = {{10, 8}, path == head ? other : one};
+    graft::write_peft(folder.path(), module, sites);
+    Json config = config_of(folder.path());
+    config["modules_to_save"] = modules_to_save;
+    write_bytes(folder / "adapter_config.json", config.dump());
+    return graft::read_peft<LoRADelta, B>(folder.path(), sites, "x").module.saved;
+  };
+  for (auto const& [saved, value] : {std::pair(embedding, one), std::pair(head, other)}) {
+    auto const both = read({saved}, {});
+    REQUIRE(both.size() == 2);
+    CHECK(both.at(embedding).values == value);
+    CHECK(both.at(head).values == value);
+  }
+  CHECK(read({embedding, head}, {}).at(embedding).values == other);  // loaded last
+  // copies beside the base's own
+  CHECK(read({embedding}, {"embed_tokens"}).size() == 1);
+  CHECK(read({head}, {"lm_head"}).size() == 1);
+  auto const mixed = read({embedding, head}, {"lm_head"});
+  CHECK(mixed.at(embedding).values == one);
+  CHECK(mixed.at(head).values == other);
 }

@@ -110,6 +110,8 @@ TEST_CASE("configurations that do not say what they must are refused by key") {
   CHECK(b.with_key("rank_pattern", {{"q_proj", 1e40}}) ==
         config("key 'rank_pattern.q_proj' is 1e+40, expected a number"));
   CHECK(b.with_key("rank_pattern", {{"q_(proj", 4}}) == config("pattern 'q_(proj' is not a regular expression"));
+  CHECK(b.with_key("alpha_pattern", {{"\\Amodel.layers", 4}}) ==
+        config("pattern '\\Amodel.layers' has Python's \\A or \\Z; write ^ or $"));
   CHECK_THAT(b.with_key("rank_pattern", {{std::string(1001, '('), 4}}), Catch::Contains("is 1001 characters long"));
   CHECK(b.with_key("target_modules", 3) ==
         config("key 'target_modules' is 3, expected a list of strings or a pattern"));

@@ -172,8 +172,8 @@ TEST_CASE("a head that the model does not have is refused with the file's name")
   auto const folder = case_of("roberta_classifier").folder / "adapter_road_1";
   CHECK_THROWS_WITH(bare->load("road", folder),
                     text(folder.string(),
-                         ": adapter road brings its own classifier.dense.bias, but only embeddings and "
-                         "heads can be replaced for one request"));
+                         ": adapter road brings the head of a classifier, classifier.dense.bias, and this model has "
+                         "none; its base is the model saved as ForSequenceClassification"));
   std::vector<AdapterUse> const use{{"road", 1.0}};
   SerialExecutor executor;
   CHECK_THROWS_AS(bare->context(executor)->start(use), ContractError);  // nothing is half loaded

@@ -181,6 +181,9 @@ class ModuleBank {
     auto const dot = tensor.rfind('.');
     index_t const site = dot == std::string::npos ? -1 : sites_->find(tensor.substr(0, dot));
     bool const weight = tensor.ends_with(".weight"), bias = tensor.ends_with(".bias");
+    expects(site >= 0 || !(tensor.starts_with("score.") || tensor.starts_with("classifier.")), "graft: adapter ", name,
+            " brings the head of a classifier, ", tensor, ", and this model has none; its base is the model saved as ",
+            "ForSequenceClassification");
     expects(site >= 0 && (*sites_)[site].layer < 0 && (weight || (bias && (*sites_)[site].kind == SiteKind::linear)),
             "graft: adapter ", name, " brings its own ", tensor,
             ", but only embeddings and heads can be replaced for one request");

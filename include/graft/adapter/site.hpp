@@ -27,6 +27,7 @@ struct SiteInfo {
   std::string path;    ///< "model.layers.0.self_attn.q_proj"
   index_t in = 0, out = 0;
   SiteKind kind = SiteKind::linear;
+  std::string tied_to{};  ///< path of the site whose weight this one shares, as a head its embedding's
 };
 
 /// A site's number in its table, with the shapes that were checked when it was bound.

@@ -9,6 +9,7 @@
 
 #include <string>
 #include <string_view>
+#include <vector>
 
 namespace graft {
 
@@ -42,6 +43,14 @@ struct Bert {
   }
 
   static bool always_biased(ModelConfig const&, std::string_view) { return true; }
+  static std::vector<std::string> always_there(ModelConfig const& c) {
+    bool const bert = c.architecture == "bert";
+    if (c.classifier && bert) return {c.prefix + "pooler.dense.bias", "classifier.bias"};
+    if (c.classifier) return {"classifier.dense.bias", "classifier.out_proj.bias"};
+    if (c.language_model && bert) return {"cls.predictions.transform.dense.bias", "cls.predictions.decoder.bias"};
+    if (c.language_model) return {"lm_head.dense.bias", "lm_head.decoder.bias"};
+    return {};
+  }
 
   static void add_sites(ModelConfig const& c, SiteTable& sites) {
     for (index_t l = 0; l < c.layers; ++l) {

@@ -32,11 +32,11 @@ struct BertEnds {
   Head<B> dense, out;                                                      ///< [d, d], [labels, d] or [V, d]
 
   static void add_sites(ModelConfig const& c, SiteTable& sites) {
-    sites.add(
-        {-1, "word_embeddings", c.prefix + "embeddings.word_embeddings", c.vocabulary, c.width, SiteKind::embedding});
+    std::string const embedding = c.prefix + "embeddings.word_embeddings";
+    sites.add({-1, "word_embeddings", embedding, c.vocabulary, c.width, SiteKind::embedding});
     // a bare model has a pooler too: adapters may sit there, though its last hidden states do not depend on it
     sites.add_linear(-1, dense_name(c), dense_path(c), c.width, c.width);
-    if (c.classifier || c.language_model) sites.add_linear(-1, out_path(c), out_path(c), c.width, c.head_outputs());
+    if (c.classifier || c.language_model) add_head(sites, c, out_path(c), embedding);
   }
 
   static BertEnds load(ModelConfig const& c, WeightMap const& w, SiteTable const& sites, DenseVectors<B>& vectors) {
@@ -58,8 +58,7 @@ struct BertEnds {
       ends.head_norm_bias = vectors.load(w, head_norm + ".bias", c.width);
       ends.head_activation = roberta(c) ? Activation::gelu : c.activation;
     }
-    ends.out =
-        Head<B>::load(w, sites, vectors, out_path(c), c.language_model && c.tied ? &ends.embedding.weight : nullptr);
+    ends.out = Head<B>::load(w, sites, vectors, out_path(c), c.has_tied_head() ? &ends.embedding.weight : nullptr);
     return ends;
   }
 

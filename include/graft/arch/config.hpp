@@ -32,6 +32,7 @@ struct ModelConfig {
   index_t window = 0;          ///< sliding-window attention, 0: none
   std::vector<bool> windowed;  ///< [layers] or empty: which layers the window holds for (all, when empty)
   bool tied = true;            ///< the head is the embedding
+  bool attention_bias = true, mlp_bias = true;  ///< of a decoder in a folder: whether its class has these biases
   Activation activation = Activation::silu;
   index_t token_types = 0;      ///< BERT
   index_t position_offset = 0;  ///< RoBERTa: position of the first token
@@ -60,6 +61,7 @@ struct ModelConfig {
 
   /// The path of a decoder's head and its outputs.
   std::string decoder_head() const { return classifier ? "score" : "lm_head"; }
+  bool has_tied_head() const { return tied && language_model && !classifier; }
   index_t head_outputs() const { return classifier ? static_cast<index_t>(labels.size()) : vocabulary; }
 
   index_t window_of(index_t layer) const {

@@ -20,16 +20,16 @@ struct DecoderEnds {
   double eps = 0;
 
   static void add_sites(ModelConfig const& c, SiteTable& sites) {
-    sites.add({-1, "embed_tokens", c.prefix + "embed_tokens", c.vocabulary, c.width, SiteKind::embedding});
-    sites.add_linear(-1, c.decoder_head(), c.decoder_head(), c.width, c.head_outputs());
+    std::string const embedding = c.prefix + "embed_tokens";
+    sites.add({-1, "embed_tokens", embedding, c.vocabulary, c.width, SiteKind::embedding});
+    add_head(sites, c, c.decoder_head(), embedding);
   }
 
   static DecoderEnds load(ModelConfig const& c, WeightMap const& w, SiteTable const& sites, DenseVectors<B>& dense) {
     DecoderEnds ends;
     ends.embedding = Embedding<B>::load(w, sites, dense, c.prefix + "embed_tokens", c.vocabulary, c.width);
     ends.norm = dense.load(w, c.prefix + "norm.weight", c.width);
-    ends.head =
-        Head<B>::load(w, sites, dense, c.decoder_head(), c.tied && !c.classifier ? &ends.embedding.weight : nullptr);
+    ends.head = Head<B>::load(w, sites, dense, c.decoder_head(), c.has_tied_head() ? &ends.embedding.weight : nullptr);
     ends.eps = c.norm_eps;
     return ends;
   }

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <graft/adapter/adapter_set.hpp>
+#include <graft/arch/config.hpp>
 #include <graft/arch/weights.hpp>
 #include <graft/layer/linear.hpp>
 
@@ -63,6 +64,11 @@ struct Embedding {
 template <class B>
 VectorView<Real<B> const, typename B::Space> replaced_vector(B&, Replacement<B> const& own) {
   return own.vector;
+}
+
+/// Adds the site of the head over the vocabulary or the labels, which may share the embedding's weight.
+inline void add_head(SiteTable& sites, ModelConfig const& c, std::string const& path, std::string const& embedding) {
+  sites.add({-1, path, path, c.width, c.head_outputs(), SiteKind::linear, c.has_tied_head() ? embedding : ""});
 }
 
 /// A linear layer behind the transformer's layers, with the adapters of the batch.

@@ -9,6 +9,7 @@
 
 #include <string>
 #include <string_view>
+#include <vector>
 
 namespace graft {
 
@@ -28,7 +29,7 @@ struct Gpt2Ends {
 
   static void add_sites(ModelConfig const& c, SiteTable& sites) {
     sites.add({-1, "wte", c.prefix + "wte", c.vocabulary, c.width, SiteKind::embedding});
-    sites.add_linear(-1, c.decoder_head(), c.decoder_head(), c.width, c.head_outputs());
+    add_head(sites, c, c.decoder_head(), c.prefix + "wte");
   }
 
   static Gpt2Ends load(ModelConfig const& c, WeightMap const& w, SiteTable const& sites, DenseVectors<B>& dense) {
@@ -37,8 +38,7 @@ struct Gpt2Ends {
     ends.positions = dense.matrix(w, c.prefix + "wpe.weight", c.positions, c.width);
     ends.norm = dense.load(w, c.prefix + "ln_f.weight", c.width);
     ends.norm_bias = dense.load(w, c.prefix + "ln_f.bias", c.width);
-    ends.head =
-        Head<B>::load(w, sites, dense, c.decoder_head(), c.tied && !c.classifier ? &ends.embedding.weight : nullptr);
+    ends.head = Head<B>::load(w, sites, dense, c.decoder_head(), c.has_tied_head() ? &ends.embedding.weight : nullptr);
     ends.eps = c.norm_eps;
     return ends;
   }
@@ -87,6 +87,7 @@ struct Gpt2 {
   static std::string layer_path(ModelConfig const& config, index_t layer) { return text(config.prefix, "h.", layer); }
 
   static bool always_biased(ModelConfig const&, std::string_view) { return true; }
+  static std::vector<std::string> always_there(ModelConfig const&) { return {}; }
 
   static void add_sites(ModelConfig const& c, SiteTable& sites) {
     for (index_t l = 0; l < c.layers; ++l) {

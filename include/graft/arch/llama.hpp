@@ -10,6 +10,7 @@
 #include <array>
 #include <string>
 #include <string_view>
+#include <vector>
 
 namespace graft {
 
@@ -42,6 +43,14 @@ struct Llama {
   /// Whether the linear layers with this id have a bias in every model; elsewhere all layers have one or none has.
   static bool always_biased(ModelConfig const& config, std::string_view id) {
     return config.architecture == "qwen2" && (id == "q_proj" || id == "k_proj" || id == "v_proj");
+  }
+  /// Other tensors that some models of this architecture lack, and this one has.
+  static std::vector<std::string> always_there(ModelConfig const& config) {
+    std::vector<std::string> names;
+    for (index_t l = 0; config.architecture == "qwen3" && l < config.layers; ++l)
+      for (auto const* norm : {"q_norm", "k_norm"})
+        names.push_back(text(layer_path(config, l), ".self_attn.", norm, ".weight"));
+    return names;
   }
 
   static void add_sites(ModelConfig const& c, SiteTable& sites) {

@@ -201,7 +201,9 @@ inline GgufModel gguf_model(ModelConfig config, TensorFile const& file, std::opt
   for (auto const& tensor : file.tensors()) {
     // buffers: causal masks of GPT-2, angles of old Llama checkpoints
     if (tensor.shape.empty() || tensor.shape.size() > 2 || tensor.name.ends_with(".inv_freq")) continue;
-    auto const name = gguf_name(config.architecture, detail::class_name(config, tensor.name, prefixed));
+    auto const in_class = detail::class_name(config, tensor.name, prefixed);
+    if (!detail::is_of_class(config, in_class)) continue;
+    auto const name = gguf_name(config.architecture, in_class);
     if (!name)
       fail("tensor ", in_quotes(tensor.name), " has no place in a GGUF file of a ", config.architecture, " model");
     if (config.tied && name->starts_with("output.")) continue;

@@ -100,6 +100,8 @@ inline void hf_decoder(JsonObject const& config, ModelConfig& m) {
   m.positions = config.size_or("max_position_embeddings", 2048);
   m.norm_eps = config.get_or<double>("rms_norm_eps", 1e-6);
   m.tied = config.get_or<bool>("tie_word_embeddings", false);
+  m.attention_bias = m.architecture == "qwen2" || (!mistral && config.get_or<bool>("attention_bias", false));
+  m.mlp_bias = m.architecture == "llama" && config.get_or<bool>("mlp_bias", false);
   m.activation = hf_activation(config, "hidden_act", "silu");
   m.rope = hf_rope(config, m);
   if (mistral || (qwen && config.get_or<bool>("use_sliding_window", false)))

@@ -44,11 +44,12 @@ struct ModelLayout {
       if (!is_gguf && detail::bias_beside_decoder(config, file.find(beside), file.find(of_decoder)))
         decoder_bias_ = {beside, of_decoder};
   }
-  /// Hugging Face's name of a stored tensor, or nothing.
+  /// Hugging Face's name of a stored tensor, or nothing where the model has no such tensor.
   std::string class_name(std::string const& stored) const {
     if (gguf) return hf_name(config_->architecture, stored).value_or("");
     if (!stored.empty() && stored == decoder_bias_.first) return decoder_bias_.second;
-    return detail::class_name(*config_, stored, prefixed);
+    std::string const name = detail::class_name(*config_, stored, prefixed);
+    return detail::is_of_class(*config_, name) ? name : "";
   }
   /// The inverse, for a tensor outside the layers that the file does not have yet.
   std::string stored_name(std::string const& name) const {
@@ -98,7 +99,7 @@ class MergedWeights {
                 "; what stood there before is known to an undo file or the original only");
         saved_.emplace(path, &saved);
       }
-    if (config.tied && config.language_model && !config.classifier) untie(config, conversions);
+    if (config.has_tied_head()) untie(config, conversions);
     std::set<std::string> present;
     for (auto const& conversion : conversions) {
       std::string const name = layout.class_name(conversion.to.name);

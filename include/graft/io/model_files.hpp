@@ -48,19 +48,23 @@ inline void check_layers(ModelFiles const& files) {
                             files.config.layers, " layers"));
 }
 
-/// A bias that is missing would be read as zeros: those that the architecture always has, and those that other layers
-/// have, must be there.
-inline void check_biases(ModelFiles const& files) {
-  auto const has_bias = [&](SiteInfo const& site) { return files.weights.contains(site.path + ".bias"); };
+/// A bias that is missing would be read as zeros, and a norm of query or key as none: what the architecture always has,
+/// and biases that other layers have, must be there.
+inline void check_optional(ModelFiles const& files) {
+  auto const require = [&](std::string const& name) {
+    if (!files.weights.contains(name))
+      raise<FormatError>(text(files.weights.path, ": tensor ", in_quotes(name), " is missing"));
+  };
   with_architecture(files.config.architecture, [&]<class Arch>() {
     SiteTable sites;
     Arch::add_sites(files.config, sites);
     std::set<std::string_view> biased;  // ids
     for (auto const& site : sites.all())
-      if (has_bias(site) || Arch::always_biased(files.config, site.id)) biased.insert(site.id);
+      if (files.weights.contains(site.path + ".bias") || Arch::always_biased(files.config, site.id))
+        biased.insert(site.id);
     for (auto const& site : sites.all())
-      if (site.kind == SiteKind::linear && biased.contains(site.id) && !has_bias(site))
-        raise<FormatError>(text(files.weights.path, ": tensor ", in_quotes(site.path + ".bias"), " is missing"));
+      if (site.kind == SiteKind::linear && biased.contains(site.id)) require(site.path + ".bias");
+    for (auto const& name : Arch::always_there(files.config)) require(name);
   });
 }
 
@@ -76,7 +80,7 @@ GRAFT_FILES ModelFiles open_model(std::filesystem::path const& path) {
     files.config = read_gguf_config(*files.gguf);
     files.weights = detail::gguf_weights(files.config, *files.gguf);
     detail::check_layers(files);
-    detail::check_biases(files);
+    detail::check_optional(files);
     return files;
   }
   files.folder = folder ? path : path.parent_path();
@@ -84,7 +88,7 @@ GRAFT_FILES ModelFiles open_model(std::filesystem::path const& path) {
   files.weights = detail::hf_weights(
       files.config, folder || path.extension() == ".json" ? read_sharded_safetensors(path) : read_safetensors(path));
   detail::check_layers(files);
-  detail::check_biases(files);
+  detail::check_optional(files);
   return files;
 }
 #endif

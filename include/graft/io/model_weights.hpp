@@ -14,6 +14,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <initializer_list>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -66,6 +67,22 @@ inline std::string class_name(ModelConfig const& config, std::string name, bool 
   for (std::string_view const module : {"lm_head.", "classifier.", "score.", "cls."})
     head = head || name.starts_with(module);
   return prefixed || head ? name : config.prefix + name;
+}
+
+/// Whether a decoder's class in transformers has a tensor of this name, where it might: it knows biases by its
+/// configuration, whatever the file holds, and norms of query and key by its architecture.
+inline bool is_of_class(ModelConfig const& config, std::string_view name) {
+  if (config.architecture == "bert" || config.architecture == "roberta") return true;
+  if (name == "lm_head.bias" || name == "score.bias") return false;
+  if (config.architecture == "gpt2") return true;
+  auto const is = [&](std::initializer_list<std::string_view> ends) {
+    return std::any_of(ends.begin(), ends.end(), [&](std::string_view end) { return name.ends_with(end); });
+  };
+  if (is({"q_norm.weight", "k_norm.weight"})) return config.architecture == "qwen3";
+  if (!name.ends_with(".bias")) return true;
+  if (is({"q_proj.bias", "k_proj.bias", "v_proj.bias"})) return config.attention_bias;
+  if (is({"o_proj.bias"})) return config.attention_bias && config.architecture != "qwen2";
+  return is({"gate_proj.bias", "up_proj.bias", "down_proj.bias"}) && config.mlp_bias;
 }
 
 /// A masked language model keeps its decoder's bias beside the decoder, and has it there alone where they are tied.
@@ -122,6 +139,7 @@ inline WeightMap hf_weights(ModelConfig& config, TensorFile const& file) {
     if (!format_info(tensor.format).weight) continue;               // buffers such as position_ids
     if (tensor.shape.empty() || tensor.shape.size() > 2) continue;  // GPT-2's saved causal masks
     std::string const name = class_name(config, tensor.name, prefixed);
+    if (!is_of_class(config, name)) continue;
     map.tensors[name] = config.architecture == "gpt2" && is_conv1d(name) ? transposed(file.path(), tensor, map)
                                                                          : as_weight(file.path(), tensor);
   }

@@ -23,6 +23,7 @@
 #include <cstddef>
 #include <filesystem>
 #include <map>
+#include <set>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -76,6 +77,7 @@ class PeftReader {
     module_.base_model = config_.base_model;
     module_.task_type = config_.task_type;
     for (auto const& tensor : file_.tensors()) sort_in(tensor);
+    share_tied();
     if (found_.empty()) fail("has no tensor of a ", P::peft_type, " adapter");
     for (auto const& [site, at] : found_) add(site, at);
     module_.allocate();
@@ -112,6 +114,7 @@ class PeftReader {
     std::string_view const name = without_peft_prefix(tensor.name);
     if (auto const path = saved_path(name, tensor); !path.empty()) {
       if (!saved_.emplace(path, &tensor).second) fail("tensor ", in_quotes(tensor.name), " occurs under two names");
+      if (!is_listed(name.substr(0, name.rfind('.')))) of_base_.insert(path);
       return;
     }
     auto const place = place_of_tensor(sites_, module_.policy, name);
@@ -124,22 +127,40 @@ class PeftReader {
       fail("tensor ", in_quotes(tensor.name), " occurs under two names");
   }
 
+  bool is_listed(std::string_view module) const {
+    auto const& names = config_.modules_to_save;
+    return std::any_of(names.begin(), names.end(), [&](auto const& name) { return is_inside_module(module, name); });
+  }
+
+  // modules_to_save are copies beside the model's own modules. What PEFT saves of those themselves is, where head and
+  // embedding are one tensor, both; loading meets the head last.
+  void share_tied() {
+    for (auto const& site : sites_.all()) {
+      if (site.tied_to.empty()) continue;
+      std::string const head = site.path + ".weight", embedding = site.tied_to + ".weight";
+      if (of_base_.contains(head) && (of_base_.contains(embedding) || !saved_.contains(embedding)))
+        saved_[embedding] = saved_[head];
+      else if (of_base_.contains(embedding) && !saved_.contains(head))
+        saved_[head] = saved_[embedding];
+    }
+  }
+
   // The path of a tensor that replaces one of the model's own, or nothing when it is another.
   std::string saved_path(std::string_view name, TensorInfo const& tensor) const {
     auto const dot = name.rfind('.');
     if (dot == name.npos) return {};
     std::string_view module = name.substr(0, dot), parameter = name.substr(dot);
-    bool listed = false;
-    for (auto const& saved : config_.modules_to_save) listed = listed || is_inside_module(module, saved);
+    bool const listed = is_listed(module);
     // PEFT also saves the embedding and the head where the vocabulary was resized or where they are adapted
     constexpr std::string_view base = ".base_layer";
     if (!listed && module.ends_with(base)) module.remove_suffix(base.size());
     index_t const site = find_site(sites_, module);
     if (site < 0) return listed ? std::string(name) : "";
     SiteInfo const& info = sites_[site];
-    bool const weight = parameter == ".weight", embedding = info.kind == SiteKind::embedding;
-    if (!listed && (info.layer >= 0 || !weight)) return {};
-    if (info.layer >= 0 || (!weight && parameter != ".bias"))
+    bool const weight = parameter == ".weight", bias = parameter == ".bias",
+               embedding = info.kind == SiteKind::embedding;
+    if (!listed && (info.layer >= 0 || (!weight && !bias))) return {};
+    if (info.layer >= 0 || (!weight && !bias))
       fail("tensor ", in_quotes(tensor.name), " replaces a part of the model that is neither a head nor an embedding, ",
            "which is not supported");
     std::vector<index_t> const expected = !weight     ? std::vector{info.out}
@@ -217,6 +238,7 @@ class PeftReader {
   Module<P, B> module_;
   std::map<index_t, AtSite> found_;
   std::map<std::string, TensorInfo const*> saved_;
+  std::set<std::string> of_base_;  // those of saved_ that modules_to_save do not list
 };
 
 /// The module in the folder of a configuration that is P's.

@@ -36,7 +36,8 @@ class Sampler {
     expects(options.top_k >= 0, "graft: top_k ", options.top_k, " is negative");
     expects(options.top_p > 0 && options.top_p <= 1, "graft: top_p ", options.top_p, " is not in (0, 1]");
     expects(options.min_p >= 0 && options.min_p <= 1, "graft: min_p ", options.min_p, " is not in [0, 1]");
-    expects(options.repeat_penalty > 0, "graft: repeat_penalty ", options.repeat_penalty, " is not positive");
+    expects(options.repeat_penalty > 0 && std::isfinite(options.repeat_penalty), "graft: repeat_penalty ",
+            options.repeat_penalty, " is not a positive number");
   }
 
   /// logits [V] are scratch afterwards; `seen` lists the sequence's tokens so far. Of tokens that are equally likely
