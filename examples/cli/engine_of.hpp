@@ -24,11 +24,8 @@ class ArchitectureEngine final : public Engine {
   index_t output_width() const override { return model_.ends().output_width(); }
 
   void load(std::string const& name, std::filesystem::path const& path) override {
-    if (is_gguf(path)) {
-      load_gguf_lora(owner_.backend(), model_.bank(), name, path, model_.config());
-      return;
-    }
-    auto const loaded = load_adapter(owner_.backend(), model_.bank(), name, path);
+    auto const loaded = is_gguf(path) ? load_gguf_lora(owner_.backend(), model_.bank(), name, path, model_.config())
+                                      : load_adapter(owner_.backend(), model_.bank(), name, path);
     for (auto const& warning : loaded.warnings) std::fprintf(stderr, "graft: warning: %s\n", warning.c_str());
   }
 
