@@ -136,6 +136,25 @@ TEST_CASE("no rows and no rank mean no gradient") {
   CHECK(same_bits(p.db.view(), before.db.view()));
 }
 
+TEST_CASE("gradients do not depend on where a module's rows stand") {
+  CpuBackend<float> be;
+  index_t const i = 70, o = 33;
+  for (index_t const rank : {5, 200}) {
+    Problem<float> together(6, i, o, rank, 6);
+    auto apart = together;
+    for (index_t n = 0; n < 3; ++n) {
+      std::copy_n(together.x.row(n), i, apart.x.row(2 * n));
+      std::copy_n(together.dy.row(n), o, apart.dy.row(2 * n));
+      std::copy_n(together.dx.row(n), i, apart.dx.row(2 * n));
+    }
+    together.run(be, {0, 1, 2});
+    apart.run(be, {0, 2, 4});
+    INFO("rank " << rank);
+    for (index_t n = 0; n < 3; ++n) CHECK(same_bits(together.dx.row(n), apart.dx.row(2 * n), i));
+    CHECK((same_bits(together.da.view(), apart.da.view()) && same_bits(together.db.view(), apart.db.view())));
+  }
+}
+
 std::vector<std::int32_t> scattered(index_t rows) {
   std::vector<std::int32_t> list;
   for (index_t n = 0; n < rows; ++n)

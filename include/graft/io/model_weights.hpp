@@ -72,7 +72,7 @@ inline std::string class_name(ModelConfig const& config, std::string name, bool 
 /// Whether a decoder's class in transformers has a tensor of this name, where it might: it knows biases by its
 /// configuration, whatever the file holds, and norms of query and key by its architecture.
 inline bool is_of_class(ModelConfig const& config, std::string_view name) {
-  if (config.architecture == "bert" || config.architecture == "roberta") return true;
+  if (config.is_encoder()) return true;
   if (name == "lm_head.bias" || name == "score.bias") return false;
   if (config.architecture == "gpt2") return true;
   auto const is = [&](std::initializer_list<std::string_view> ends) {

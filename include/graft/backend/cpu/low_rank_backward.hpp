@@ -60,7 +60,8 @@ void low_rank_backward(CpuBackend<Act>& be, LowRankFactors<typename CpuBackend<A
   auto const a = matrix_view(f.a.full(), r, i), b = matrix_view(f.b_transposed.full(), r, o);
   auto const g = be.arena().template matrix<R>(count, r), t = be.arena().template matrix<R>(count, r);
   R const scale = weight * f.scale;
-  bool const in_place = std::same_as<D, R> && cpu::follow_each_other(rows);
+  // of more ranks add_product visits its result several times, and the sum would depend on what it found there
+  bool const in_place = std::same_as<D, R> && r <= cpu::outer_tile_depth && cpu::follow_each_other(rows);
   auto const added = be.arena().template matrix<R>(dx.empty() || in_place ? 0 : count, i);
   be.executor().run(ceil_div(count, cpu::gradient_rows), [&](index_t chunk) {
     index_t const first = chunk * cpu::gradient_rows, used = std::min(cpu::gradient_rows, count - first);
