@@ -7,6 +7,7 @@
 #include <graft/backend/cpu/amx.hpp>
 #include <graft/backend/cpu/isa.hpp>
 #include <graft/core/executor.hpp>
+#include <graft/core/memory.hpp>
 
 #include <algorithm>
 #include <cstddef>
@@ -77,7 +78,9 @@ GRAFT_TARGET_END
 /// streams at once, as a product walks rows of a weight.
 class ReadLimit {
  public:
-  explicit ReadLimit(graft::Executor& executor) : executor_(executor), memory_(size / 8, 1) {}
+  explicit ReadLimit(graft::Executor& executor) : executor_(executor), memory_(size / 8) {
+    std::fill_n(memory_.data(), memory_.size(), 1);
+  }
 
   double operator()() {
     constexpr index_t part = size / 8 / parts;
@@ -97,7 +100,7 @@ class ReadLimit {
     return sum;
   }
   graft::Executor& executor_;
-  std::vector<std::uint64_t> memory_;
+  graft::Storage<std::uint64_t, graft::HostSpace> memory_;  // as graft takes it, in huge pages where there are any
   std::uint64_t sums_[parts * 8];
 };
 

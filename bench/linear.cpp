@@ -41,7 +41,7 @@ struct Case {
         layer_bytes(shape.out * row_bytes(format, shape.in)),
         copies(std::clamp<index_t>((index_t{192} << 20) / layer_bytes, 2, 32)),
         bank(table(shape, copies), adapters),
-        bytes(static_cast<std::size_t>(copies * layer_bytes)),
+        bytes(copies * layer_bytes),
         x(static_cast<std::size_t>(rows * shape.in)),
         y(static_cast<std::size_t>(rows * shape.out)) {
     backend.set_precision(precision);
@@ -92,7 +92,7 @@ struct Case {
   B backend;
   index_t layer_bytes, copies, next = 0;
   Bank<List, B> bank;
-  std::vector<std::byte> bytes;
+  Storage<std::byte, HostSpace> bytes;
   std::vector<float> x, y;
   std::vector<Linear<B>> layers;
   std::vector<SequenceState<B>> states;

@@ -6,6 +6,7 @@
 #include <graft/arch/config.hpp>
 #include <graft/arch/weights.hpp>
 #include <graft/core/format.hpp>
+#include <graft/core/memory.hpp>
 #include <graft/core/random.hpp>
 
 #include <algorithm>
@@ -46,12 +47,12 @@ inline ModelConfig config_of(Sizes const& s) {
 enum class MadeUp { shared, apart };
 
 inline WeightMap weights_of(Sizes const& s, Format format = Format::bf16, MadeUp memory = MadeUp::shared) {
-  using Bytes = std::vector<std::byte>;
+  using Bytes = Storage<std::byte, HostSpace>;
   WeightMap map;
   Random random(1);
   auto const make = [&](index_t rows, index_t cols) {  // 32 rows of random values, again and again
     auto const stored = static_cast<std::size_t>(row_bytes(format, cols));
-    auto const bytes = std::make_shared<Bytes>(static_cast<std::size_t>(rows) * stored);
+    auto const bytes = std::make_shared<Bytes>(rows * static_cast<index_t>(stored));
     std::vector<float> values(static_cast<std::size_t>(cols));
     for (std::size_t k = 0; k < static_cast<std::size_t>(rows); ++k) {
       if (k < 32) {

@@ -22,17 +22,20 @@ ThreadPool& pool() {
 class Rotated {
  public:
   Rotated(Format format, index_t out, index_t in)
-      : format_(format), out_(out), in_(in), size_(static_cast<std::size_t>(out * row_bytes(format, in))) {
-    bytes_.resize(size_ * ((std::size_t{192} << 20) / size_ + 1));
+      : format_(format),
+        out_(out),
+        in_(in),
+        size_(out * row_bytes(format, in)),
+        bytes_(size_ * ((index_t{192} << 20) / size_ + 1)) {
     Random random(1);
     std::vector<float> row(static_cast<std::size_t>(in));
-    auto const stored = static_cast<std::size_t>(row_bytes(format, in));
-    for (std::size_t k = 0; k < bytes_.size() / stored; ++k) {
+    index_t const stored = row_bytes(format, in);
+    for (index_t k = 0; k < bytes_.size() / stored; ++k) {
       if (k < 32) {
         for (auto& value : row) value = static_cast<float>(random.normal());
         encode_row(format, row.data(), in, bytes_.data() + k * stored);
       } else {
-        std::memcpy(bytes_.data() + k * stored, bytes_.data() + (k - 32) * stored, stored);
+        std::memcpy(bytes_.data() + k * stored, bytes_.data() + (k - 32) * stored, static_cast<std::size_t>(stored));
       }
     }
   }
@@ -45,8 +48,8 @@ class Rotated {
  private:
   Format format_;
   index_t out_, in_;
-  std::size_t size_, at_ = 0;
-  std::vector<std::byte> bytes_;
+  index_t size_, at_ = 0;
+  Storage<std::byte, HostSpace> bytes_;  // as graft takes it, in huge pages where there are any
 };
 
 void run(benchmark::State& state, bench::Shape const& shape, Format format, index_t rows, Isa isa,

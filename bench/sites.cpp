@@ -59,7 +59,7 @@ class Layers {
     index_t const w = shape.width, kv = shape.kv_width, f = shape.ffn;
     bytes_ = 2 * bytes_of(w, w) + 2 * bytes_of(w, kv) + 2 * bytes_of(w, f) + bytes_of(f, w);
     index_t const count = std::clamp<index_t>((index_t{192} << 20) / bytes_, 1, 32);
-    data_.resize(static_cast<std::size_t>(count * bytes_));
+    data_ = Storage<std::byte, HostSpace>(count * bytes_);
     std::byte* next = data_.data();
     Random random(1);
     for (index_t k = 0; k < count; ++k) {
@@ -94,7 +94,7 @@ class Layers {
 
  private:
   SiteTable sites_;
-  std::vector<std::byte> data_;
+  Storage<std::byte, HostSpace> data_;
   std::deque<std::array<Linear<B>, 7>> layers_;
   index_t bytes_ = 0;
   std::size_t next_ = 0;

@@ -13,6 +13,7 @@
 #include <graft/core/format_blocks.hpp>
 #include <graft/core/format_quantize.hpp>
 #include <graft/core/highest.hpp>
+#include <graft/core/huge_pages.hpp>
 #include <graft/core/memory.hpp>
 #include <graft/core/parcel.hpp>
 #include <graft/core/random.hpp>

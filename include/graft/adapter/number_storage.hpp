@@ -4,10 +4,12 @@
 
 #include <graft/backend/numbers.hpp>
 #include <graft/backend/row_map.hpp>
+#include <graft/core/arena.hpp>
+#include <graft/core/memory.hpp>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <memory>
 #include <utility>
 #include <vector>
 
@@ -19,7 +21,8 @@ enum class AdapterStorage : std::uint8_t {
   bf16,  ///< rounded to nearest even: half of it to keep, and to read at every step; for serving, not for training
 };
 
-/// Owns numbers that never change once written.
+/// Owns numbers that never change once written, one behind the other in blocks that grow: a step that reads a module
+/// then walks through few, large pages.
 template <class R>
 class NumberStorage {
  public:
@@ -30,12 +33,17 @@ class NumberStorage {
   /// What write(R*) writes over `size` zeros.
   template <class Write>
   Numbers<R> keep(index_t size, Write&& write) {
-    auto values = std::make_unique<R[]>(static_cast<std::size_t>(size));
-    write(values.get());
-    if (as_ == AdapterStorage::full) return full_.emplace_back(std::move(values)).get();
-    auto& narrow = narrow_.emplace_back(std::make_unique<graft::bf16[]>(static_cast<std::size_t>(size)));
-    for (index_t k = 0; k < size; ++k) narrow[k] = graft::bf16(static_cast<float>(values[k]));
-    return narrow.get();
+    if (as_ == AdapterStorage::full) {
+      R* const values = take<R>(size);
+      std::fill_n(values, size, R{0});
+      write(values);
+      return values;
+    }
+    std::vector<R> values(static_cast<std::size_t>(size));
+    write(values.data());
+    auto* const narrow = take<graft::bf16>(size);
+    std::transform(values.begin(), values.end(), narrow, [](R v) { return graft::bf16(static_cast<float>(v)); });
+    return narrow;
   }
 
   /// The map that write(RowMapRow<R> const&) writes over zeros; c - 1 is written too where it is not wanted.
@@ -53,9 +61,23 @@ class NumberStorage {
   }
 
  private:
+  using Block = Storage<std::byte, HostSpace>;
+  static constexpr index_t smallest = index_t{1} << 16;
+
+  template <class T>
+  T* take(index_t size) {
+    index_t const bytes = static_cast<index_t>(Arena::bytes_of<T>(size));
+    if (blocks_.empty() || used_ + bytes > blocks_.back().size()) {
+      index_t const twice = blocks_.empty() ? smallest : 2 * blocks_.back().size();
+      blocks_.emplace_back(std::max(bytes, twice));
+      used_ = 0;
+    }
+    return reinterpret_cast<T*>(blocks_.back().data() + std::exchange(used_, used_ + bytes));
+  }
+
   AdapterStorage as_;
-  std::vector<std::unique_ptr<R[]>> full_;
-  std::vector<std::unique_ptr<graft::bf16[]>> narrow_;
+  std::vector<Block> blocks_;
+  index_t used_ = 0;  ///< of the last block
 };
 
 }  // namespace graft

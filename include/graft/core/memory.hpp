@@ -2,6 +2,7 @@
 // Memory of a space: how it is taken, given back and filled, and an owner of some of it.
 #pragma once
 
+#include <graft/core/huge_pages.hpp>
 #include <graft/core/types.hpp>
 #include <graft/core/view.hpp>
 
@@ -24,10 +25,16 @@ struct Memory<HostSpace> {
   static constexpr std::size_t alignment = 64;  // one cache line, one 512-bit register
   static constexpr std::size_t minimum_block = std::size_t{1} << 16;
 
-  static void* allocate(std::size_t bytes) { return ::operator new (bytes, std::align_val_t{alignment}); }
+  static void* allocate(std::size_t bytes) {
+    void* const data = ::operator new (bytes, std::align_val_t{alignment});
+    detail::prefer_huge_pages(data, bytes);
+    return data;
+  }
   /// Null where `allocate` would raise.
   static void* try_allocate(std::size_t bytes) noexcept {
-    return ::operator new (bytes, std::align_val_t{alignment}, std::nothrow);
+    void* const data = ::operator new (bytes, std::align_val_t{alignment}, std::nothrow);
+    detail::prefer_huge_pages(data, bytes);
+    return data;
   }
   static void free(void* data) noexcept { ::operator delete (data, std::align_val_t{alignment}); }
 

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <graft/core/error.hpp>
+#include <graft/core/huge_pages.hpp>
 
 #include <fcntl.h>
 #include <sys/mman.h>
@@ -59,6 +60,7 @@ class MappedFile {
     if (size_ == 0) return;
     data_ = ::mmap(nullptr, size_, PROT_READ, MAP_PRIVATE, file.value, 0);
     if (data_ == MAP_FAILED) fail("cannot be mapped: ", std::strerror(errno));
+    detail::prefer_huge_pages(data_, size_);
   }
   template <class... Parts>
   [[noreturn]] void fail(const Parts&... parts) const {
