@@ -63,8 +63,9 @@ void run(benchmark::State& state, Heads const& of, index_t requests, index_t tok
   // a query's products with the keys it sees, and with their values
   double const seen = static_cast<double>(rows) * static_cast<double>(2 * tokens - rows + 1) / 2;
   double const operations = 4.0 * static_cast<double>(requests * width) * seen;
+  static bench::ReadLimit read_limit(pool());
   bench::beside_limits(state, pool(), {static_cast<double>(bytes), operations, be.isa(), bench::Instruction::fma},
-                       once);
+                       read_limit, once);
 }
 
 }  // namespace

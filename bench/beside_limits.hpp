@@ -20,10 +20,11 @@ struct Work {
   Instruction instruction;
 };
 
-/// Times once() in every turn of the state, and reports it in microseconds, GB/s, GFLOP/s and shares of the limits.
+/// Times once() in every turn of the state, and reports it in microseconds, GB/s, GFLOP/s and shares of the limits: the
+/// instruction's, and `read_limit` of the memory it reads.
 template <class F>
-void beside_limits(benchmark::State& state, graft::Executor& executor, Work const& work, F&& once) {
-  static ReadLimit read_limit(executor);
+void beside_limits(benchmark::State& state, graft::Executor& executor, Work const& work, ReadLimit& read_limit,
+                   F&& once) {
   // long enough that a clock's tick and a wake-up do not matter
   auto const repeats = std::max<index_t>(1, static_cast<index_t>(1e8 / work.operations));
   once();

@@ -15,7 +15,9 @@
 #include <cstdlib>
 #include <cstring>
 #include <ctime>
+#include <span>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #if defined(__x86_64__)
@@ -57,51 +59,80 @@ inline double median(std::vector<double>& v) {
 
 #if GRAFT_CAN_TARGET
 GRAFT_TARGET_BEGIN("avx2")
-inline std::uint64_t read_256(std::uint64_t const* from, index_t each) {
-  __m256i a = _mm256_setzero_si256(), b = a, c = a, d = a;
-  auto const at = [&](index_t stream, index_t k) {
-    return _mm256_loadu_si256(reinterpret_cast<__m256i const*>(from + stream * each + k));
-  };
-  for (index_t k = 0; k < each; k += 8)
-    for (index_t s = 0; s < 8; s += 2) {
-      a = _mm256_or_si256(a, at(s, k)), b = _mm256_or_si256(b, at(s, k + 4));
-      c = _mm256_or_si256(c, at(s + 1, k)), d = _mm256_or_si256(d, at(s + 1, k + 4));
-    }
+/// The bits of `size` bytes, read from `streams` places in turn, two cache lines at a time.
+template <int streams>
+std::uint64_t read_256(std::byte const* from, std::size_t size) {
+  __m256i sum[4] = {_mm256_setzero_si256(), _mm256_setzero_si256(), _mm256_setzero_si256(), _mm256_setzero_si256()};
+  std::size_t const each = size / streams;
+  for (std::size_t k = 0; k < each; k += 128)
+    for (int s = 0; s < streams; ++s)
+      for (int j = 0; j < 4; ++j) {
+        auto const* const at = reinterpret_cast<__m256i const*>(from + static_cast<std::size_t>(s) * each + k);
+        sum[j] = _mm256_or_si256(sum[j], _mm256_loadu_si256(at + j));
+      }
   std::uint64_t all[4];
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(all), _mm256_or_si256(_mm256_or_si256(a, b), _mm256_or_si256(c, d)));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(all),
+                      _mm256_or_si256(_mm256_or_si256(sum[0], sum[1]), _mm256_or_si256(sum[2], sum[3])));
   return all[0] | all[1] | all[2] | all[3];
 }
 GRAFT_TARGET_END
 #endif
 
-/// How fast all threads of an executor read memory that no cache holds, in bytes per second: every thread walks eight
-/// streams at once, as a product walks rows of a weight.
+/// How fast all threads of an executor read memory that no cache holds, in bytes per second: from end to end, in two
+/// streams, or in eight as a product walks rows of a weight, whichever is the fastest now. Of the memory that an
+/// operation reads, because one place of a (virtual) machine's memory may be half as fast as another, and of large
+/// memory every so many pieces; or of memory of its own.
 class ReadLimit {
  public:
-  explicit ReadLimit(graft::Executor& executor) : executor_(executor), memory_(size / 8) {
-    std::fill_n(memory_.data(), memory_.size(), 1);
-  }
+  using Memory = std::vector<std::span<std::byte const>>;
 
-  double operator()() {
-    constexpr index_t part = size / 8 / parts;
-    double const seconds = seconds_of(
-        [&] { executor_.run(parts, [&](index_t k) { sums_[k * 8] = read(memory_.data() + k * part, part); }); });
-    return static_cast<double>(size) / seconds;
+  ReadLimit(graft::Executor& executor, Memory const& memory) : executor_(executor) {
+    std::vector<std::byte const*> all;
+    for (auto const& part : memory)
+      for (std::size_t at = 0; at + piece <= part.size(); at += piece) all.push_back(part.data() + at);
+    std::size_t const step = std::max<std::size_t>(1, all.size() * piece / enough);
+    for (std::size_t k = 0; k < all.size(); k += step) pieces_.push_back(all[k]);
+    sums_.resize(pieces_.size() * 8);
   }
+  explicit ReadLimit(graft::Executor& executor) : ReadLimit(executor, filled(enough)) {}
+
+  double operator()() { return std::max({by(read_piece<1>), by(read_piece<2>), by(read_piece<8>)}); }
 
  private:
-  static constexpr index_t size = index_t{256} << 20, parts = 64, streams = 8;
-  static std::uint64_t read(std::uint64_t const* from, index_t count) {
+  static constexpr std::size_t piece = std::size_t{1} << 20, enough = std::size_t{256} << 20;
+
+  explicit ReadLimit(graft::Executor& executor, graft::Storage<std::byte, graft::HostSpace> own)
+      : ReadLimit(executor, Memory{{own.data(), static_cast<std::size_t>(own.size())}}) {
+    own_ = std::move(own);
+  }
+  static graft::Storage<std::byte, graft::HostSpace> filled(std::size_t size) {
+    graft::Storage<std::byte, graft::HostSpace> memory(static_cast<index_t>(size));
+    std::memset(memory.data(), 1, size);
+    return memory;
+  }
+  double by(std::uint64_t (*read)(std::byte const*)) {
+    auto const count = static_cast<index_t>(pieces_.size());
+    double const seconds = seconds_of([&] {
+      executor_.run(count, [&](index_t k) {
+        sums_[static_cast<std::size_t>(k) * 8] = read(pieces_[static_cast<std::size_t>(k)]);
+      });
+    });
+    return static_cast<double>(pieces_.size() * piece) / seconds;
+  }
+  template <int streams>
+  static std::uint64_t read_piece(std::byte const* from) {
 #if GRAFT_CAN_TARGET
-    if (graft::detected_isa() >= Isa::avx2) return read_256(from, count / streams);
+    if (graft::detected_isa() >= Isa::avx2) return read_256<streams>(from, piece);
 #endif
-    std::uint64_t sum = 0;
-    for (index_t k = 0; k < count; ++k) sum |= from[k];
+    std::uint64_t sum = 0, word = 0;
+    for (std::size_t at = 0; at < piece; at += sizeof word) std::memcpy(&word, from + at, sizeof word), sum |= word;
     return sum;
   }
+
   graft::Executor& executor_;
-  graft::Storage<std::uint64_t, graft::HostSpace> memory_;  // as graft takes it, in huge pages where there are any
-  std::uint64_t sums_[parts * 8];
+  graft::Storage<std::byte, graft::HostSpace> own_;  // as graft takes memory, in huge pages where there are any
+  std::vector<std::byte const*> pieces_;
+  std::vector<std::uint64_t> sums_;
 };
 
 // Ten independent sums hide the latency; the empty asm keeps them from being computed at compile time.

@@ -58,7 +58,7 @@ struct Bench {
       : name(std::move(weights_name)),
         pool(bench::threads()),
         backend(pool),
-        read_limit(pool),
+        read_limit(pool, memory_of(weights)),
         exact(config, weights, backend, false),
         native(config, weights, backend, true) {
     auto const& head = weights.tensors.at(config.tied ? config.prefix + "embed_tokens.weight" : "lm_head.weight");
@@ -69,6 +69,12 @@ struct Bench {
       }
     of_head = 2.0 * static_cast<double>(head.rows * head.cols);
     bytes += static_cast<double>(head.bytes());
+  }
+  static bench::ReadLimit::Memory memory_of(WeightMap const& weights) {
+    bench::ReadLimit::Memory all;
+    for (auto const& [path, weight] : weights.tensors)
+      all.emplace_back(weight.data, static_cast<std::size_t>(weight.bytes()));
+    return all;
   }
   Loaded& with(Precision precision) { return precision == Precision::exact ? exact : native; }
   bench::Instruction instruction(Precision precision) const {

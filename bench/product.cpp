@@ -43,6 +43,7 @@ class Rotated {
     at_ = at_ + 2 * size_ > bytes_.size() ? 0 : at_ + size_;
     return {bytes_.data() + at_, format_, out_, in_, nullptr};
   }
+  bench::ReadLimit::Memory memory() const { return {{bytes_.data(), static_cast<std::size_t>(bytes_.size())}}; }
   double bytes() const { return static_cast<double>(size_); }
 
  private:
@@ -69,7 +70,8 @@ void run(benchmark::State& state, bench::Shape const& shape, Format format, inde
                            : format == Format::bf16      ? bench::Instruction::bf16
                                                          : bench::Instruction::integers;
   double const operations = 2.0 * static_cast<double>(rows * shape.in * shape.out);
-  bench::beside_limits(state, pool(), {weights.bytes(), operations, isa, instruction}, once);
+  bench::ReadLimit read_limit(pool(), weights.memory());
+  bench::beside_limits(state, pool(), {weights.bytes(), operations, isa, instruction}, read_limit, once);
 }
 
 }  // namespace

@@ -81,6 +81,7 @@ class Layers {
   SiteTable const& sites() const { return sites_; }
   index_t count() const { return static_cast<index_t>(layers_.size()); }
   double bytes_of_layer() const { return static_cast<double>(bytes_); }
+  bench::ReadLimit::Memory memory() const { return {{data_.data(), static_cast<std::size_t>(data_.size())}}; }
 
   /// One layer after the other. x [n, width], hidden [n, ffn]
   void run(B& be, Plan<B> const& plan, MatrixView<float const> x, MatrixView<float const> hidden) {
@@ -157,10 +158,10 @@ Layers& layers_of(bench::LayerShape const& shape, Format format) {
 void run(benchmark::State& state, bench::LayerShape const& shape, Format format, index_t rows, Kind const& kind,
          Precision precision) {
   static ThreadPool pool(bench::threads());
-  static bench::ReadLimit read_limit(pool);
   B be(pool);
   be.set_precision(precision);
   Layers& layers = layers_of(shape, format);
+  bench::ReadLimit read_limit(pool, layers.memory());
   Batch const batch(be, layers.sites(), rows, kind);
   Random random(2);
   std::vector<float> values(static_cast<std::size_t>(rows * (shape.width + shape.ffn)));

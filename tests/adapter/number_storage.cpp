@@ -5,6 +5,8 @@
 #include <tests/adapter/loaded.hpp>
 #include <tests/catch.hpp>
 
+#include <algorithm>
+#include <cstdint>
 #include <utility>
 #include <vector>
 
@@ -37,6 +39,21 @@ TEST_CASE("numbers are kept as they are, or as bf16, nearest even") {
     });
     CHECK((map.c1 == nullptr && map.group == 2 && map.size == 6 && map.narrow() == kept.narrow()));
     CHECK((map.d[4] == expected[4] && map.e[0] == 0.25f && map.e[5] == 0.25f));
+  }
+}
+
+TEST_CASE("numbers of any sizes are aligned, apart from each other, and stay where they are") {
+  for (auto const as : {AdapterStorage::full, AdapterStorage::bf16}) {
+    NumberStorage<float> storage(as);
+    std::vector<Numbers<float>> kept;
+    auto const size = [](index_t k) { return k % 40 == 39 ? 60'000 : 1 + 37 * k % 900; };  // some larger than a block
+    for (index_t k = 0; k < 400; ++k)
+      kept.push_back(storage.keep(size(k), [&](float* to) { std::fill_n(to, size(k), static_cast<float>(k % 200)); }));
+    for (index_t k = 0; k < 400; ++k) {
+      auto const& numbers = kept[static_cast<std::size_t>(k)];
+      REQUIRE(reinterpret_cast<std::uintptr_t>(numbers.data()) % 64 == 0);
+      for (index_t j : {index_t{0}, size(k) / 2, size(k) - 1}) REQUIRE(numbers[j] == static_cast<float>(k % 200));
+    }
   }
 }
 

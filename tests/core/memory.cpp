@@ -1,0 +1,54 @@
+// SPDX-License-Identifier: Apache-2.0
+// Large memory asks the system for huge pages, small memory does not, and neither touches its neighbours.
+#include <graft/core/memory.hpp>
+#include <tests/catch.hpp>
+
+#include <algorithm>
+#include <cstdint>
+#include <cstdio>
+#include <filesystem>
+#include <fstream>
+#include <string>
+
+namespace {
+
+using graft::HostSpace;
+using graft::index_t;
+using graft::Storage;
+
+/// Whether the mapping that holds this address prefers huge pages; they are flagged "hg" in Linux's list.
+bool prefers_huge_pages(void const* address) {
+  std::ifstream maps("/proc/self/smaps");
+  auto const at = reinterpret_cast<std::uintptr_t>(address);
+  bool inside = false;
+  for (std::string line; std::getline(maps, line);) {
+    unsigned long long first = 0, last = 0;
+    if (std::sscanf(line.c_str(), "%llx-%llx ", &first, &last) == 2)
+      inside = first <= at && at < last;
+    else if (inside && line.starts_with("VmFlags:"))
+      return line.find(" hg") != std::string::npos;
+  }
+  return false;
+}
+
+TEST_CASE("large memory prefers huge pages") {
+  if (!std::filesystem::exists("/sys/kernel/mm/transparent_hugepage/enabled") ||
+      !std::filesystem::exists("/proc/self/smaps"))
+    GRAFT_SKIP("this system has no huge pages, or does not tell");
+  constexpr index_t page = index_t{1} << 21, size = 8 * page;
+  Storage<std::byte, HostSpace> const large(size), small(page / 2);
+  CHECK(prefers_huge_pages(large.data() + size / 2));
+  CHECK_FALSE(prefers_huge_pages(small.data() + page / 4));
+  std::fill_n(large.data(), size, std::byte{7});
+  CHECK(std::all_of(large.data(), large.data() + size, [](std::byte b) { return b == std::byte{7}; }));
+}
+
+TEST_CASE("asking for huge pages is a hint that takes anything") {
+  std::byte some[100] = {std::byte{5}};
+  graft::detail::prefer_huge_pages(nullptr, std::size_t{1} << 30);
+  graft::detail::prefer_huge_pages(some, 0);
+  graft::detail::prefer_huge_pages(some, sizeof some);
+  CHECK(some[0] == std::byte{5});
+}
+
+}  // namespace
