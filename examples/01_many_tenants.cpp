@@ -38,7 +38,7 @@ double now() { return std::chrono::duration<double>(std::chrono::steady_clock::n
 
 std::vector<Tenant> read_tenants(std::string const& path, Tokenizer const& tokenizer) {
   std::ifstream file(path);
-  if (!file) raise<FormatError>(text(path, ": cannot be opened"));
+  if (!file) raise<FormatError>(path, ": cannot be opened");
   std::vector<Tenant> tenants;
   for (std::string line; std::getline(file, line);) {
     if (line.empty()) continue;
@@ -57,7 +57,7 @@ std::vector<Tenant> read_tenants(std::string const& path, Tokenizer const& token
 std::vector<std::vector<double>> bits_per_byte(Context<DemoModel>& context, Tokenizer const& tokenizer,
                                                std::string const& path, std::vector<std::string> const& adapters) {
   std::ifstream file(path);
-  if (!file) raise<FormatError>(text(path, ": cannot be opened"));
+  if (!file) raise<FormatError>(path, ": cannot be opened");
   std::vector<std::vector<double>> bits(adapters.size());
   index_t const vocabulary = context.model().ends().output_width();
   for (std::string line; std::getline(file, line);) {

@@ -52,7 +52,7 @@ class Combiner {
                                                                                            : paper::Factor::b;
   }
   [[noreturn]] void not_for_this() const {
-    raise<ContractError>(text("graft: ", op_.name, " is for ", op_.kinds, " adapters, not for ", P::peft_type));
+    raise<ContractError>("graft: ", op_.name, " is for ", op_.kinds, " adapters, not for ", P::peft_type);
   }
   static CombineResult made(Module<P, B> module) { return {{std::move(module), {}}, {}}; }
   static CombineResult made(Compressed<B> compressed) {

@@ -186,7 +186,7 @@ bool is_gguf_lora(fs::path const& path) {
 }
 
 void run(Options const& options) {
-  if (!fs::exists(options.in)) raise<FormatError>(text(options.in, ": does not exist"));
+  if (!fs::exists(options.in)) raise<FormatError>(options.in, ": does not exist");
   auto const extension = fs::path(options.out).extension();
   bool const to_gguf = extension == ".gguf", from_gguf = is_gguf(options.in);
   if (extension == ".safetensors" || extension == ".json" || extension == ".bin")

@@ -150,7 +150,7 @@ bool is_adapter(std::string const& path) {
 
 void run(Options const& options) {
   namespace fs = std::filesystem;
-  if (!fs::exists(options.path)) raise<FormatError>(text(options.path, ": does not exist"));
+  if (!fs::exists(options.path)) raise<FormatError>(options.path, ": does not exist");
   Json out;
   if (is_adapter(options.path))
     out = describe_adapter(options);

@@ -45,7 +45,7 @@ struct ModelSource {
   fs::path home;
 
   explicit ModelSource(fs::path const& path) {
-    if (!fs::exists(path)) raise<FormatError>(text(path.string(), ": does not exist"));
+    if (!fs::exists(path)) raise<FormatError>(path.string(), ": does not exist");
     if (is_gguf(path)) {
       gguf = read_gguf(path);
       return;
@@ -208,7 +208,7 @@ void unmerge_by_formula(Options const& options, ModelSource const& source, Merge
   if (given != merged) {
     std::string names;
     for (auto const& a : record.adapters) names += text(names.empty() ? "" : ", ", a.name, "=", a.weight);
-    raise<FormatError>(text(options.model, ": was merged with other adapters or weights, ", names));
+    raise<FormatError>(options.model, ": was merged with other adapters or weights, ", names);
   }
   auto const outcome = write_merged(options, source, *loaded.engine, *loaded.set, record, false);
   auto const mismatch = [](MergedTensor const& t) { return t.size > 0 ? t.mismatch / t.size : 0; };
@@ -233,21 +233,21 @@ void unmerge(Options const& options) {
   ModelSource const source(options.model);
   check_out(options, source.gguf.has_value());
   auto const written = source.record();
-  if (written.empty()) raise<FormatError>(text(options.model, ": is not a merged model; it has no ", merge_key));
+  if (written.empty()) raise<FormatError>(options.model, ": is not a merged model; it has no ", merge_key);
   auto const record = parse_merge_record(options.model, written);
   if (!options.adapters.empty()) return unmerge_by_formula(options, source, record);
   if (!options.undo.empty()) {
     auto const undo = read_undo(options.undo);
     if (undo.record_sha256 != sha256(written))
-      raise<FormatError>(text(options.undo, ": belongs to another merge than ", options.model));
+      raise<FormatError>(options.undo, ": belongs to another merge than ", options.model);
     return unmerge_exactly(options, source, undo);
   }
   if (content_sha256(options.base) != record.base_sha256)
-    raise<FormatError>(text(options.base, ": is not what ", options.model, " was merged from; its SHA-256 should be ",
-                            record.base_sha256));
+    raise<FormatError>(options.base, ": is not what ", options.model, " was merged from; its SHA-256 should be ",
+                       record.base_sha256);
   ModelSource const original(options.base);
   if (original.gguf.has_value() != source.gguf.has_value())
-    raise<FormatError>(text(options.base, ": is another kind of file than ", options.model));
+    raise<FormatError>(options.base, ": is another kind of file than ", options.model);
   auto undo = undo_from_original(source.tensors(), original.tensors(), record);
   if (!original.gguf) undo.config = original.config.dump(2) + "\n";
   unmerge_exactly(options, source, undo, original.gguf ? &original.gguf->metadata : nullptr);

@@ -254,8 +254,8 @@ Json run(TrainCommand const& c, ModelFiles const& files) {
   CheckpointFolder checkpoints(out);
   index_t const begun = checkpoints.newest();
   if (begun >= 0 && !c.resume)
-    raise<FormatError>(text(c.out, ": holds a training that stopped behind step ", begun,
-                            "; --resume goes on with it, or remove its checkpoint"));
+    raise<FormatError>(c.out, ": holds a training that stopped behind step ", begun,
+                       "; --resume goes on with it, or remove its checkpoint");
   if (begun < 0 && c.resume && fs::exists(summary_path)) {
     Json const summary = read_json<Json>(summary_path);
     check_same_options(summary_path, summary.value("options", Json::object()), options);
@@ -282,7 +282,7 @@ Json run(TrainCommand const& c, ModelFiles const& files) {
   }
   std::error_code error;
   fs::create_directories(out, error);
-  if (error) raise<FormatError>(text(c.out, ": cannot be created: ", error.message()));
+  if (error) raise<FormatError>(c.out, ": cannot be created: ", error.message());
   index_t const first_step = trainer.step();
   TrainingLog log(out / "log.csv", first_step);
 
@@ -304,7 +304,7 @@ Json run(TrainCommand const& c, ModelFiles const& files) {
     result = trainer.run(hooks);
   }
   if (!result.finished)
-    raise<Error>(text("stopped behind step ", result.step, " of ", result.steps, "; --resume goes on with ", c.out));
+    raise<Error>("stopped behind step ", result.step, " of ", result.steps, "; --resume goes on with ", c.out);
 
   Json const summary = summary_of(c, options, counts, trainer, trained, result);
   write_peft(out, trained, model.sites(), write_options);

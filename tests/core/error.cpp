@@ -19,6 +19,7 @@ TEST_CASE("expects raises a ContractError with the numbers, and only when it mus
 TEST_CASE("a bad file and a wrong call can be told apart, and both are graft's") {
   CHECK_THROWS_AS(graft::raise<graft::FormatError>("bad magic"), graft::FormatError);
   CHECK_THROWS_AS(graft::raise<graft::FormatError>("bad magic"), graft::Error);
+  CHECK_THROWS_WITH(graft::raise<graft::FormatError>("a.bin", ": has ", 3, " bytes"), "a.bin: has 3 bytes");
   STATIC_REQUIRE_FALSE(std::is_base_of_v<graft::FormatError, graft::ContractError>);
   STATIC_REQUIRE(std::is_base_of_v<std::runtime_error, graft::Error>);
 }

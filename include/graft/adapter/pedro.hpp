@@ -135,8 +135,8 @@ struct PedroGenerator {
         state.denominator[k] = static_cast<Real<B>>(fit.denominator[k]);
       return;
     }
-    raise<ContractError>(text("graft: no GELU start is known for a rational of degrees (", numerator_degree, ", ",
-                              denominator_degree, "); known are (5, 4) and (6, 5)"));
+    raise<ContractError>("graft: no GELU start is known for a rational of degrees (", numerator_degree, ", ",
+                         denominator_degree, "); known are (5, 4) and (6, 5)");
   }
 
   /// f(x)

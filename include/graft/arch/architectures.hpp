@@ -19,8 +19,8 @@ decltype(auto) with_architecture(std::string const& name, F&& f) {
     return std::forward<F>(f).template operator()<Llama>();
   if (name == "gpt2") return std::forward<F>(f).template operator()<Gpt2>();
   if (name == "bert" || name == "roberta") return std::forward<F>(f).template operator()<Bert>();
-  raise<ContractError>(
-      text("graft: architecture ", name, " is not known (llama, mistral, qwen2, qwen3, gpt2, bert, roberta are)"));
+  raise<ContractError>("graft: architecture ", name,
+                       " is not known (llama, mistral, qwen2, qwen3, gpt2, bert, roberta are)");
 }
 
 }  // namespace graft

@@ -26,11 +26,11 @@ class WeightMap {
   /// The tensor, which must exist and be [rows, cols].
   Weight matrix(std::string const& name, index_t rows, index_t cols) const {
     auto const found = tensors.find(name);
-    if (found == tensors.end()) raise<FormatError>(text(path, ": tensor ", name, " is missing"));
+    if (found == tensors.end()) raise<FormatError>(path, ": tensor ", name, " is missing");
     Weight const& w = found->second;
     if (w.rows != rows || w.cols != cols)
-      raise<FormatError>(
-          text(path, ": tensor ", name, " should be [", rows, ", ", cols, "] but is [", w.rows, ", ", w.cols, "]"));
+      raise<FormatError>(path, ": tensor ", name, " should be [", rows, ", ", cols, "] but is [", w.rows, ", ", w.cols,
+                         "]");
     return w;
   }
 };

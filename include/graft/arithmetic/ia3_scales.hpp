@@ -19,7 +19,7 @@ struct ScalePlace {
 
   template <class... Parts>
   [[noreturn]] void refuse(Parts const&... parts) const {
-    raise<ContractError>(text("graft: element ", k, " of the scaling of ", path, " ", parts...));
+    raise<ContractError>("graft: element ", k, " of the scaling of ", path, " ", parts...);
   }
 };
 

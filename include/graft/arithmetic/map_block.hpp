@@ -30,7 +30,7 @@ struct BlockPlace {
 
   template <class... Parts>
   [[noreturn]] void refuse(Parts const&... parts) const {
-    raise<ContractError>(text("graft: the block of outputs ", k, " and ", partner, " of ", path, " ", parts...));
+    raise<ContractError>("graft: the block of outputs ", k, " and ", partner, " of ", path, " ", parts...);
   }
 };
 

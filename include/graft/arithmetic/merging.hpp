@@ -78,7 +78,7 @@ inline MergeRecipe merge_recipe(std::string_view name) {
     }
     all += text(all.empty() ? "" : ", ", method.name);
   }
-  raise<ContractError>(text("graft: no merging method is called ", name, "; there are ", all));
+  raise<ContractError>("graft: no merging method is called ", name, "; there are ", all);
 }
 
 namespace detail {

@@ -57,8 +57,8 @@ void check_fits(Module<P, B> const& module, SiteTable const& sites) {
       std::string shape[2];
       for (index_t const n : found[k].second) shape[0] += text(shape[0].empty() ? "" : ", ", n);
       for (index_t const n : expected[k].second) shape[1] += text(shape[1].empty() ? "" : ", ", n);
-      raise<ContractError>(text("graft: module ", module.name, " has a ", found[k].first, " of [", shape[0], "] at ",
-                                info.path, ", in this model it would be [", shape[1], "]"));
+      raise<ContractError>("graft: module ", module.name, " has a ", found[k].first, " of [", shape[0], "] at ",
+                           info.path, ", in this model it would be [", shape[1], "]");
     }
   }
 }

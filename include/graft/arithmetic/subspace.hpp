@@ -91,7 +91,7 @@ std::vector<double> distributed_interchange(Module<RoAdRotation, B> const& modul
     }
     return result;
   }
-  raise<ContractError>(text("graft: module ", module.name, " does not act on ", sites[site].path));
+  raise<ContractError>("graft: module ", module.name, " does not act on ", sites[site].path);
 }
 
 }  // namespace graft

@@ -85,20 +85,29 @@ template <class... Parts>
   return out;
 }
 
+namespace detail {
+// apart from the parts, so that a sentence costs its caller no more than the joining of them
 template <class E>
-[[noreturn]] void raise(std::string const& message) {
+[[noreturn]] void raise_sentence(std::string const& sentence) {
 #if GRAFT_EXCEPTIONS
-  throw E(message);
+  throw E(sentence);
 #else
-  detail::error_handler()(message.c_str());
+  error_handler()(sentence.c_str());
   std::abort();
 #endif
+}
+}  // namespace detail
+
+/// Throws an E whose message is the parts joined, as `text` joins them: raise<FormatError>(path, ": is empty").
+template <class E, class... Parts>
+[[noreturn]] void raise(Parts const&... parts) {
+  detail::raise_sentence<E>(text(parts...));
 }
 
 /// Raises ContractError with the parts joined unless `ok`.
 template <class... Parts>
 void expects(bool ok, Parts const&... parts) {
-  if (!ok) raise<ContractError>(text(parts...));
+  if (!ok) raise<ContractError>(parts...);
 }
 
 }  // namespace graft

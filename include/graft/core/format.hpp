@@ -102,7 +102,7 @@ decltype(auto) with_format(Format format, F&& f) {
     case Format::q6_k:
       return f(Q6_K{});
     default:
-      raise<ContractError>(text("a tensor of format ", format_info(format).name, " cannot be used as a weight"));
+      raise<ContractError>("a tensor of format ", format_info(format).name, " cannot be used as a weight");
   }
 }
 

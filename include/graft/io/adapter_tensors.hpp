@@ -22,7 +22,7 @@ void decode_finite(std::string const& file, TensorInfo const& tensor, R* to) {
   decode_row(tensor.format, tensor.data, 0, count, to);
   for (index_t k = 0; k < count; ++k)
     if (!std::isfinite(to[k]))
-      raise<FormatError>(text(file, ": tensor ", in_quotes(tensor.name), " holds ", to[k], " at place ", k));
+      raise<FormatError>(file, ": tensor ", in_quotes(tensor.name), " holds ", to[k], " at place ", k);
 }
 
 /// The bytes of `count` values as f32, f16 or bf16. ContractError when one is not finite there; `name` is the tensor's.

@@ -29,7 +29,7 @@ auto checked_at(std::string const& place, auto&& f) {
   try {
     return f();
   } catch (ContractError const& error) {
-    raise<FormatError>(text(place, ": ", reason_of(error)));
+    raise<FormatError>(place, ": ", reason_of(error));
   }
 }
 

@@ -120,7 +120,7 @@ inline Gguf read_gguf_file(const std::filesystem::path& path) {
 
 template <class... Parts>
 [[noreturn]] void fail_in_file(const std::string& file, const Parts&... parts) {
-  raise<FormatError>(text(file, ": ", parts...));
+  raise<FormatError>(file, ": ", parts...);
 }
 
 /// Part `number` of `count` of a model that is cut into several files is called so.

@@ -48,7 +48,7 @@ class GgufConfigReader {
  private:
   template <class... Parts>
   [[noreturn]] void fail(Parts const&... parts) const {
-    raise<FormatError>(text(file_.tensors.path(), ": ", parts...));
+    raise<FormatError>(file_.tensors.path(), ": ", parts...);
   }
   std::string full(std::string const& key) const { return architecture_ + "." + key; }
   bool has(std::string const& key) const { return file_.metadata.contains(full(key)); }

@@ -61,7 +61,7 @@ struct GgufLoraFile {
 /// What a GGUF LoRA says without a model at hand.
 inline GgufLoraFile read_gguf_lora_file(std::filesystem::path const& path) {
   GgufLoraFile file{read_gguf(path), {}, {}, {}};
-  auto const fail = [&](auto const&... parts) { raise<FormatError>(text(file.gguf.tensors.path(), ": ", parts...)); };
+  auto const fail = [&](auto const&... parts) { raise<FormatError>(file.gguf.tensors.path(), ": ", parts...); };
   auto const is = [&](char const* key, std::string_view expected) {
     auto const value = file.gguf.metadata.get<std::string_view>(key);
     if (value != expected)
@@ -137,7 +137,7 @@ class GgufLoraReader {
  private:
   template <class... Parts>
   [[noreturn]] void fail(Parts const&... parts) const {
-    raise<FormatError>(text(path(), ": ", parts...));
+    raise<FormatError>(path(), ": ", parts...);
   }
 
   void check_metadata() {

@@ -119,7 +119,7 @@ class GgufMetadata {
  private:
   template <class... Parts>
   [[noreturn]] void fail(const Parts&... parts) const {
-    raise<FormatError>(text(path_, path_.empty() ? "" : ": ", parts...));
+    raise<FormatError>(path_, path_.empty() ? "" : ": ", parts...);
   }
   template <class T>
   [[noreturn]] void refuse(const GgufEntry& entry, const char* prefix = "") const {

@@ -78,7 +78,7 @@ inline void set_gguf_formats(GgufModel& model) {
 
 inline void set_gguf_rope(GgufMetadata& meta, std::string const& arch, RopeConfig const& rope,
                           std::string const& source) {
-  auto const fail = [&](auto const&... parts) { raise<FormatError>(text(source, ": ", parts...)); };
+  auto const fail = [&](auto const&... parts) { raise<FormatError>(source, ": ", parts...); };
   meta.set(arch + ".rope.dimension_count", static_cast<std::uint32_t>(rope.dimensions));
   meta.set(arch + ".rope.freq_base", static_cast<float>(rope.theta));
   if (rope.scaling == RopeConfig::Scaling::none || rope.scaling == RopeConfig::Scaling::llama3) return;
@@ -99,7 +99,7 @@ inline void set_gguf_rope(GgufMetadata& meta, std::string const& arch, RopeConfi
 
 /// Metadata of a model that a GGUF file can hold, without the tokenizer; FormatError names what it cannot.
 inline GgufMetadata gguf_model_metadata(ModelConfig const& m, std::string const& source) {
-  auto const fail = [&](auto const&... parts) { raise<FormatError>(text(source, ": ", parts...)); };
+  auto const fail = [&](auto const&... parts) { raise<FormatError>(source, ": ", parts...); };
   if (m.is_encoder())
     fail("a ", m.architecture, " model cannot be converted to GGUF (llama, mistral, qwen2, qwen3 and gpt2 can)");
   bool const gpt2 = m.architecture == "gpt2";
@@ -193,7 +193,7 @@ inline std::vector<float> llama3_divisors(RopeConfig const& rope) {
 /// names what a GGUF file cannot say, or the tensor that has no place in one. `file` must outlive the result's use.
 inline GgufModel gguf_model(ModelConfig config, TensorFile const& file, std::optional<Format> type) {
   detail::untie_another_head(config, file);
-  auto const fail = [&](auto const&... parts) { raise<FormatError>(text(file.path(), ": ", parts...)); };
+  auto const fail = [&](auto const&... parts) { raise<FormatError>(file.path(), ": ", parts...); };
   GgufModel model;
   model.metadata = detail::gguf_model_metadata(config, file.path());
   std::map<std::string, TensorInfo const*> sources;  // by GGUF name
@@ -258,8 +258,8 @@ inline GgufModel gguf_model(Gguf const& file, std::optional<Format> type) {
   FormatChoice choose(type, true);
   for (auto const& tensor : file.tensors.tensors()) {
     if (tensor.shape.size() > 2 || (tensor.name != "rope_freqs.weight" && !hf_name(config.architecture, tensor.name)))
-      raise<FormatError>(text(file.tensors.path(), ": tensor ", in_quotes(tensor.name), " has no place in a ",
-                              config.architecture, " model"));
+      raise<FormatError>(file.tensors.path(), ": tensor ", in_quotes(tensor.name), " has no place in a ",
+                         config.architecture, " model");
     model.tensors.push_back(
         conversion(tensor, tensor.name, choose(tensor, detail::gguf_role(tensor.name, config.tied))));
   }

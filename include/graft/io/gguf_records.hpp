@@ -92,7 +92,7 @@ class GgufCursor {
   std::size_t left() const { return file_.size() - position_; }
   template <class... Parts>
   [[noreturn]] void fail(const Parts&... parts) const {
-    raise<FormatError>(text(file_.path(), ": ", parts...));
+    raise<FormatError>(file_.path(), ": ", parts...);
   }
 
   std::string_view bytes(std::uint64_t count, const char* part, std::string_view name) {

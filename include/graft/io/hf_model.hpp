@@ -86,7 +86,7 @@ inline nlohmann::ordered_json hf_rope_scaling(RopeConfig const& rope, std::strin
   RopeConfig r = rope;
   if (std::any_of(r.divisors.begin(), r.divisors.end(), [](double d) { return d != 1; })) {
     auto const found = r.scaling == RopeConfig::Scaling::none ? llama3_scaling(r) : std::nullopt;
-    if (!found) raise<FormatError>(text(source, ": the divisors in 'rope_freqs.weight' are not those of Llama 3"));
+    if (!found) raise<FormatError>(source, ": the divisors in 'rope_freqs.weight' are not those of Llama 3");
     r = *found;
   }
   switch (r.scaling) {
@@ -124,8 +124,8 @@ class GgufBiases {
       for (auto const* module : modules)
         count += file_.tensors.find(text("blk.", layer, ".", module, ".bias")) != nullptr ? 1 : 0;
     if (count != 0 && count != layers_ * static_cast<index_t>(modules.size()))
-      raise<FormatError>(text(file_.tensors.path(), ": only some of the modules like ", in_quotes(*modules.begin()),
-                              " have a bias; no model class of transformers is like that"));
+      raise<FormatError>(file_.tensors.path(), ": only some of the modules like ", in_quotes(*modules.begin()),
+                         " have a bias; no model class of transformers is like that");
     return count != 0;
   }
 
@@ -151,7 +151,7 @@ inline nlohmann::ordered_json hf_gpt2_config(ModelConfig const& m) {
 /// What config.json of Llama and its relatives says of sizes, positions and biases.
 inline nlohmann::ordered_json hf_llama_config(Gguf const& file, ModelConfig const& m) {
   auto const& source = file.tensors.path();
-  auto const fail = [&](auto const&... parts) { raise<FormatError>(text(source, ": ", parts...)); };
+  auto const fail = [&](auto const&... parts) { raise<FormatError>(source, ": ", parts...); };
   bool const mistral = m.architecture == "llama" && m.window != 0, qwen2 = m.architecture == "qwen2";
   GgufBiases const biases(file, m);
   bool const q = biases.all({"attn_q", "attn_k", "attn_v"}), o = biases.all({"attn_output"}),
@@ -211,7 +211,7 @@ inline HfModel hf_model(Gguf const& file, std::optional<Format> type) {
   for (auto const& tensor : file.tensors.tensors()) {
     if (tensor.name == "rope_freqs.weight") continue;  // config.json says it
     auto const fail = [&](auto const&... parts) {
-      raise<FormatError>(text(file.tensors.path(), ": tensor ", in_quotes(tensor.name), parts...));
+      raise<FormatError>(file.tensors.path(), ": tensor ", in_quotes(tensor.name), parts...);
     };
     auto const name = hf_name(config.architecture, tensor.name);
     if (!name) fail(" has no place in a ", config.architecture, " model");

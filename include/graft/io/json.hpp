@@ -49,7 +49,7 @@ bool json_is(const auto& value) {
 template <class Json = nlohmann::json>
 Json read_json(const std::filesystem::path& path, std::size_t most_bytes = std::size_t{16} << 20) {
   auto const file = MappedFile::open(path);
-  auto const fail = [&](auto const&... parts) { raise<FormatError>(text(file->path(), ": ", parts...)); };
+  auto const fail = [&](auto const&... parts) { raise<FormatError>(file->path(), ": ", parts...); };
   if (file->size() > most_bytes) fail("is ", file->size(), " bytes long, at most ", most_bytes, " are read as JSON");
   std::vector<std::set<std::string>> open_objects;
   auto const check = [&](int depth, typename Json::parse_event_t event, Json& parsed) {

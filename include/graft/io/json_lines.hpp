@@ -25,7 +25,7 @@ struct JsonLine {
 
   template <class... Parts>
   [[noreturn]] void fail(Parts const&... parts) const {
-    raise<FormatError>(text(place, ": ", parts...));
+    raise<FormatError>(place, ": ", parts...);
   }
   [[noreturn]] void wrong(std::string const& key) const {
     fail("key \"", key, "\" has the unexpected value ", value.at(key).dump(-1, ' ', true).substr(0, 80));
@@ -53,7 +53,7 @@ struct JsonLine {
 /// All non-empty lines, each a JSON object whose keys are among `known`. FormatError when there is none.
 inline std::vector<JsonLine> read_json_lines(std::filesystem::path const& path, std::vector<std::string> const& known) {
   std::ifstream file(path);
-  if (!file) raise<FormatError>(text(path.string(), ": cannot be opened"));
+  if (!file) raise<FormatError>(path.string(), ": cannot be opened");
   std::vector<JsonLine> lines;
   std::string line;
   for (index_t number = 1; std::getline(file, line); ++number) {
@@ -64,7 +64,7 @@ inline std::vector<JsonLine> read_json_lines(std::filesystem::path const& path, 
       if (std::find(known.begin(), known.end(), key) == known.end()) parsed.fail("unknown key \"", key, "\"");
     lines.push_back(std::move(parsed));
   }
-  if (lines.empty()) raise<FormatError>(text(path.string(), ": holds no lines"));
+  if (lines.empty()) raise<FormatError>(path.string(), ": holds no lines");
   return lines;
 }
 

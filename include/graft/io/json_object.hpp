@@ -16,7 +16,7 @@ namespace graft {
 class JsonObject {
  public:
   JsonObject(std::string path, nlohmann::json value) : path_(std::move(path)), value_(std::move(value)) {
-    if (!value_.is_object()) raise<FormatError>(text(path_, ": is not a JSON object"));
+    if (!value_.is_object()) raise<FormatError>(path_, ": is not a JSON object");
   }
 
   std::string const& path() const { return path_; }
@@ -55,7 +55,7 @@ class JsonObject {
 
   template <class... Parts>
   [[noreturn]] void fail(Parts const&... parts) const {
-    raise<FormatError>(text(path_, ": ", parts...));
+    raise<FormatError>(path_, ": ", parts...);
   }
 
  private:

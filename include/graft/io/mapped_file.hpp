@@ -64,7 +64,7 @@ class MappedFile {
   }
   template <class... Parts>
   [[noreturn]] void fail(const Parts&... parts) const {
-    raise<FormatError>(text(path_, ": ", parts...));
+    raise<FormatError>(path_, ": ", parts...);
   }
 
   std::string path_;

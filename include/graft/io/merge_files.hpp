@@ -170,7 +170,7 @@ inline std::vector<TensorInfo> unmerged_tensors(TensorFile const& merged, Undo c
     result.push_back(found == undo.originals.end() ? tensor : found->second);
   }
   if (used != undo.originals.size())
-    raise<FormatError>(text(merged.path(), ": lacks tensors that ", undo.file.path(), " would put back"));
+    raise<FormatError>(merged.path(), ": lacks tensors that ", undo.file.path(), " would put back");
   return result;
 }
 

@@ -220,8 +220,8 @@ class MergedWeights {
       errors[static_cast<std::size_t>(r)] = sum;
     });
     if (lost)
-      raise<FormatError>(text(weights_.path, ": tensor ", in_quotes(to.name), " would hold a value that ",
-                              format_info(to.format).name, " cannot"));
+      raise<FormatError>(weights_.path, ": tensor ", in_quotes(to.name), " would hold a value that ",
+                         format_info(to.format).name, " cannot");
     for (double const error : errors) stored.error += error;
     stored.error = std::sqrt(stored.error);
     return stored;

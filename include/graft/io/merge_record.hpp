@@ -53,7 +53,7 @@ struct MergeRecord {
 /// The record of a merged model. FormatError naming `path` when it is none.
 inline MergeRecord parse_merge_record(std::string const& path, std::string_view characters) {
   auto const json = nlohmann::json::parse(characters, nullptr, false);
-  auto const fail = [&] { raise<FormatError>(text(path, ": its metadata ", merge_key, " is no record of a merge")); };
+  auto const fail = [&] { raise<FormatError>(path, ": its metadata ", merge_key, " is no record of a merge"); };
   auto const string = [&](nlohmann::json const& object, char const* key) {
     auto const found = object.find(key);
     if (found == object.end() || !found->is_string()) fail();
@@ -158,7 +158,7 @@ inline Undo read_undo(std::filesystem::path const& path) {
   Undo undo;
   undo.file = read_safetensors(path);
   auto const& metadata = undo.file.metadata();
-  auto const fail = [&](auto const&... parts) { raise<FormatError>(text(undo.file.path(), ": ", parts...)); };
+  auto const fail = [&](auto const&... parts) { raise<FormatError>(undo.file.path(), ": ", parts...); };
   auto const id = metadata.find("graft.undo");
   if (id == metadata.end()) fail("is not an undo file; it has no metadata graft.undo");
   undo.record_sha256 = id->second;

@@ -44,8 +44,8 @@ namespace detail {
 /// A layer has tensors; more layers than those are refused before anything is made for each of them.
 inline void check_layers(ModelFiles const& files) {
   if (static_cast<std::size_t>(files.config.layers) > files.weights.tensors.size())
-    raise<FormatError>(text(files.weights.path, ": has ", files.weights.tensors.size(), " tensors for a model of ",
-                            files.config.layers, " layers"));
+    raise<FormatError>(files.weights.path, ": has ", files.weights.tensors.size(), " tensors for a model of ",
+                       files.config.layers, " layers");
 }
 
 /// A bias that is missing would be read as zeros, and a norm of query or key as none: what the architecture always has,
@@ -53,7 +53,7 @@ inline void check_layers(ModelFiles const& files) {
 inline void check_optional(ModelFiles const& files) {
   auto const require = [&](std::string const& name) {
     if (!files.weights.contains(name))
-      raise<FormatError>(text(files.weights.path, ": tensor ", in_quotes(name), " is missing"));
+      raise<FormatError>(files.weights.path, ": tensor ", in_quotes(name), " is missing");
   };
   with_architecture(files.config.architecture, [&]<class Arch>() {
     SiteTable sites;
@@ -72,7 +72,7 @@ inline void check_optional(ModelFiles const& files) {
 
 GRAFT_FILES ModelFiles open_model(std::filesystem::path const& path) {
   namespace fs = std::filesystem;
-  if (!fs::exists(path)) raise<FormatError>(text(path.string(), ": does not exist"));
+  if (!fs::exists(path)) raise<FormatError>(path.string(), ": does not exist");
   ModelFiles files;
   bool const folder = fs::is_directory(path);
   if (!folder && path.extension() != ".safetensors" && path.extension() != ".json") {

@@ -25,11 +25,11 @@ namespace graft::detail {
 
 inline Weight as_weight(std::string const& path, TensorInfo const& tensor) {
   if (!format_info(tensor.format).weight)
-    raise<FormatError>(text(path, ": tensor ", in_quotes(tensor.name), " of type ", format_info(tensor.format).name,
-                            " cannot be a weight"));
+    raise<FormatError>(path, ": tensor ", in_quotes(tensor.name), " of type ", format_info(tensor.format).name,
+                       " cannot be a weight");
   if (tensor.shape.empty() || tensor.shape.size() > 2)
-    raise<FormatError>(
-        text(path, ": tensor ", in_quotes(tensor.name), " has ", tensor.shape.size(), " dimensions, expected 1 or 2"));
+    raise<FormatError>(path, ": tensor ", in_quotes(tensor.name), " has ", tensor.shape.size(),
+                       " dimensions, expected 1 or 2");
   bool const vector = tensor.shape.size() == 1;
   return {tensor.data, tensor.format, vector ? 1 : tensor.shape[0], tensor.shape.back(), nullptr};
 }
@@ -39,7 +39,7 @@ inline Weight transposed(std::string const& path, TensorInfo const& tensor, Weig
   Weight const from = as_weight(path, tensor);
   auto const width = static_cast<std::size_t>(format_info(from.format).bytes);
   if (format_info(from.format).block != 1)
-    raise<FormatError>(text(path, ": tensor ", in_quotes(tensor.name), " is quantised and cannot be transposed"));
+    raise<FormatError>(path, ": tensor ", in_quotes(tensor.name), " is quantised and cannot be transposed");
   std::shared_ptr<std::byte[]> const buffer(new std::byte[tensor.bytes]);
   for (index_t r = 0; r < from.rows; ++r)
     for (index_t c = 0; c < from.cols; ++c)
@@ -160,16 +160,16 @@ inline WeightMap gguf_weights(ModelConfig const& config, Gguf const& file) {
     if (tensor.name == "rope_freqs.weight") continue;
     auto const name = hf_name(config.architecture, tensor.name);
     if (!name)
-      raise<FormatError>(
-          text(map.path, ": tensor ", in_quotes(tensor.name), " has no place in a ", config.architecture, " model"));
+      raise<FormatError>(map.path, ": tensor ", in_quotes(tensor.name), " has no place in a ", config.architecture,
+                         " model");
     Weight weight = as_weight(map.path, tensor);
     bool const bias = name->ends_with(".bias");
     index_t const heads = gguf_permuted_heads(config, name->substr(0, name->rfind('.')));
     if (heads != 0) {
       index_t const rows = bias ? weight.cols : weight.rows;
       if (rows != heads * config.head_dim)
-        raise<FormatError>(text(map.path, ": tensor ", in_quotes(tensor.name), " has ", rows, " rows, expected ", heads,
-                                " heads of ", config.head_dim));
+        raise<FormatError>(map.path, ": tensor ", in_quotes(tensor.name), " has ", rows, " rows, expected ", heads,
+                           " heads of ", config.head_dim);
       auto const order = std::make_shared<std::vector<std::int32_t>>(gguf_row_order(rows, heads));
       if (bias) {  // one row: put its few elements in order
         auto const values = std::make_shared<std::vector<float>>(static_cast<std::size_t>(rows));

@@ -173,8 +173,8 @@ class TensorPipe {
       if (tensor_.transposed) gather(first, count);
       executor_.run(count, [&](index_t k) { write_row(first, k, encoded.data() + k * to_bytes_); });
       if (lost_)
-        raise<FormatError>(text(path_.string(), ": tensor ", in_quotes(tensor_.from.name), " holds a value that ",
-                                format_info(tensor_.to.format).name, " cannot"));
+        raise<FormatError>(path_.string(), ": tensor ", in_quotes(tensor_.from.name), " holds a value that ",
+                           format_info(tensor_.to.format).name, " cannot");
       file_.write(encoded.data(), static_cast<std::size_t>(count * to_bytes_));
     }
   }

@@ -61,7 +61,7 @@ class OutputFile {
 
  private:
   [[noreturn]] void fail(const char* action) const {
-    raise<FormatError>(text(path_, ": cannot be ", action, ": ", std::strerror(errno)));
+    raise<FormatError>(path_, ": cannot be ", action, ": ", std::strerror(errno));
   }
 
   std::string path_, temporary_;  // no temporary name: written in place

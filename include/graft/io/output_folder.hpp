@@ -20,11 +20,11 @@ class OutputFolder {
     if (!path_.has_filename()) path_ = path_.parent_path();  // "folder/"
     std::error_code error;
     if (std::filesystem::exists(path_, error) && !std::filesystem::is_directory(path_, error))
-      raise<FormatError>(text(path_.string(), ": is there and is not a folder"));
+      raise<FormatError>(path_.string(), ": is there and is not a folder");
     for (int attempt = 0; !made_; ++attempt) {  // another process, or a crash, may hold a name
       temporary_ = text(path_.string(), ".part", ::getpid(), '.', attempt);
       made_ = std::filesystem::create_directory(temporary_, error);
-      if (error || attempt == 100) raise<FormatError>(text(path_.string(), ": cannot be created: ", error.message()));
+      if (error || attempt == 100) raise<FormatError>(path_.string(), ": cannot be created: ", error.message());
     }
   }
   ~OutputFolder() {
@@ -49,7 +49,7 @@ class OutputFolder {
       for (auto const& file : fs::directory_iterator(temporary_))
         if (!error) fs::rename(file.path(), path_ / file.path().filename(), error);
     }
-    if (error) raise<FormatError>(text(path_.string(), ": cannot be given its files: ", error.message()));
+    if (error) raise<FormatError>(path_.string(), ": cannot be given its files: ", error.message());
   }
 
  private:

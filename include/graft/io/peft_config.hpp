@@ -42,7 +42,7 @@ struct PeftConfig {
   nlohmann::ordered_json const* find(std::string_view key) const;
   template <class... Parts>
   [[noreturn]] void fail(Parts const&... parts) const {
-    raise<FormatError>(text(path, ": ", parts...));
+    raise<FormatError>(path, ": ", parts...);
   }
   [[noreturn]] void wrong(std::string_view key, nlohmann::ordered_json const& value, std::string_view expected) const;
   static std::string shown(nlohmann::ordered_json const& value);
@@ -88,12 +88,12 @@ GRAFT_FILES PeftConfig read_peft_config(std::filesystem::path const& folder) {
   std::error_code ignored;
   if (!fs::exists(config.path, ignored)) {
     if (!fs::is_directory(folder, ignored))
-      raise<FormatError>(text(folder.string(), ": is not a folder; an adapter is one with adapter_config.json in it"));
+      raise<FormatError>(folder.string(), ": is not a folder; an adapter is one with adapter_config.json in it");
     for (auto const& entry : fs::directory_iterator(folder, ignored))
       if (fs::exists(entry.path() / "adapter_config.json", ignored))
-        raise<FormatError>(text(folder.string(), ": has no adapter_config.json; its folder ",
-                                in_quotes(entry.path().filename().string()), " is an adapter, name that one"));
-    raise<FormatError>(text(folder.string(), ": has no adapter_config.json, so it is not an adapter folder"));
+        raise<FormatError>(folder.string(), ": has no adapter_config.json; its folder ",
+                           in_quotes(entry.path().filename().string()), " is an adapter, name that one");
+    raise<FormatError>(folder.string(), ": has no adapter_config.json, so it is not an adapter folder");
   }
   config.document =
       std::make_shared<nlohmann::ordered_json>(read_json<nlohmann::ordered_json>(config.path, std::size_t{2} << 20));
@@ -143,7 +143,7 @@ struct PeftPatterns::State {
     }
   }
   [[noreturn]] void fail(std::string const& pattern, std::string const& reason) const {
-    raise<FormatError>(text(path, ": pattern ", in_quotes(pattern), " ", reason));
+    raise<FormatError>(path, ": pattern ", in_quotes(pattern), " ", reason);
   }
 };
 

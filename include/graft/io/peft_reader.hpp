@@ -49,14 +49,14 @@ GRAFT_FILES TensorFile read_peft_tensors(PeftConfig const& config) {
   std::error_code ignored;
   fs::path const path = config.folder / "adapter_model.safetensors";
   if (!fs::exists(path, ignored) && fs::exists(config.folder / "adapter_model.bin", ignored))
-    raise<FormatError>(text((config.folder / "adapter_model.bin").string(),
-                            ": is a Python pickle, which can run any code and is not read; load it with PEFT and save "
-                            "it again, which writes adapter_model.safetensors"));
+    raise<FormatError>((config.folder / "adapter_model.bin").string(),
+                       ": is a Python pickle, which can run any code and is not read; load it with PEFT and save "
+                       "it again, which writes adapter_model.safetensors");
   TensorFile file = read_safetensors(path);
   for (auto const& tensor : file.tensors())
     if (!format_info(tensor.format).weight)
-      raise<FormatError>(text(file.path(), ": tensor ", in_quotes(tensor.name), " is ", format_info(tensor.format).name,
-                              "; adapters hold F32, F16, BF16 or F64"));
+      raise<FormatError>(file.path(), ": tensor ", in_quotes(tensor.name), " is ", format_info(tensor.format).name,
+                         "; adapters hold F32, F16, BF16 or F64");
   return file;
 }
 #endif
@@ -102,7 +102,7 @@ class PeftReader {
 
   template <class... Parts>
   [[noreturn]] void fail(Parts const&... parts) const {
-    raise<FormatError>(text(file_.path(), ": ", parts...));
+    raise<FormatError>(file_.path(), ": ", parts...);
   }
   static void each_tensor(auto& state, auto&& f) {
     state.for_each([&](char const* suffix, auto& view) {

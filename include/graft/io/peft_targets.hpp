@@ -49,7 +49,7 @@ std::vector<index_t> target_sites(SiteTable const& sites, P const& policy, std::
     try {
       pattern.emplace(targets[0]);
     } catch (std::regex_error const&) {
-      raise<ContractError>(text("graft: target ", in_quotes(targets[0]), " is not a regular expression"));
+      raise<ContractError>("graft: target ", in_quotes(targets[0]), " is not a regular expression");
     }
     demand(choose([&](SiteInfo const& site) { return std::regex_match(site.path, *pattern); }), targets[0]);
   } else {
@@ -75,8 +75,8 @@ void set_policy_option(P& policy, std::string const& key, std::string const& val
   if (found == known.end()) {
     std::string all;
     for (auto const& [name, old] : known) all += text(all.empty() ? "" : ", ", name);
-    raise<ContractError>(text("graft: a ", P::peft_type, " adapter has no option ", in_quotes(key),
-                              "; its options are ", all.empty() ? "none" : all));
+    raise<ContractError>("graft: a ", P::peft_type, " adapter has no option ", in_quotes(key), "; its options are ",
+                         all.empty() ? "none" : all);
   }
   PeftConfig config;
   config.path = "graft";

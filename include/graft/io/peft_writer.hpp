@@ -99,7 +99,7 @@ class PeftWriter {
     namespace fs = std::filesystem;
     std::error_code error;
     fs::create_directories(folder, error);
-    if (error) raise<FormatError>(text(folder.string(), ": cannot be created: ", error.message()));
+    if (error) raise<FormatError>(folder.string(), ": cannot be created: ", error.message());
     // Both files are complete before either gets its name, and the old configuration goes first: whenever this is
     // interrupted, no folder holds the tensors of one adapter and the configuration of another.
     OutputFile config(folder / "adapter_config.json");
@@ -114,7 +114,7 @@ class PeftWriter {
     write_safetensors(tensors.path, tensors_, {{"format", "pt"}});
     fs::remove(folder / "adapter_config.json", error);
     if (!error) fs::rename(tensors.path, folder / "adapter_model.safetensors", error);
-    if (error) raise<FormatError>(text(folder.string(), ": cannot be written: ", error.message()));
+    if (error) raise<FormatError>(folder.string(), ": cannot be written: ", error.message());
     config.commit();
   }
 

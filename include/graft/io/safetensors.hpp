@@ -57,7 +57,7 @@ GRAFT_FILES void write_safetensors(const std::filesystem::path& path, std::vecto
 GRAFT_FILES TensorFile read_safetensors(const std::filesystem::path& path) {
   auto const file = MappedFile::open(path);
   auto header = detail::read_safetensors_header(*file);
-  auto const fail = [&](auto const&... parts) { raise<FormatError>(text(file->path(), ": ", parts...)); };
+  auto const fail = [&](auto const&... parts) { raise<FormatError>(file->path(), ": ", parts...); };
   auto const data = file->bytes().subspan(header.bytes);
 
   // Sorted by offset, the tensors must tile the data: nothing overlaps, nothing is hidden between or behind them.
@@ -97,10 +97,10 @@ GRAFT_FILES TensorFile read_sharded_safetensors(const std::filesystem::path& pat
       return read_safetensors(single);
     index = path / "model.safetensors.index.json";
     if (!fs::exists(index, ignored)) {
-      raise<FormatError>(text(path.string(), ": has neither model.safetensors nor model.safetensors.index.json"));
+      raise<FormatError>(path.string(), ": has neither model.safetensors nor model.safetensors.index.json");
     }
   }
-  auto const fail = [&](auto const&... parts) { raise<FormatError>(text(index.string(), ": ", parts...)); };
+  auto const fail = [&](auto const&... parts) { raise<FormatError>(index.string(), ": ", parts...); };
   auto const document = read_json(index, std::size_t{64} << 20);
   if (!document.is_object() || !document.contains("weight_map") || !document["weight_map"].is_object()) {
     fail("has no object \"weight_map\"");

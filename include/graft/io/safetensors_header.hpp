@@ -115,8 +115,8 @@ class SafetensorsParser {
     }
     return true;
   }
-  bool number_integer(std::int64_t value) { unexpected(text("the negative number ", value)); }
-  bool number_float(double, const std::string& value) { unexpected(text("the number ", value.substr(0, 32))); }
+  bool number_integer(std::int64_t value) { unexpected("the negative number ", value); }
+  bool number_float(double, const std::string& value) { unexpected("the number ", value.substr(0, 32)); }
   bool boolean(bool) { unexpected("a truth value"); }
   bool null() { unexpected("null"); }
   bool binary(std::vector<std::uint8_t>&) { unexpected("binary data"); }
@@ -146,13 +146,14 @@ class SafetensorsParser {
         return "tensor " + in_quotes(name_);
     }
   }
-  [[noreturn]] void unexpected(const std::string& what) {
+  template <class... Parts>
+  [[noreturn]] void unexpected(const Parts&... what) {
     bool const in_tensor = place_ == Place::tensor || place_ == Place::shape || place_ == Place::offsets;
-    fail(here(), in_tensor ? " has in its " + key_ + " " : " is ", what);
+    fail(here(), in_tensor ? " has in its " + key_ + " " : " is ", what...);
   }
   template <class... Parts>
   [[noreturn]] void fail(const Parts&... parts) {
-    raise<FormatError>(text(path_, ": ", parts...));
+    raise<FormatError>(path_, ": ", parts...);
   }
 
   const std::string& path_;
@@ -164,7 +165,7 @@ class SafetensorsParser {
 };
 
 inline SafetensorsHeader read_safetensors_header(const MappedFile& file) {
-  auto const fail = [&](auto const&... parts) { raise<FormatError>(text(file.path(), ": ", parts...)); };
+  auto const fail = [&](auto const&... parts) { raise<FormatError>(file.path(), ": ", parts...); };
   constexpr std::uint64_t most = 100'000'000;  // the limit of the reference implementation
   if (file.size() < 8) fail(file.size(), " bytes are too few for a safetensors file");
   auto const length = load<std::uint64_t>(file.data());

@@ -118,7 +118,7 @@ class TensorFile {
  private:
   template <class... Parts>
   [[noreturn]] void fail(const Parts&... parts) const {
-    raise<FormatError>(text(path_, ": ", parts...));
+    raise<FormatError>(path_, ": ", parts...);
   }
 
   // A legal file may put numbers at odd addresses (safetensors without header padding did); those tensors are copied,

@@ -60,8 +60,8 @@ inline MergeTable merge_table(TokenizerSpec const& spec, Vocabulary const& ids) 
   auto const id_of = [&](std::string const& token) {
     std::int32_t const id = ids.find(token);
     if (id < 0)
-      raise<FormatError>(
-          text(spec.source, ": merge ", rank, " needs token ", in_quotes(token), ", which is not in the vocabulary"));
+      raise<FormatError>(spec.source, ": merge ", rank, " needs token ", in_quotes(token),
+                         ", which is not in the vocabulary");
     return id;
   };
   for (auto const& [left, right] : spec.merges) {

@@ -22,7 +22,7 @@ namespace detail {
 inline std::vector<TokenType> read_gguf_token_types(GgufMetadata const& metadata, std::string const& path,
                                                     std::size_t tokens) {
   constexpr char key[] = "tokenizer.ggml.token_type";
-  auto const fail = [&](auto const&... parts) { raise<FormatError>(text(path, ": ", parts...)); };
+  auto const fail = [&](auto const&... parts) { raise<FormatError>(path, ": ", parts...); };
   std::vector<TokenType> types;
   if (metadata.contains(key))
     for (auto const type : metadata.get_array<std::int32_t>(key)) {
@@ -35,7 +35,7 @@ inline std::vector<TokenType> read_gguf_token_types(GgufMetadata const& metadata
 }
 
 inline void read_gguf_byte_level(GgufMetadata const& metadata, TokenizerSpec& spec) {
-  auto const fail = [&](auto const&... parts) { raise<FormatError>(text(spec.source, ": ", parts...)); };
+  auto const fail = [&](auto const&... parts) { raise<FormatError>(spec.source, ": ", parts...); };
   spec.kind = TokenizerKind::byte_level_bpe;
   spec.pre_tokenizer = metadata.get<std::string>("tokenizer.ggml.pre");
   if (!PreTokenizer::knows(spec.pre_tokenizer))
@@ -89,8 +89,8 @@ inline TokenizerSpec read_gguf_tokenizer(GgufMetadata const& metadata, std::stri
   else if (model == "llama")
     detail::read_gguf_sentencepiece(metadata, spec);
   else
-    raise<FormatError>(
-        text(spec.source, ": tokenizer model ", in_quotes(model), " is not supported; supported are gpt2 and llama"));
+    raise<FormatError>(spec.source, ": tokenizer model ", in_quotes(model),
+                       " is not supported; supported are gpt2 and llama");
 
   auto const id = [&](char const* key, std::int32_t fallback) { return metadata.get_or<std::int32_t>(key, fallback); };
   spec.bos = id("tokenizer.ggml.bos_token_id", spec.bos);

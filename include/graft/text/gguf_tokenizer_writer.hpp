@@ -47,7 +47,7 @@ inline std::vector<std::int32_t> gguf_token_types(TokenizerSpec const& spec) {
 /// more tokens than rows.
 inline std::vector<std::string> write_gguf_tokenizer(TokenizerSpec const& spec, index_t vocabulary,
                                                      GgufMetadata& metadata) {
-  auto const fail = [&](auto const&... parts) { raise<FormatError>(text(spec.source, ": ", parts...)); };
+  auto const fail = [&](auto const&... parts) { raise<FormatError>(spec.source, ": ", parts...); };
   if (spec.kind == TokenizerKind::wordpiece) fail("a WordPiece tokenizer cannot be written to a GGUF file");
   if (static_cast<index_t>(spec.tokens.size()) > vocabulary)
     fail("has ", spec.tokens.size(), " tokens, the model ", vocabulary);

@@ -27,7 +27,7 @@ class HfTokenizerReader {
   /// `most_tokens` bounds the ids, so that a wrong one does not make us allocate.
   HfTokenizerReader(std::string path, nlohmann::json root, index_t most_tokens)
       : path_(std::move(path)), most_tokens_(most_tokens) {
-    if (!root.is_object()) raise<FormatError>(text(path_, ": is not a JSON object"));
+    if (!root.is_object()) raise<FormatError>(path_, ": is not a JSON object");
     spec_.source = path_;
     JsonObject const model(path_, std::move(root["model"]));
     root_ = std::move(root);
@@ -52,7 +52,7 @@ class HfTokenizerReader {
 
  private:
   [[noreturn]] void refuse(std::string const& section, std::string const& what) const {
-    raise<FormatError>(text(path_, ": ", section, " ", in_quotes(what), " is not supported"));
+    raise<FormatError>(path_, ": ", section, " ", in_quotes(what), " is not supported");
   }
   void require(bool ok, std::string const& section, std::string const& what) const {
     if (!ok) refuse(section, what);
@@ -74,28 +74,27 @@ class HfTokenizerReader {
 
   void place(std::string const& token, index_t id) {
     if (id < 0 || id >= most_tokens_)
-      raise<FormatError>(
-          text(path_, ": token ", in_quotes(token), " has id ", id, ", expected less than ", most_tokens_));
+      raise<FormatError>(path_, ": token ", in_quotes(token), " has id ", id, ", expected less than ", most_tokens_);
     auto const k = static_cast<std::size_t>(id);
     if (spec_.tokens.size() <= k) spec_.tokens.resize(k + 1);
     if (!spec_.tokens[k].empty() && spec_.tokens[k] != token)
-      raise<FormatError>(
-          text(path_, ": id ", id, " belongs to both ", in_quotes(spec_.tokens[k]), " and ", in_quotes(token)));
+      raise<FormatError>(path_, ": id ", id, " belongs to both ", in_quotes(spec_.tokens[k]), " and ",
+                         in_quotes(token));
     spec_.tokens[k] = token;
   }
 
   void read_vocabulary(JsonObject const& model) {
     if (!model.has("vocab") || !model.json()["vocab"].is_object())
-      raise<FormatError>(text(path_, ": key 'vocab' of the model should be an object"));
+      raise<FormatError>(path_, ": key 'vocab' of the model should be an object");
     for (auto const& [token, id] : model.json()["vocab"].items()) {
-      if (!id.is_number_integer()) raise<FormatError>(text(path_, ": token ", in_quotes(token), " has no integer id"));
+      if (!id.is_number_integer()) raise<FormatError>(path_, ": token ", in_quotes(token), " has no integer id");
       place(token, id.get<index_t>());
     }
     if (!model.has("unk_token")) return;
     auto const unknown = model.get<std::string>("unk_token");
     auto const found = std::find(spec_.tokens.begin(), spec_.tokens.end(), unknown);
     if (found == spec_.tokens.end())
-      raise<FormatError>(text(path_, ": unk_token ", in_quotes(unknown), " is not in the vocabulary"));
+      raise<FormatError>(path_, ": unk_token ", in_quotes(unknown), " is not in the vocabulary");
     spec_.unknown = static_cast<std::int32_t>(found - spec_.tokens.begin());
   }
 
@@ -105,7 +104,7 @@ class HfTokenizerReader {
       require(model.get_or<std::string>(key, "").empty(), "BPE option", key);
     require(model.get_or("dropout", 0.0) == 0, "BPE option", "dropout");
     if (!model.has("merges") || !model.json()["merges"].is_array())
-      raise<FormatError>(text(path_, ": key 'merges' of the model should be an array"));
+      raise<FormatError>(path_, ": key 'merges' of the model should be an array");
     for (auto const& merge : model.json()["merges"]) read_merge(merge);
     spec_.ignore_merges = model.get_or("ignore_merges", false);
     bool const byte_fallback = model.get_or("byte_fallback", false);
@@ -133,7 +132,7 @@ class HfTokenizerReader {
     std::string const pair = merge.is_string() ? merge.get<std::string>() : "";
     auto const space = pair.find(' ');
     if (space == std::string::npos)
-      raise<FormatError>(text(path_, ": merge ", in_quotes(merge.dump()), " is not a pair of tokens"));
+      raise<FormatError>(path_, ": merge ", in_quotes(merge.dump()), " is not a pair of tokens");
     spec_.merges.emplace_back(pair.substr(0, space), pair.substr(space + 1));
   }
 
@@ -289,12 +288,12 @@ class HfTokenizerReader {
   std::int32_t id_of_pair(JsonObject const& processor, char const* key) const {
     auto const pair = processor.get<nlohmann::json::array_t>(key);
     if (pair.size() != 2 || !pair[1].is_number_integer())
-      raise<FormatError>(text(path_, ": key '", key, "' should be a token and its id"));
+      raise<FormatError>(path_, ": key '", key, "' should be a token and its id");
     return checked_id(pair[1].get<index_t>());
   }
   std::int32_t checked_id(index_t id) const {
     if (id < 0 || id >= most_tokens_)
-      raise<FormatError>(text(path_, ": the post_processor uses id ", id, ", which is not in the vocabulary"));
+      raise<FormatError>(path_, ": the post_processor uses id ", id, ", which is not in the vocabulary");
     return static_cast<std::int32_t>(id);
   }
 

@@ -134,7 +134,7 @@ inline nlohmann::json hf_bpe_model(TokenizerSpec const& spec) {
 /// tokenizer.json of a byte-level or SentencePiece-BPE tokenizer. FormatError, naming its file, for WordPiece.
 inline nlohmann::json hf_tokenizer(TokenizerSpec const& spec) {
   if (spec.kind == TokenizerKind::wordpiece)
-    raise<FormatError>(text(spec.source, ": writing a WordPiece tokenizer is not supported"));
+    raise<FormatError>(spec.source, ": writing a WordPiece tokenizer is not supported");
   return {{"version", "1.0"},
           {"truncation", nullptr},
           {"padding", nullptr},

@@ -78,7 +78,7 @@ class PreTokenizer {
     if (entry == nullptr) {
       std::string names;
       for (auto const& one : pre_tokenizers::known()) names += text(names.empty() ? "" : ", ", one.name);
-      raise<ContractError>(text("pre-tokenizer \"", name, "\" is not known; known are ", names));
+      raise<ContractError>("pre-tokenizer \"", name, "\" is not known; known are ", names);
     }
     for (auto const stage : entry->stages) stages_.emplace_back(pre_tokenizers::with_explicit_white_space(stage));
   }

@@ -31,7 +31,7 @@ class Regex {
                                 &error, &where, nullptr),
                 [](pcre2_code_8* code) { pcre2_code_free_8(code); });
     if (!code_)
-      raise<ContractError>(text("regular expression \"", pattern, "\" is wrong at byte ", where, ": ", message(error)));
+      raise<ContractError>("regular expression \"", pattern, "\" is wrong at byte ", where, ": ", message(error));
     pcre2_jit_compile_8(code_.get(), PCRE2_JIT_COMPLETE);  // without a JIT the interpreter does the same, slower
     // The default limit of ten million steps is reached by a few megabytes of white space.
     context_.reset(pcre2_match_context_create_8(nullptr),
@@ -54,7 +54,7 @@ class Regex {
       int const found = pcre2_match_8(code_.get(), reinterpret_cast<PCRE2_SPTR8>(subject.data()), subject.size(), done,
                                       PCRE2_NO_UTF_CHECK | PCRE2_NOTEMPTY, data.get(), context_.get());
       if (found == PCRE2_ERROR_NOMATCH) break;
-      if (found < 0) raise<Error>(text("regular expression failed: ", message(found)));
+      if (found < 0) raise<Error>("regular expression failed: ", message(found));
       if (range[0] > done) piece(subject.substr(done, range[0] - done), false);
       piece(subject.substr(range[0], range[1] - range[0]), true);
       done = range[1];

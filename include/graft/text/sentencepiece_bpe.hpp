@@ -112,7 +112,7 @@ class SentencePieceBpe {
   static MergeTable table_of_scores(TokenizerSpec const& spec, Vocabulary const& ids) {
     for (std::size_t k = 0; k < spec.scores.size(); ++k)
       if (std::isnan(spec.scores[k]))
-        raise<FormatError>(text(spec.source, ": token ", k, " has a score that is not a number"));
+        raise<FormatError>(spec.source, ": token ", k, " has a score that is not a number");
     std::vector<float> scores = spec.scores;
     std::sort(scores.begin(), scores.end(), std::greater<>{});
     scores.erase(std::unique(scores.begin(), scores.end()), scores.end());

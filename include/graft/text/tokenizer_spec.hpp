@@ -101,7 +101,7 @@ inline void name_end_of_turn(TokenizerSpec& spec) {
 /// FormatError, naming `spec.source`, where an id lies outside the vocabulary or a token is not UTF-8.
 inline void check_spec(TokenizerSpec const& spec) {
   auto const fail = [&](auto const&... parts) {
-    raise<FormatError>(text(spec.source, spec.source.empty() ? "" : ": ", parts...));
+    raise<FormatError>(spec.source, spec.source.empty() ? "" : ": ", parts...);
   };
   auto const size = static_cast<index_t>(spec.tokens.size());
   auto const check_id = [&](char const* what, index_t id, index_t lowest) {

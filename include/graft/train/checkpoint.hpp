@@ -40,8 +40,8 @@ struct Checkpoint {
     auto const& tensor = tensors.at(name, {to.size});
     Format const format = tensor_info<R>("", {}, nullptr).format;
     if (tensor.format != format)
-      raise<FormatError>(text(tensors.path(), ": tensor ", in_quotes(name), " is ", format_info(tensor.format).name,
-                              ", expected ", format_info(format).name));
+      raise<FormatError>(tensors.path(), ": tensor ", in_quotes(name), " is ", format_info(tensor.format).name,
+                         ", expected ", format_info(format).name);
     std::copy_n(reinterpret_cast<R const*>(tensor.data), to.size, to.data);
   }
 };
@@ -115,7 +115,7 @@ class CheckpointFolder {
     return steps;
   }
   void check(std::error_code const& error) const {
-    if (error) raise<FormatError>(text(out_.string(), ": no checkpoint can be written: ", error.message()));
+    if (error) raise<FormatError>(out_.string(), ": no checkpoint can be written: ", error.message());
   }
   /// The names in a folder, onto the disk.
   static void flush(std::filesystem::path const& folder) {
@@ -137,8 +137,8 @@ inline void check_same_options(std::filesystem::path const& checkpoint, nlohmann
   auto const compare = [&](nlohmann::ordered_json const& keys) {
     for (auto const& [key, value] : keys.items())
       if (!then.contains(key) || !now.contains(key) || then.at(key) != now.at(key))
-        raise<FormatError>(text(checkpoint.string(), ": was made with ", key, " ", shown(then, key), ", now it is ",
-                                shown(now, key), "; a training can only be resumed with the options it began with"));
+        raise<FormatError>(checkpoint.string(), ": was made with ", key, " ", shown(then, key), ", now it is ",
+                           shown(now, key), "; a training can only be resumed with the options it began with");
   };
   compare(now), compare(then);
 }

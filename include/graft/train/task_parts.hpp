@@ -28,7 +28,7 @@ class TaskParts {
       for (index_t part = 0; part < parts; ++part)
         belongs_.push_back(parameters_of_blocks(module, sites, range(part, parts)));
     } else {
-      raise<ContractError>(text("graft: only RoAd has blocks that can be shared out among tasks, not ", P::peft_type));
+      raise<ContractError>("graft: only RoAd has blocks that can be shared out among tasks, not ", P::peft_type);
     }
   }
 

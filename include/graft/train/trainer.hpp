@@ -193,7 +193,7 @@ class Trainer {
       optimizer_.set_steps(group_steps);
       step_ = step;
     } catch (nlohmann::json::exception const&) {
-      raise<FormatError>(text((checkpoint.folder / "state.json").string(), ": is not a training's state"));
+      raise<FormatError>((checkpoint.folder / "state.json").string(), ": is not a training's state");
     }
   }
 

@@ -49,7 +49,7 @@ class TrainingLog {
   }
 
  private:
-  [[noreturn]] void fail() const { raise<FormatError>(text(path_, ": cannot be written")); }
+  [[noreturn]] void fail() const { raise<FormatError>(path_, ": cannot be written"); }
 
   std::string path_;
   std::ofstream file_;

@@ -81,7 +81,7 @@ inline Isa default_isa() {
               isa_name(detected_isa()));
       return isa;
     }
-    raise<ContractError>(text("graft: GRAFT_ISA is \"", name, "\"; it may be baseline, avx2, avx512, vnni or amx"));
+    raise<ContractError>("graft: GRAFT_ISA is \"", name, "\"; it may be baseline, avx2, avx512, vnni or amx");
   }();
   return chosen;
 }

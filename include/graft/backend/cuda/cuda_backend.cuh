@@ -91,9 +91,9 @@ inline void require_gpu() {
   cudaError_t const error = cudaGetDeviceCount(&count);
   if (error == cudaSuccess && count > 0) return;
   cudaGetLastError();  // not to be found by whoever asks next
-  raise<CudaError>(
-      text("there is no GPU to compute on: CUDA ", CUDART_VERSION / 1000, ".", CUDART_VERSION % 1000 / 10,
-           " needs an NVIDIA GPU and a driver that is not older (cudaGetDeviceCount: ", cudaGetErrorName(error), ")"));
+  raise<CudaError>("there is no GPU to compute on: CUDA ", CUDART_VERSION / 1000, ".", CUDART_VERSION % 1000 / 10,
+                   " needs an NVIDIA GPU and a driver that is not older (cudaGetDeviceCount: ", cudaGetErrorName(error),
+                   ")");
 }
 
 /// A stream of one's own, or somebody else's.

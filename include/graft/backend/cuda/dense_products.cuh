@@ -20,7 +20,7 @@ namespace graft::cuda {
 
 inline void check(cublasStatus_t status, char const* call) {
   if (status != CUBLAS_STATUS_SUCCESS)
-    raise<CudaError>(text(call, ": ", cublasLtGetStatusName(status), " (", cublasLtGetStatusString(status), ")"));
+    raise<CudaError>(call, ": ", cublasLtGetStatusName(status), " (", cublasLtGetStatusString(status), ")");
 }
 
 template <class T>
@@ -171,8 +171,8 @@ class DenseProducts {
         cublasLtMatmulAlgoGetHeuristic(handle_, plan.desc.get(), plan.a.get(), plan.b.get(), plan.c.get(), plan.c.get(),
                                        preference.get(), 1, &result, &found);
     if (status != CUBLAS_STATUS_SUCCESS || found == 0)
-      raise<CudaError>(text("cublasLtMatmulAlgoGetHeuristic: ", cublasLtGetStatusName(status), " for a product of ",
-                            key[0], " x ", key[2], " and ", key[2], " x ", key[1]));
+      raise<CudaError>("cublasLtMatmulAlgoGetHeuristic: ", cublasLtGetStatusName(status), " for a product of ", key[0],
+                       " x ", key[2], " and ", key[2], " x ", key[1]);
     plan.algorithm = result.algo;
     plan.workspace_bytes = result.workspaceSize;
   }

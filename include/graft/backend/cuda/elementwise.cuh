@@ -294,8 +294,8 @@ void with_dense_format(Format format, F&& f) {
     case Format::bf16:
       return f(bf16{});
     default:
-      raise<ContractError>(text("graft: the CUDA backend does not read weights in ", format_info(format).name,
-                                "; convert the model with `graft convert --type`, for example to BF16"));
+      raise<ContractError>("graft: the CUDA backend does not read weights in ", format_info(format).name,
+                           "; convert the model with `graft convert --type`, for example to BF16");
   }
 }
 

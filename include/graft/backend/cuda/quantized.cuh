@@ -109,8 +109,8 @@ void with_quantized_format(Format format, F&& f) {
     case Format::q6_k:
       return f(Q6_K{});
     default:
-      raise<ContractError>(text("graft: the CUDA backend does not multiply weights in ", format_info(format).name,
-                                "; convert the model with `graft convert --type`, for example to Q8_0"));
+      raise<ContractError>("graft: the CUDA backend does not multiply weights in ", format_info(format).name,
+                           "; convert the model with `graft convert --type`, for example to Q8_0");
   }
 }
 

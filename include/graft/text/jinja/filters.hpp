@@ -34,13 +34,12 @@ struct Arguments {
   std::optional<std::string> text(std::size_t position, std::string_view name) const {
     Value const value = get(position, name);
     if (!value.is_defined() || value.is_none()) return std::nullopt;
-    if (!value.get<std::string>()) refuse(line, graft::text("expected a string, found ", value.kind()));
+    if (!value.get<std::string>()) refuse(line, "expected a string, found ", value.kind());
     return *value.get<std::string>();
   }
   std::int64_t integer(std::size_t position, std::string_view name, std::int64_t fallback) const {
     Value const value = get(position, name);
-    if (value.is_defined() && !value.get<std::int64_t>())
-      refuse(line, graft::text("expected an integer, found ", value.kind()));
+    if (value.is_defined() && !value.get<std::int64_t>()) refuse(line, "expected an integer, found ", value.kind());
     return value.integer_or(fallback);
   }
   Arguments without_first(std::size_t count) const {
@@ -55,7 +54,7 @@ inline bool passes(std::string const& test, Value const& value, Arguments const&
   Value const other = given.get(0, "other");
   auto const integer = [&](Value const& v) {
     if (!v.get<std::int64_t>() && !v.get<bool>())
-      refuse(line, text("the test ", in_quotes(test), " expects an integer, found ", v.kind()));
+      refuse(line, "the test ", in_quotes(test), " expects an integer, found ", v.kind());
     return v.integer_or(0);
   };
   bool const is_list = value.list() != nullptr, is_string = value.get<std::string>() != nullptr;
@@ -83,7 +82,7 @@ inline bool passes(std::string const& test, Value const& value, Arguments const&
   if (test == "gt" || test == ">") return less(line, other, value);
   if (test == "le" || test == "<=") return less(line, value, other) || value == other;
   if (test == "ge" || test == ">=") return less(line, other, value) || value == other;
-  refuse(line, text("the test ", in_quotes(test), " is not supported"));
+  refuse(line, "the test ", in_quotes(test), " is not supported");
 }
 
 inline Value filtered(std::string const& filter, Value const& value, Arguments const& given);
@@ -116,7 +115,7 @@ inline Value mapped(Value const& value, Arguments const& given) {
     if (!attribute) {
       out.push_back(filtered(given.text(0, "filter").value_or(""), element, given.without_first(1)));
       if (auto const* const made = out.back().get<std::string>()) bytes += made->size();
-      if (bytes > longest_text) refuse(given.line, text("map makes more than ", longest_text, " bytes"));
+      if (bytes > longest_text) refuse(given.line, "map makes more than ", longest_text, " bytes");
       continue;
     }
     Value found = attribute_path(given.line, element, *attribute);
@@ -173,8 +172,7 @@ inline Value joined(Value const& value, Arguments const& given) {
 inline Value pairs_of(std::string const& filter, Value const& value, Arguments const& given) {
   List out;
   if (!value.is_defined()) return out;
-  if (!value.dict())
-    refuse(given.line, text("the filter ", in_quotes(filter), " expects a mapping, found ", value.kind()));
+  if (!value.dict()) refuse(given.line, "the filter ", in_quotes(filter), " expects a mapping, found ", value.kind());
   auto entries = value.dict()->entries;
   if (filter == "dictsort") {
     if (!given.positional.empty() || !given.named.entries.empty())
@@ -189,7 +187,7 @@ inline Value pairs_of(std::string const& filter, Value const& value, Arguments c
 inline Value length_of(Value const& value, int line) {
   if (!value.is_defined()) return std::int64_t{0};
   if (value.get<std::string>() == nullptr && !value.list() && !value.dict())
-    refuse(line, text(value.kind(), " has no length"));
+    refuse(line, value.kind(), " has no length");
   return static_cast<std::int64_t>(elements(line, value).size());
 }
 
@@ -234,12 +232,12 @@ inline Value filtered(std::string const& filter, Value const& value, Arguments c
   if (filter == "float")
     return as_number(value, false, given.get(0, "default").is_defined() ? given.get(0, "default") : Value(0.0));
   if (filter == "abs") {
-    if (!value.is_number()) refuse(line, text("the filter 'abs' expects a number, found ", value.kind()));
+    if (!value.is_number()) refuse(line, "the filter 'abs' expects a number, found ", value.kind());
     return value.get<double>()       ? Value(std::abs(value.number()))
            : value.integer_or(0) < 0 ? integer_arithmetic(line, "-", 0, value.integer_or(0))
                                      : value;
   }
-  refuse(line, text("the filter ", in_quotes(filter), " is not supported"));
+  refuse(line, "the filter ", in_quotes(filter), " is not supported");
 }
 
 }  // namespace graft::jinja

@@ -85,7 +85,7 @@ class Interpreter {
       case Statement::Kind::assign_to: {
         Value const target = look_up(statement.targets[0]);
         auto const* const space = target.get<Namespace>();
-        if (space == nullptr) refuse(statement.line, text(in_quotes(statement.targets[0]), " is not a namespace"));
+        if (space == nullptr) refuse(statement.line, in_quotes(statement.targets[0]), " is not a namespace");
         Value value = evaluate(*statement.expression);
         if (value.get<Namespace>()) refuse(statement.line, "a namespace in a namespace is not supported");
         space->members->set(statement.targets[1], std::move(value));
@@ -116,7 +116,7 @@ class Interpreter {
   void assign(std::vector<std::string> const& targets, Value const& value, int line) {
     if (targets.size() == 1) return scopes_.back().set(targets[0], value);
     List const parts = elements(line, value);
-    if (parts.size() != targets.size()) refuse(line, text("cannot take ", parts.size(), " values as ", targets.size()));
+    if (parts.size() != targets.size()) refuse(line, "cannot take ", parts.size(), " values as ", targets.size());
     for (std::size_t k = 0; k < parts.size(); ++k) scopes_.back().set(targets[k], parts[k]);
   }
 
@@ -186,7 +186,7 @@ class Interpreter {
         for (std::size_t k = 0; k < e.children.size(); k += 2) {
           Value const key = child(k);
           if (!key.get<std::string>())
-            refuse(e.line, text("the key of a mapping is ", key.kind(), ", only strings are supported"));
+            refuse(e.line, "the key of a mapping is ", key.kind(), ", only strings are supported");
           out.set(*key.get<std::string>(), child(k + 1));
         }
         return out;
@@ -212,7 +212,7 @@ class Interpreter {
       case Kind::unary: {
         Value const value = child(0);
         if (e.text == "not") return !value.truth();
-        if (!value.is_number()) refuse(e.line, text("\"", e.text, "\" does not take ", value.kind()));
+        if (!value.is_number()) refuse(e.line, "\"", e.text, "\" does not take ", value.kind());
         return binary(e.line, e.text, std::int64_t{0}, value);
       }
       case Kind::binary: {
@@ -242,7 +242,7 @@ class Interpreter {
       if (!e.children[k]) return std::nullopt;
       Value const value = evaluate(*e.children[k]);
       if (value.is_none()) return std::nullopt;
-      if (!value.get<std::int64_t>()) refuse(e.line, text("a slice is bounded by ", value.kind()));
+      if (!value.get<std::int64_t>()) refuse(e.line, "a slice is bounded by ", value.kind());
       return value.integer_or(0);
     };
     if (!container.list() && !container.get<std::string>()) return item(e.line, container, Value());
@@ -262,8 +262,8 @@ class Interpreter {
     }
     Value const function = evaluate(callee);
     if (!function.get<Function>())
-      refuse(e.line, text(callee.text.empty() ? "an expression" : in_quotes(callee.text), " is called but is ",
-                          function.kind()));
+      refuse(e.line, callee.text.empty() ? "an expression" : in_quotes(callee.text), " is called but is ",
+             function.kind());
     Function const& known = *function.get<Function>();
     return known.macro ? call(*known.macro, known.scopes, arguments(e)) : call(known.name, arguments(e));
   }
@@ -271,10 +271,10 @@ class Interpreter {
   /// A macro sees its arguments and the scopes around its definition, not those around the call.
   Value call(Statement const& macro, std::size_t seen, Arguments const& given) {
     if (given.positional.size() > macro.targets.size())
-      refuse(given.line, text("macro ", in_quotes(macro.text), " takes ", macro.targets.size(), " arguments"));
+      refuse(given.line, "macro ", in_quotes(macro.text), " takes ", macro.targets.size(), " arguments");
     for (auto const& [name, value] : given.named.entries)
       if (std::find(macro.targets.begin(), macro.targets.end(), name) == macro.targets.end())
-        refuse(given.line, text("macro ", in_quotes(macro.text), " has no parameter ", in_quotes(name)));
+        refuse(given.line, "macro ", in_quotes(macro.text), " has no parameter ", in_quotes(name));
     auto const first_hidden = scopes_.begin() + static_cast<std::ptrdiff_t>(std::min(seen, scopes_.size()));
     std::vector<Dict> hidden(std::make_move_iterator(first_hidden), std::make_move_iterator(scopes_.end()));
     scopes_.erase(first_hidden, scopes_.end());
@@ -299,7 +299,7 @@ class Interpreter {
       return Value::Variant(Namespace{std::make_shared<Dict>(given.named)});
     }
     if (name == "dict") return given.named;
-    if (name == "raise_exception") raise<ContractError>(text("chat template: ", to_text(given.get(0, "message"))));
+    if (name == "raise_exception") raise<ContractError>("chat template: ", to_text(given.get(0, "message")));
     if (name == "strftime_now") {
       std::tm local{};
       localtime_r(&now_, &local);
@@ -314,7 +314,7 @@ class Interpreter {
     if (stride == 0) refuse(given.line, "range has step 0");
     List out;
     for (std::int64_t k = start; stride > 0 ? k < stop : k > stop;) {
-      if (out.size() == longest_list) refuse(given.line, text("range has more than ", longest_list, " elements"));
+      if (out.size() == longest_list) refuse(given.line, "range has more than ", longest_list, " elements");
       out.push_back(k);
       if (__builtin_add_overflow(k, stride, &k)) break;
     }
@@ -324,7 +324,7 @@ class Interpreter {
   Value method(Value const& object, std::string const& name, Arguments const& given) const {
     if (auto const* const text = object.get<std::string>()) return string_method(*text, name, given);
     if (auto const* const undefined = object.get<Undefined>())
-      refuse(given.line, text(in_quotes(undefined->name), " is undefined and has no method ", in_quotes(name)));
+      refuse(given.line, in_quotes(undefined->name), " is undefined and has no method ", in_quotes(name));
     if (Dict const* const dict = object.dict()) {
       if (name == "items") return filtered("items", object, given);
       if (name == "keys") return elements(given.line, object);
@@ -339,7 +339,7 @@ class Interpreter {
         return found ? *found : fallback.is_defined() ? fallback : Value(Value::Variant(None{}));
       }
     }
-    refuse(given.line, text("the method ", in_quotes(name), " of ", object.kind(), " is not supported"));
+    refuse(given.line, "the method ", in_quotes(name), " of ", object.kind(), " is not supported");
   }
 
   static Value string_method(std::string const& subject, std::string const& name, Arguments const& given) {
@@ -348,8 +348,7 @@ class Interpreter {
     if (name == "startswith" || name == "endswith") {
       Value const wanted = given.get(0, "");
       auto const fits = [&](Value const& part) {
-        if (!part.get<std::string>())
-          refuse(given.line, text(in_quotes(name), " expects a string, found ", part.kind()));
+        if (!part.get<std::string>()) refuse(given.line, in_quotes(name), " expects a string, found ", part.kind());
         return name == "startswith" ? subject.starts_with(*part.get<std::string>())
                                     : subject.ends_with(*part.get<std::string>());
       };
@@ -369,7 +368,7 @@ class Interpreter {
     if (name == "join") return filtered("join", given.get(0, ""), {given.line, {subject}});
     for (char const* same : {"replace", "lower", "upper", "capitalize", "title"})
       if (name == same) return filtered(name, subject, given);
-    refuse(given.line, text("the method ", in_quotes(name), " of a string is not supported"));
+    refuse(given.line, "the method ", in_quotes(name), " of a string is not supported");
   }
 
   std::time_t now_;

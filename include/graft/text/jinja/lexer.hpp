@@ -39,8 +39,9 @@ struct Token {
   bool is_name(std::string_view text) const { return is(Kind::name, text); }
 };
 
-[[noreturn]] inline void refuse(int line, std::string const& what) {
-  raise<FormatError>(text("chat template, line ", line, ": ", what));
+template <class... Parts>
+[[noreturn]] void refuse(int line, Parts const&... parts) {
+  raise<FormatError>("chat template, line ", line, ": ", parts...);
 }
 
 /// What Python's str.strip removes.
@@ -190,7 +191,7 @@ class Lexer {
     }
     std::size_t length = 0;
     utf8::next(rest(), length);
-    refuse(line_, text("the character ", in_quotes(rest().substr(0, length)), " means nothing in a tag"));
+    refuse(line_, "the character ", in_quotes(rest().substr(0, length)), " means nothing in a tag");
   }
 
   void lex_string(char quote) {

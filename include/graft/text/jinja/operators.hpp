@@ -17,7 +17,7 @@ namespace graft::jinja {
 inline constexpr std::size_t longest_list = 100000;
 
 [[noreturn]] inline void refuse_operands(int line, std::string_view symbol, Value const& a, Value const& b) {
-  refuse(line, text("\"", symbol, "\" does not take ", a.kind(), " and ", b.kind()));
+  refuse(line, "\"", symbol, "\" does not take ", a.kind(), " and ", b.kind());
 }
 
 /// The elements a loop runs over: a list's, a mapping's keys, a string's characters, nothing of what is undefined.
@@ -32,7 +32,7 @@ inline List elements(int line, Value const& value) {
   } else if (Dict const* const dict = value.dict()) {
     for (auto const& entry : dict->entries) out.push_back(entry.first);
   } else if (value.is_defined()) {
-    refuse(line, text("cannot iterate over ", value.kind()));
+    refuse(line, "cannot iterate over ", value.kind());
   }
   return out;
 }
@@ -106,7 +106,7 @@ inline Value float_arithmetic(int line, std::string_view symbol, double a, doubl
 inline Value repeated(int line, std::string const& part, std::int64_t count) {
   if (count <= 0 || part.empty()) return std::string();
   if (static_cast<std::uint64_t>(count) > longest_text / part.size())
-    refuse(line, text("a string is longer than ", longest_text, " bytes"));
+    refuse(line, "a string is longer than ", longest_text, " bytes");
   std::string out;
   for (; count > 0; --count) out += part;
   return out;
@@ -133,7 +133,7 @@ inline Value binary(int line, std::string_view symbol, Value const& a, Value con
   if (symbol == "+" && a.list() && b.list()) {
     List out = *a.list();
     out.insert(out.end(), b.list()->begin(), b.list()->end());
-    if (out.size() > longest_list) refuse(line, text("a list grows beyond ", longest_list, " elements"));
+    if (out.size() > longest_list) refuse(line, "a list grows beyond ", longest_list, " elements");
     return out;
   }
   if (symbol == "*" && left && b.get<std::int64_t>()) return repeated(line, *left, *b.get<std::int64_t>());
@@ -147,7 +147,7 @@ inline Value binary(int line, std::string_view symbol, Value const& a, Value con
 inline Value item(int line, Value const& container, Value const& key) {
   auto const* const name = key.get<std::string>();
   if (auto const* const undefined = container.get<Undefined>())
-    refuse(line, text(in_quotes(undefined->name), " is undefined and has no element ", in_quotes(to_text(key))));
+    refuse(line, in_quotes(undefined->name), " is undefined and has no element ", in_quotes(to_text(key)));
   if (Dict const* const dict = container.dict(); dict != nullptr && name != nullptr)
     if (Value const* const found = dict->find(*name)) return *found;
   if (key.get<std::int64_t>() && (container.list() || container.get<std::string>())) {

@@ -44,7 +44,7 @@ class Parser {
   bool take_symbol(std::string_view symbol) { return peek().is_symbol(symbol) && (next(), true); }
   bool take_name(std::string_view name) { return peek().is_name(name) && (next(), true); }
   void expect_symbol(std::string_view symbol) {
-    if (!take_symbol(symbol)) unexpected(text("\"", symbol, "\""));
+    if (!take_symbol(symbol)) unexpected("\"", symbol, "\"");
   }
   void expect(Token::Kind kind, std::string_view what) {
     if (peek().kind != kind) unexpected(what);
@@ -54,9 +54,10 @@ class Parser {
     if (peek().kind != Token::Kind::name) unexpected(what);
     return next().value;
   }
-  [[noreturn]] void unexpected(std::string_view wanted) const {
+  template <class... Parts>
+  [[noreturn]] void unexpected(Parts const&... wanted) const {
     std::string const found = peek().value.empty() ? "the end of the tag" : in_quotes(peek().value);
-    refuse(peek().line, text("expected ", wanted, ", found ", found));
+    refuse(peek().line, "expected ", wanted..., ", found ", found);
   }
 
   /// Bounds the recursion, here and in the interpreter.
@@ -77,7 +78,7 @@ class Parser {
     for (;;) {
       Token const token = next();
       if (token.kind == Token::Kind::end) {
-        if (!ends.empty()) refuse(token.line, text("\"", ends.back(), "\" is missing"));
+        if (!ends.empty()) refuse(token.line, "\"", ends.back(), "\" is missing");
         return out;
       }
       if (token.kind == Token::Kind::text) {
@@ -104,7 +105,7 @@ class Parser {
     } else if (word == "set") {
       out.push_back(assignment(line));
     } else if (word == "break" || word == "continue") {
-      if (loops_ == 0) refuse(line, text("\"", word, "\" outside of a loop"));
+      if (loops_ == 0) refuse(line, "\"", word, "\" outside of a loop");
       end_tag();
       out.push_back({word == "break" ? Statement::Kind::leave : Statement::Kind::skip, line});
     } else if (word == "macro") {
@@ -115,7 +116,7 @@ class Parser {
       next();
       end_tag();
     } else {
-      refuse(line, text("the statement ", in_quotes(word), " is not supported"));
+      refuse(line, "the statement ", in_quotes(word), " is not supported");
     }
   }
   void end_tag() { expect(Token::Kind::block_end, "the end of the tag"); }
@@ -328,7 +329,7 @@ class Parser {
       case Token::Kind::integer: {
         std::int64_t value = 0;
         if (std::from_chars(token.value.data(), token.value.data() + token.value.size(), value).ec != std::errc())
-          refuse(token.line, text("the number ", token.value, " is too large"));
+          refuse(token.line, "the number ", token.value, " is too large");
         return literal(token.line, value);
       }
       case Token::Kind::number: {
@@ -434,7 +435,7 @@ class Parser {
       if (take_symbol("|")) {
         std::string const filter = name("a filter");
         if (std::find(std::begin(known_filters), std::end(known_filters), filter) == std::end(known_filters))
-          refuse(line, text("the filter ", in_quotes(filter), " is not supported"));
+          refuse(line, "the filter ", in_quotes(filter), " is not supported");
         out = make_of(Kind::filter, line, filter, std::move(out));
         if (peek().is_symbol("(")) arguments(*out);
       } else if (take_name("is")) {
@@ -451,7 +452,7 @@ class Parser {
     bool const negated = take_name("not");
     std::string const word = name("a test");
     if (std::find(std::begin(known_tests), std::end(known_tests), word) == std::end(known_tests))
-      refuse(line, text("the test ", in_quotes(word), " is not supported"));
+      refuse(line, "the test ", in_quotes(word), " is not supported");
     ExpressionPtr out = make_of(Kind::test, line, word, std::move(subject));
     Token const& following = peek();
     bool const is_value =

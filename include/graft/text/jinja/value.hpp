@@ -199,7 +199,7 @@ inline constexpr std::size_t longest_text = std::size_t{16} << 20;  // bytes; a 
 
 inline void append(std::string& out, std::string_view part) {
   if (out.size() + part.size() > longest_text)
-    raise<FormatError>(text("chat template: makes a string longer than ", longest_text, " bytes"));
+    raise<FormatError>("chat template: makes a string longer than ", longest_text, " bytes");
   out += part;
 }
 
@@ -287,7 +287,7 @@ inline std::string to_json(Value const& value, JsonStyle const& style, int depth
     return wrap('{', '}', dict->entries, [&](auto const& entry) {
       return nlohmann::json(entry.first).dump() + style.key_separator + to_json(entry.second, style, depth + 1);
     });
-  raise<FormatError>(text("chat template: ", value.kind(), " cannot be written as JSON"));
+  raise<FormatError>("chat template: ", value.kind(), " cannot be written as JSON");
 }
 
 }  // namespace graft::jinja
