@@ -1,13 +1,19 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Tables of docs/performance.md from the JSON files of the programs here:
+"""Tables and plots of docs/performance.md from the JSON files of the programs here:
 
     bench/product --benchmark_out=product.json --benchmark_out_format=json
-    bench/plot.py product.json model.json          # Markdown on stdout
+    bench/plot.py product.json model.json                              # Markdown on stdout
+    bench/plot.py product.json model.json --into docs/performance.md   # between the page's markers; plots beside it
+
+Of several files with the same case the last one's word holds.
 """
+import argparse
 import json
 import math
-import sys
+from pathlib import Path
+
+from page import replace
 
 
 def table(head, rows):
@@ -72,13 +78,18 @@ def layers(cases):
 
 
 def sites(cases):
-    rows = []
+    """Cells: overhead over no adapter and, in brackets, the byte model's floor."""
+    cells = {}
     for case in cases:
         _, model, weights, count, adapters, precision = case["name"].split("/")[:6]
-        rows.append([f"{model}, {weights}, {count} rows, {adapters}, {precision}", f"{case['us']:.0f}",
-                     f"{case['plain_read_limit_%']:.0f}", f"{case['overhead_%']:+.1f}", f"{case['floor_%']:.1f}"])
-    return table(["all seven layers of a block", "µs", "% of read limit without adapters",
-                  "overhead over no adapter, %", "floor, %"], rows)
+        cells.setdefault((model, weights, precision, adapters), {})[int(count)] = case
+    counts = sorted({count for row in cells.values() for count in row})
+    rows = []
+    for (model, weights, precision, adapters), row in cells.items():
+        rows.append([f"{model}, {weights}, {precision}: {adapters}"]
+                    + [f"{row[n]['overhead_%']:+.1f} ({row[n]['floor_%']:.1f})" if n in row else "" for n in counts])
+    return table(["all seven layers of a block: overhead (floor), %"]
+                 + [f"{n} row{'s' * (n != 1)}" for n in counts], rows)
 
 
 def attentions(cases):
@@ -103,21 +114,75 @@ def models(cases):
                   "overhead over the same without adapters, %"], rows)
 
 
+def by_count(cases, label, y):
+    """{label(parts of the name): [(count, y(case))]}, counts rising."""
+    series = {}
+    for case in cases:
+        parts = case["name"].split("/")
+        name = label(parts)
+        if name:
+            series.setdefault(name, []).append((int(parts[3] if parts[0] != "decode" else parts[2]), y(case)))
+    return {name: sorted(line) for name, line in series.items()}
+
+
+def product_plot(cases):
+    def label(parts):
+        fastest = "exact" if parts[2] == "F32" else "native"
+        return parts[2] if parts[1] == "LLaMA-2-7B q_proj" and parts[5] == fastest else None
+
+    return lines(by_count(cases, label, lambda case: case["GFLOP/s"]), "rows of x", "GFLOP/s, weights 4096 x 4096")
+
+
+def sites_plot(cases):
+    def label(parts):
+        return parts[4] if parts[1:3] == ["LLaMA-2-7B", "BF16"] and parts[5] == "native" else None
+
+    def rows_per_second(case):
+        return 1e6 * int(case["name"].split("/")[3]) / case["us"]
+
+    return lines(by_count(cases, label, rows_per_second), "rows, each its own module", "rows/s through a 7B block")
+
+
+def model_plot(cases):
+    def label(parts):
+        return f"{parts[1]}: {parts[3]}" if parts[0] == "decode" and parts[4] == "native" else None
+
+    return lines(by_count(cases, label, lambda case: case["tokens/s"]), "requests, each its own module", "tokens/s")
+
+
+def is_made_up(case):
+    return "layer" in case["name"].split("/")[1]
+
+
 def main():
-    if len(sys.argv) < 2:
-        sys.exit(__doc__)
-    for path in sys.argv[1:]:
-        with open(path, encoding="utf-8") as file:
-            cases = [case for case in json.load(file)["benchmarks"] if case.get("run_type") == "iteration"]
-        product = [case for case in cases if case["name"].startswith("product/")]
-        model = [case for case in cases if case["name"].split("/")[0] in ("decode", "prefill")]
-        layer = [case for case in cases if case["name"].startswith("layer/")]
-        site = [case for case in cases if case["name"].startswith("sites/")]
-        attention = [case for case in cases if case["name"].startswith("attention/")]
-        for some, render in ((product, products), (layer, layers), (site, sites), (attention, attentions),
-                             (model, models)):
-            if some:
-                print(render(some), end="\n\n")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", nargs="+", type=Path)
+    parser.add_argument("--into", type=Path)
+    arguments = parser.parse_args()
+    cases = {}
+    for path in arguments.files:
+        cases.update({case["name"]: case for case in json.loads(path.read_text())["benchmarks"]
+                      if case.get("run_type") == "iteration"})
+    # marker, first parts of the names, which of these cases, table, plot
+    for marker, kinds, chosen, render, plot in (
+            ("product", ["product"], lambda case: True, products, product_plot),
+            ("attention", ["attention"], lambda case: True, attentions, None),
+            ("linear", ["layer"], lambda case: True, layers, None),
+            ("sites", ["sites"], lambda case: True, sites, sites_plot),
+            ("made-up model", ["decode", "prefill"], is_made_up, models, None),
+            ("model", ["decode", "prefill"], lambda case: not is_made_up(case), models, model_plot)):
+        some = [case for name, case in cases.items() if name.split("/")[0] in kinds and chosen(case)]
+        if not some:
+            continue
+        parts = [render(some)]
+        if arguments.into is None:
+            print(parts[0], end="\n\n")
+            continue
+        if plot:
+            image = arguments.into.parent / "images" / f"{marker}.svg"
+            image.write_text(plot(some))
+            parts.append(f"![{marker}](images/{image.name})")
+        replace(arguments.into, marker, ["\n\n".join(parts)])
 
 
 if __name__ == "__main__":
