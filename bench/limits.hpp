@@ -17,7 +17,6 @@
 #include <ctime>
 #include <span>
 #include <string_view>
-#include <utility>
 #include <vector>
 
 #if defined(__x86_64__)
@@ -80,35 +79,34 @@ GRAFT_TARGET_END
 
 /// How fast all threads of an executor read memory that no cache holds, in bytes per second: from end to end, in two
 /// streams, or in eight as a product walks rows of a weight, whichever is the fastest now. Of the memory that an
-/// operation reads, because one place of a (virtual) machine's memory may be half as fast as another, and of large
-/// memory every so many pieces; or of memory of its own.
+/// operation reads, because one place of a (virtual) machine's memory may be half as fast as another (of large memory
+/// every so many pieces); or of its own, where that memory is not given or so small that a cache could hold part of it.
 class ReadLimit {
  public:
   using Memory = std::vector<std::span<std::byte const>>;
 
-  ReadLimit(graft::Executor& executor, Memory const& memory) : executor_(executor) {
-    std::vector<std::byte const*> all;
-    for (auto const& part : memory)
-      for (std::size_t at = 0; at + piece <= part.size(); at += piece) all.push_back(part.data() + at);
+  explicit ReadLimit(graft::Executor& executor, Memory const& memory = {}) : executor_(executor) {
+    auto all = pieces_of(memory);
+    if (all.size() * piece < enough / 2) {
+      own_ = graft::Storage<std::byte, graft::HostSpace>(static_cast<index_t>(enough));
+      std::memset(own_.data(), 1, enough);
+      all = pieces_of({{own_.data(), enough}});
+    }
     std::size_t const step = std::max<std::size_t>(1, all.size() * piece / enough);
     for (std::size_t k = 0; k < all.size(); k += step) pieces_.push_back(all[k]);
     sums_.resize(pieces_.size() * 8);
   }
-  explicit ReadLimit(graft::Executor& executor) : ReadLimit(executor, filled(enough)) {}
 
   double operator()() { return std::max({by(read_piece<1>), by(read_piece<2>), by(read_piece<8>)}); }
 
  private:
   static constexpr std::size_t piece = std::size_t{1} << 20, enough = std::size_t{256} << 20;
 
-  explicit ReadLimit(graft::Executor& executor, graft::Storage<std::byte, graft::HostSpace> own)
-      : ReadLimit(executor, Memory{{own.data(), static_cast<std::size_t>(own.size())}}) {
-    own_ = std::move(own);
-  }
-  static graft::Storage<std::byte, graft::HostSpace> filled(std::size_t size) {
-    graft::Storage<std::byte, graft::HostSpace> memory(static_cast<index_t>(size));
-    std::memset(memory.data(), 1, size);
-    return memory;
+  static std::vector<std::byte const*> pieces_of(Memory const& memory) {
+    std::vector<std::byte const*> all;
+    for (auto const& part : memory)
+      for (std::size_t at = 0; at + piece <= part.size(); at += piece) all.push_back(part.data() + at);
+    return all;
   }
   double by(std::uint64_t (*read)(std::byte const*)) {
     auto const count = static_cast<index_t>(pieces_.size());

@@ -15,6 +15,7 @@
 
 #include <benchmark/benchmark.h>
 
+#include <algorithm>
 #include <filesystem>
 #include <optional>
 #include <string>
@@ -74,7 +75,14 @@ struct Bench {
     bench::ReadLimit::Memory all;
     for (auto const& [path, weight] : weights.tensors)
       all.emplace_back(weight.data, static_cast<std::size_t>(weight.bytes()));
-    return all;
+    std::ranges::sort(all, {}, [](auto const& tensor) { return tensor.data(); });
+    bench::ReadLimit::Memory joined;  // tensors of a file follow each other
+    for (auto const& tensor : all)
+      if (joined.empty() || tensor.data() > joined.back().data() + joined.back().size() + 64)
+        joined.push_back(tensor);
+      else
+        joined.back() = {joined.back().data(), tensor.data() + tensor.size()};
+    return joined;
   }
   Loaded& with(Precision precision) { return precision == Precision::exact ? exact : native; }
   bench::Instruction instruction(Precision precision) const {

@@ -6,11 +6,12 @@
     bench/plot.py product.json model.json                              # Markdown on stdout
     bench/plot.py product.json model.json --into docs/performance.md   # between the page's markers; plots beside it
 
-Of several files with the same case the last one's word holds.
+Of a case that several files have, run at several times, the medians count.
 """
 import argparse
 import json
 import math
+import statistics
 from pathlib import Path
 
 from page import replace
@@ -150,6 +151,12 @@ def model_plot(cases):
     return lines(by_count(cases, label, lambda case: case["tokens/s"]), "requests, each its own module", "tokens/s")
 
 
+def median_of(runs):
+    """One case of several runs of it: the median of each number."""
+    return {key: statistics.median(run[key] for run in runs) if isinstance(value, float) else value
+            for key, value in runs[0].items()}
+
+
 def is_made_up(case):
     return "layer" in case["name"].split("/")[1]
 
@@ -159,10 +166,12 @@ def main():
     parser.add_argument("files", nargs="+", type=Path)
     parser.add_argument("--into", type=Path)
     arguments = parser.parse_args()
-    cases = {}
+    runs = {}
     for path in arguments.files:
-        cases.update({case["name"]: case for case in json.loads(path.read_text())["benchmarks"]
-                      if case.get("run_type") == "iteration"})
+        for case in json.loads(path.read_text())["benchmarks"]:
+            if case.get("run_type") == "iteration":
+                runs.setdefault(case["name"], []).append(case)
+    cases = {name: median_of(same) for name, same in runs.items()}
     # marker, first parts of the names, which of these cases, table, plot
     for marker, kinds, chosen, render, plot in (
             ("product", ["product"], lambda case: True, products, product_plot),
