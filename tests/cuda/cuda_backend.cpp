@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // The CUDA backend's object: uploads in the stream's order, memory for scopes, errors as CudaError.
-#include <graft/backend/cuda/cuda_backend.cuh>
+#include <graft/backend/cuda/cuda.cuh>
+#include <graft/model/kv_cache.hpp>
 #include <tests/catch.hpp>
 #include <tests/cuda/device.hpp>
 
+#include <algorithm>
 #include <numeric>
 #include <vector>
 
@@ -110,6 +112,30 @@ TEST_CASE("a refused call is a CudaError that names it") {
   CHECK(Memory<DeviceSpace>::try_allocate(std::size_t{1} << 50) == nullptr);
   CHECK_THROWS_AS(cuda::grid_of(1, 70'000), ContractError);
   CHECK(cudaGetLastError() == cudaSuccess);  // what was told is not found again
+  REQUIRE(graft_test::finish() == "");
+}
+
+TEST_CASE("a cache of keys and values that grows takes memory rarely, and little that it does not need") {
+  CudaBackend<bf16> be;
+  KvCache<CudaBackend<bf16>> cache(1, 24, 1);
+  KvSequence sequence;
+  int growths = 0;
+  for (std::size_t bytes = 0; sequence.length < 400;) {
+    cache.extend(be, sequence, 1);
+    ++sequence.length;
+    if (cache.bytes() == bytes) continue;
+    ++growths;
+    bytes = cache.bytes();
+  }
+  CHECK(growths < 30);
+  KvCache<CudaBackend<bf16>> exact(1, 24, 1);
+  exact.reserve(399);  // and a page of its own for a fork
+  CHECK(cache.bytes() >= exact.bytes());
+  CHECK(4 * cache.bytes() <= 5 * exact.bytes());
+  std::vector<std::int32_t> pages = sequence.pages;
+  std::sort(pages.begin(), pages.end());
+  CHECK(std::unique(pages.begin(), pages.end()) == pages.end());
+  CHECK(pages.size() == 400);
   REQUIRE(graft_test::finish() == "");
 }
 

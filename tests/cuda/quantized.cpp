@@ -4,6 +4,7 @@
 #include <tests/catch.hpp>
 #include <tests/cuda/on_device.hpp>
 
+#include <utility>
 #include <vector>
 
 namespace {
@@ -75,18 +76,19 @@ TEMPLATE_TEST_CASE("device: few rows meet the blocks of a weight", "", float, bf
 
 TEMPLATE_TEST_CASE("device: weights are decoded exactly", "", float, bf16, f16) {
   Random random(1);
+  constexpr index_t rows = 7, cols = 1024 + 256;  // a whole piece of a row and a part of one
   for (auto const format : {Format::q8_0, Format::q4_0, Format::q4_1, Format::q6_k})
-    for (index_t const gap : {0, 5}) {
+    for (auto const& [shift, gap] : {std::pair<index_t, index_t>{0, 0}, {2, 0}, {2, 5}}) {
       Device<TestType> device;
-      auto const stored = random_weight(format, 7, 2 * 256, random);
-      Buffer<TestType> out(7, 512, gap);
+      auto const stored = random_weight(format, rows, cols, random);
+      Buffer<TestType> out(rows, cols, gap);
       auto const out_device = device.put(out);
-      dequantize(device.be, put(device, stored, 2), out_device);
+      dequantize(device.be, put(device, stored, shift), out_device);
       auto const result = device.get(out_device);
-      for (index_t r = 0; r < 7; ++r) {
-        std::vector<float> row(512);
+      for (index_t r = 0; r < rows; ++r) {
+        std::vector<float> row(static_cast<std::size_t>(cols));
         stored.host().row(r, row.data());
-        for (index_t c = 0; c < 512; ++c) {
+        for (index_t c = 0; c < cols; ++c) {
           auto const rounded = static_cast<TestType>(row[static_cast<std::size_t>(c)]);
           REQUIRE(same_bits(result.row(r) + c, &rounded, 1));
         }

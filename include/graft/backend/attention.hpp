@@ -44,8 +44,10 @@ struct AttentionSpan {
 struct AttentionSpans : std::span<AttentionSpan const> {
   AttentionSpans() = default;
   /// Of spans in host memory.
-  AttentionSpans(std::span<AttentionSpan const> spans) : std::span<AttentionSpan const>(spans) {  // NOLINT: implicit
+  AttentionSpans(std::span<AttentionSpan const> spans)  // NOLINT: implicit
+      : std::span<AttentionSpan const>(spans), single_rows(false) {
     for (auto const& each : spans) {
+      single_rows = single_rows || each.rows == 1;
       max_rows = each.rows > max_rows ? each.rows : max_rows;
       max_tokens = each.tokens > max_tokens ? each.tokens : max_tokens;
     }
@@ -55,9 +57,13 @@ struct AttentionSpans : std::span<AttentionSpan const> {
       : std::span<AttentionSpan const>(spans), max_rows(most_rows), max_tokens(most_tokens) {}
   /// The same spans at another place.
   AttentionSpans(AttentionSpan const* at, AttentionSpans const& known)
-      : std::span<AttentionSpan const>(at, known.size()), max_rows(known.max_rows), max_tokens(known.max_tokens) {}
+      : std::span<AttentionSpan const>(at, known.size()),
+        max_rows(known.max_rows),
+        max_tokens(known.max_tokens),
+        single_rows(known.single_rows) {}
 
   index_t max_rows = 0, max_tokens = 0;  ///< of any span, at most
+  bool single_rows = true;               ///< whether there may be spans of one row
 };
 
 struct AttentionShape {

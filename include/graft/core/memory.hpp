@@ -54,6 +54,13 @@ class Storage {
   explicit Storage(index_t size)
       : data_(size > 0 ? static_cast<T*>(Memory<S>::allocate(static_cast<std::size_t>(size) * sizeof(T))) : nullptr),
         size_(size) {}
+  /// Uninitialised; empty where there is not as much memory.
+  static Storage attempt(index_t size) {
+    Storage result;
+    if (size > 0) result.data_ = static_cast<T*>(Memory<S>::try_allocate(static_cast<std::size_t>(size) * sizeof(T)));
+    if (result.data_ != nullptr) result.size_ = size;
+    return result;
+  }
   /// A copy of host memory.
   explicit Storage(std::span<T const> host) : Storage(static_cast<index_t>(host.size())) {
     if (size_ > 0) Memory<S>::copy_from_host(data_, host.data(), host.size_bytes());

@@ -11,6 +11,7 @@
 #include <algorithm>
 #include <concepts>
 #include <cstdint>
+#include <utility>
 #include <vector>
 
 namespace graft {
@@ -43,14 +44,13 @@ class KvCache {
   index_t page_tokens() const { return page_tokens_; }
   index_t page_elements() const { return layers_ * 2 * page_tokens_ * width_; }
   /// Bytes held, used or free.
-  std::size_t bytes() const {
-    return pages_.size() * static_cast<std::size_t>(page_elements()) * (narrow_ ? sizeof(bf16) : sizeof(Act));
-  }
+  std::size_t bytes() const { return pointers_.size() * static_cast<std::size_t>(page_distance()) * sizeof(Act); }
 
   /// Makes memory for `tokens` tokens in `sequences` sequences, so that reaching them allocates nothing.
   void reserve(index_t tokens, index_t sequences = 1) {
     longest_ = std::max(longest_, static_cast<std::size_t>(ceil_div(tokens, page_tokens_) + 1));
-    while (free_.size() < longest_ * static_cast<std::size_t>(sequences)) add_page();
+    auto const wanted = longest_ * static_cast<std::size_t>(sequences);
+    while (free_.size() < wanted) add_pages(wanted - free_.size());
   }
 
   /// Room for `count` more tokens; pages the sequence shares with a fork and will write to are copied first.
@@ -120,24 +120,37 @@ class KvCache {
     else
       return resident_pointers_.data();
   }
-  void add_page() {
+  // From a page to the next one of its slab, in elements of Act.
+  index_t page_distance() const {
+    index_t const elements = narrow_ ? page_elements() / 2 : page_elements();  // which is even
+    return round_up(elements, static_cast<index_t>(Memory<Space>::alignment / sizeof(Act)));
+  }
+  // `count` pages in one allocation, or a single one where there is not as much memory.
+  void add_pages(std::size_t count) {
     // room in every list first, so that a failed allocation leaves them consistent and giving back never allocates
-    free_.reserve(pages_.size() + 1);
-    users_.reserve(pages_.size() + 1);
-    pointers_.reserve(pages_.size() + 1);
-    pages_.emplace_back(narrow_ ? page_elements() / 2 : page_elements());  // which is even
-    users_.push_back(0);
-    pointers_.push_back(pages_.back().data());
-    free_.push_back(static_cast<std::int32_t>(pages_.size() - 1));
+    std::size_t const before = pointers_.size();
+    free_.reserve(before + count);
+    users_.reserve(before + count);
+    pointers_.reserve(before + count);
+    slabs_.reserve(slabs_.size() + 1);
+    auto slab = Storage<Act, Space>::attempt(static_cast<index_t>(count) * page_distance());
+    if (slab.size() == 0) count = 1, slab = Storage<Act, Space>(page_distance());
+    for (std::size_t k = 0; k < count; ++k) {
+      users_.push_back(0);
+      pointers_.push_back(slab.data() + static_cast<index_t>(k) * page_distance());
+      free_.push_back(static_cast<std::int32_t>(before + k));
+    }
+    slabs_.push_back(std::move(slab));
     if constexpr (!on_host) {
-      auto const count = static_cast<index_t>(pointers_.size());
-      if (resident_pointers_.size() < count)  // far ahead, because recorded steps hold where the table lies
-        resident_pointers_ = Storage<Act*, Space>(std::max<index_t>(128, 16 * count));
+      auto const all = static_cast<index_t>(pointers_.size());
+      if (resident_pointers_.size() < all)  // far ahead, because recorded steps hold where the table lies
+        resident_pointers_ = Storage<Act*, Space>(std::max<index_t>(128, 16 * all));
       Memory<Space>::copy_from_host(resident_pointers_.data(), pointers_.data(), pointers_.size() * sizeof(Act*));
     }
   }
   std::int32_t take() {
-    if (free_.empty()) add_page();
+    // a quarter more, because a GPU waits for all of its work where memory is taken
+    if (free_.empty()) add_pages(std::max<std::size_t>(1, pointers_.size() / 4));
     std::int32_t const page = free_.back();
     free_.pop_back();
     users_[static_cast<std::size_t>(page)] = 1;
@@ -148,10 +161,10 @@ class KvCache {
   }
 
   index_t layers_, width_, page_tokens_;
-  bool narrow_;              // pages hold bf16
-  std::size_t longest_ = 0;  // pages of the longest sequence room was reserved for
-  std::vector<Storage<Act, Space>> pages_;
-  std::vector<Act*> pointers_;
+  bool narrow_;                             // pages hold bf16
+  std::size_t longest_ = 0;                 // pages of the longest sequence room was reserved for
+  std::vector<Storage<Act, Space>> slabs_;  ///< of one or more pages
+  std::vector<Act*> pointers_;              ///< of every page
   Storage<Act*, Space> resident_pointers_;  ///< the same in Space, where that is not the host's
   std::vector<std::int32_t> users_, free_;
 };

@@ -16,7 +16,7 @@ void attention(CudaBackend<Act>& be, KvView<Act> const& kv, AttentionShape const
                MatrixView<Act const, DeviceSpace> q, MatrixView<Act, DeviceSpace> out) {
   if (spans.empty()) return;
   auto const scope = be.scope();
-  cuda::attention_decode(be, kv, shape, spans, q, out);
+  if (spans.single_rows) cuda::attention_decode(be, kv, shape, spans, q, out);
   if (spans.max_rows > 1) cuda::attention_prefill(be, kv, shape, spans, q, out);
 }
 

@@ -44,7 +44,7 @@ __global__ void decode_chunks(KvView<Act> kv, AttentionSizes sizes, AttentionSpa
                               MatrixView<Act const, DeviceSpace> q, MatrixView<Act, DeviceSpace> out,
                               DecodeParts parts) {
   constexpr int warps = decode_threads / 32;
-  constexpr int at_once = Heads <= 4 ? 4 : 2;  // loads of a thread
+  constexpr int at_once = Heads == 1 && whole ? 8 : Heads <= 4 ? 4 : 2;  // loads of a thread
   auto const span = spans[blockIdx.z];
   if (span.rows != 1) return;  // left to the prefill kernel
   int const head_groups = (sizes.shared + Heads - 1) / Heads;

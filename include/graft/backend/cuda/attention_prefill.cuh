@@ -123,8 +123,8 @@ __global__ void __launch_bounds__(prefill_threads)
                    MatrixView<Act const, DeviceSpace> q, MatrixView<Act, DeviceSpace> out) {
 #if defined(GRAFT_CUDA_EMULATION) || (defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 750)
   constexpr int keys_per_tile = prefill_keys<Dim>, packs = Dim / 8;
-  constexpr int stride = Dim + 8;  // 8 rows of 16 bytes then lie in different banks
-  auto const span = spans[blockIdx.z];
+  constexpr int stride = Dim + 8;        // 8 rows of 16 bytes then lie in different banks
+  auto const& span = spans[blockIdx.z];  // registers are scarce here
   index_t const first_row = index_t{gridDim.x - 1 - blockIdx.x} * prefill_rows;  // long tiles first
   if (span.rows == 1 || first_row >= span.rows) return;
   index_t const last_row = first_row + prefill_rows < span.rows ? first_row + prefill_rows : span.rows;
@@ -145,6 +145,7 @@ __global__ void __launch_bounds__(prefill_threads)
     token_data[j & 1][thread] = token < keys.last ? slot_of(kv, span, token, offset) : nullptr;
   };
   auto const copy_tile = [&](int j, index_t from_offset, Act(&to)[keys_per_tile][stride]) {
+#pragma unroll(Dim <= 128 ? 4 : 2)
     for (int k = thread; k < keys_per_tile * packs; k += prefill_threads) {
       Act* const at = &to[k / packs][k % packs * 8];
       if (Act const* const from = token_data[j & 1][k / packs]; from != nullptr)

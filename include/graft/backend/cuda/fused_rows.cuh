@@ -75,7 +75,7 @@ __device__ void add_mapped_row(RowMapBatch<float> const& maps, MatrixView<Act, D
 
 /// A row per block. Without weights no norm is made, and y is not written.
 template <class Act>
-__global__ void __launch_bounds__(most_row_threads)
+__global__ void __launch_bounds__(most_row_threads, 1)
     add_mapped_norm_rows(RowMapBatch<float> maps, MatrixView<Act, DeviceSpace> x, MatrixView<Act, DeviceSpace> h,
                          float const* weight, float eps, MatrixView<Act, DeviceSpace> y, bool whole) {
   constexpr int n = 8;
@@ -94,7 +94,7 @@ __global__ void __launch_bounds__(most_row_threads)
 
 /// A row per block.
 template <class Act>
-__global__ void __launch_bounds__(most_row_threads)
+__global__ void __launch_bounds__(most_row_threads, 1)
     add_mapped_layer_norm_rows(RowMapBatch<float> maps, MatrixView<Act, DeviceSpace> x, MatrixView<Act, DeviceSpace> h,
                                float const* weight, float const* bias, float eps, MatrixView<Act, DeviceSpace> y,
                                bool whole) {

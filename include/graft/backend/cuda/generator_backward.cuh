@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The way back through one generator of vectors (make_vectors.cuh) and one prompt. What it adds to has one owner each:
-// a block for the bottleneck, threads for the elements of the factors and of the prompt's rows, blocks for columns.
+// blocks for pieces of the bottleneck's sums, which one block adds up, threads for the elements of the factors and of
+// the prompt's rows, blocks for columns.
 #pragma once
 
 #include <graft/backend/activation.hpp>
@@ -20,6 +21,8 @@ struct GeneratorState {
   float* slope = nullptr;      ///< [r] dL/dz
   float* share = nullptr;      ///< [p] of attention pooling: scores, then shares
   float* along = nullptr;      ///< [p] dh . x, then dL/dscore
+  float* parts = nullptr;      ///< [h_pieces + vector_pieces, r] of z = W_down h and of dL/df(z) = dl W_up
+  index_t h_pieces = 0, vector_pieces = 0;
 };
 
 /// dL/d(vector j) of the term's own vectors, from that of the request's sum.
@@ -56,32 +59,49 @@ __global__ void __launch_bounds__(make_vectors_threads)
   pool_rows(g, x, whole, state.share, state.h);
 }
 
-/// Everything of the size of the bottleneck, and dh; one block.
+inline constexpr index_t bottleneck_piece = 1024;  ///< columns of W_down or rows of W_up whose sum a block makes
+
+/// state.parts, a block for piece blockIdx.x of rank blockIdx.y.
 template <class R>
 __global__ void __launch_bounds__(make_vectors_threads)
-    generator_bottleneck(GeneratorTerm<R> term, GeneratorGradient<R> grad, R const* dl, GeneratorState state) {
-  VectorGenerator<float> const& g = term.generator;
-  index_t const first = threadIdx.x, step = blockDim.x, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  index_t const warps = blockDim.x / 32, d = g.width;
-  for (index_t r = warp; r < g.rank; r += warps) {
-    float z = 0, dz = 0;
-    for (index_t k = lane; k < d; k += 32) z += g.down[r * d + k] * state.h[k];
-    for (index_t j = lane; j < g.vectors; j += 32) dz += own_slope(term, dl, j) * g.up[j * g.rank + r];
-    z = warp_sum(z), dz = warp_sum(dz);
-    if (lane == 0) state.activated[r] = z, state.slope[r] = dz;
+    generator_parts(GeneratorTerm<R> term, R const* dl, GeneratorState state) {
+  VectorGenerator<R> const& g = term.generator;
+  index_t const r = blockIdx.y;
+  bool const of_h = blockIdx.x < state.h_pieces;
+  index_t const first = (of_h ? blockIdx.x : blockIdx.x - state.h_pieces) * bottleneck_piece;
+  index_t const size = of_h ? g.width : g.vectors;
+  index_t const last = first + bottleneck_piece < size ? first + bottleneck_piece : size;
+  float sum = 0;
+  if (of_h) {
+#pragma unroll 4
+    for (index_t k = first + threadIdx.x; k < last; k += make_vectors_threads)
+      sum += g.down[r * g.width + k] * state.h[k];
+  } else {
+#pragma unroll 4
+    for (index_t k = first + threadIdx.x; k < last; k += make_vectors_threads)
+      sum += own_slope(term, dl, k) * g.up[k * g.rank + r];
+  }
+  sum = block_sum(sum);
+  if (threadIdx.x == 0) state.parts[blockIdx.x * g.rank + r] = sum;
+}
+
+/// f(z) and dL/dz: the parts added in their order, by one block.
+template <class R>
+__global__ void __launch_bounds__(make_vectors_threads)
+    generator_bottleneck(VectorGenerator<R> g, GeneratorGradient<R> grad, GeneratorState state) {
+  for (index_t r = threadIdx.x; r < g.rank; r += make_vectors_threads) {
+    float z = 0, dy = 0;
+    float const* part = state.parts + r;
+    for (index_t k = 0; k < state.h_pieces; ++k, part += g.rank) z += *part;
+    for (index_t k = 0; k < state.vector_pieces; ++k, part += g.rank) dy += *part;
+    state.activated[r] = z, state.slope[r] = dy;
   }
   __syncthreads();
-  if (threadIdx.x == 0)
-    for (index_t r = 0; r < g.rank; ++r) {  // few; the coefficients' sums run in this order
-      float const z = state.activated[r];
-      state.activated[r] = generator_function(g, z);
-      state.slope[r] = generator_slope(g, z, state.slope[r], grad.numerator, grad.denominator);
-    }
-  __syncthreads();
-  for (index_t k = first; k < d; k += step) {
-    float sum = 0;
-    for (index_t r = 0; r < g.rank; ++r) sum += state.slope[r] * g.down[r * d + k];
-    state.dh[k] = sum;
+  if (threadIdx.x != 0) return;
+  for (index_t r = 0; r < g.rank; ++r) {  // few; the coefficients' sums run in this order
+    float const z = state.activated[r];
+    state.activated[r] = generator_function(g, z);
+    state.slope[r] = generator_slope(g, z, state.slope[r], grad.numerator, grad.denominator);
   }
 }
 
@@ -115,11 +135,21 @@ __global__ void __launch_bounds__(make_vectors_threads)
       x, whole, false, [&](index_t t) { return state.along[t]; }, [&](index_t k, float sum) { gradient[k] += sum; });
 }
 
-/// dW_up += dl f^T, db += dl, dW_down += dz h^T: a thread per element.
+/// dh = dz W_down and, where the generator is trained, dW_up += dl f^T, db += dl, dW_down += dz h^T: a thread per
+/// element.
 template <class R>
 __global__ void generator_factors(GeneratorTerm<R> term, GeneratorGradient<R> grad, R const* dl, GeneratorState state) {
   VectorGenerator<R> const& g = term.generator;
-  index_t const at = index_t{blockIdx.x} * blockDim.x + threadIdx.x, ups = g.vectors * g.rank;
+  index_t const column = index_t{blockIdx.x} * blockDim.x + threadIdx.x, ups = g.vectors * g.rank;
+  if (column < g.width) {
+    float sum = 0;
+#pragma unroll 4
+    for (index_t r = 0; r < g.rank; ++r) sum += state.slope[r] * g.down[r * g.width + column];
+    state.dh[column] = sum;
+    return;
+  }
+  if (grad.up == nullptr) return;
+  index_t const at = column - g.width;
   if (at < ups) {
     index_t const j = at / g.rank, r = at % g.rank;
     float const slope = own_slope(term, dl, j);
@@ -175,8 +205,17 @@ void generator_backward(CudaBackend<Act>& be, GeneratorTerm<float> const& term, 
   auto const& g = term.generator;
   auto const take = [&](index_t size) { return be.arena().template allocate<float>(size); };
   auto const x = g.raw ? raw : normalized;
-  cuda::GeneratorState const state{take(g.width), take(g.width), take(g.rank),
-                                   take(g.rank),  take(x.rows),  take(x.rows)};
+  index_t const h_pieces = ceil_div(g.width, cuda::bottleneck_piece);
+  index_t const vector_pieces = ceil_div(g.vectors, cuda::bottleneck_piece);
+  cuda::GeneratorState const state{take(g.width),
+                                   take(g.width),
+                                   take(g.rank),
+                                   take(g.rank),
+                                   take(x.rows),
+                                   take(x.rows),
+                                   take((h_pieces + vector_pieces) * g.rank),
+                                   h_pieces,
+                                   vector_pieces};
   bool const attends = g.pooling == VectorGenerator<float>::Pooling::attention, whole = cuda::aligned16(x);
   auto const run = [&](auto* kernel, index_t blocks, auto const&... arguments) {
     cuda::launch(kernel, cuda::grid_of(blocks), cuda::make_vectors_threads, 0, be.stream(), arguments...);
@@ -184,15 +223,17 @@ void generator_backward(CudaBackend<Act>& be, GeneratorTerm<float> const& term, 
   index_t const columns = ceil_div(g.width, cuda::pooled_columns);
   if (attends) run(cuda::generator_scores<Act>, cuda::make_vectors_blocks, g, x, state);
   run(cuda::generator_pool<Act>, columns, g, x, whole, state);
-  run(cuda::generator_bottleneck<float>, 1, term, grad, dl.data, state);
+  cuda::launch(cuda::generator_parts<float>, cuda::grid_of(h_pieces + vector_pieces, g.rank),
+               cuda::make_vectors_threads, 0, be.stream(), term, dl.data, state);
+  run(cuda::generator_bottleneck<float>, 1, g, grad, state);
+  index_t const trained = grad.up != nullptr ? g.rank * (g.vectors + g.width) : 0;
+  run(cuda::generator_factors<float>, ceil_div(g.width + trained, cuda::make_vectors_threads), term, grad, dl.data,
+      state);
   if (attends) {
     run(cuda::generator_along<Act>, cuda::make_vectors_blocks, g, x, state);
     run(cuda::generator_shares<float>, 1, x.rows, state);
     if (grad.pool != nullptr) run(cuda::generator_pool_gradient<Act>, columns, x, whole, state, grad.pool);
   }
-  if (grad.up != nullptr)
-    cuda::launch(cuda::generator_factors<float>, cuda::grid_of(ceil_div(g.rank * (g.vectors + g.width), 256)), 256, 0,
-                 be.stream(), term, grad, dl.data, state);
   cuda::launch(cuda::generator_rows<Act, Act>,
                cuda::grid_of(ceil_div(g.width, 128), ceil_div(x.rows, cuda::generator_rows_per_block)), 128, 0,
                be.stream(), g, x, g.raw ? draw : dnormalized, state);

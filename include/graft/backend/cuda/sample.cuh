@@ -90,18 +90,25 @@ __device__ std::uint64_t descend(SampleKeys const& keys, float const* logits, in
       }
     }
     block_sums(sum), block_sums(candidates);
-    int chosen = 0;
+    int chosen = 0, left = 0;
     bool found = false;
     long long passed = 0, passed_before_chosen = 0;
 #pragma unroll
     for (int b = key_buckets - 1; b >= 0; --b) {
       if (candidates[b] == 0 || found) continue;
-      chosen = b, passed_before_chosen = passed;
+      chosen = b, left = candidates[b], passed_before_chosen = passed;
       passed += sum[b];
       found = before + passed >= target;
     }
     before += passed_before_chosen;
     prefix = prefix << key_digit | static_cast<unsigned>(chosen);
+    if (left != 1 || shift == 0) continue;
+    std::uint64_t only = 0;  // whose other digits need no descent
+    for (index_t k = threadIdx.x; k < count; k += sample_threads) {
+      std::uint64_t const key = keys.of(logits[k], k);
+      if (key >> shift == prefix && amount(k, key) >= 0) only = key;
+    }
+    return block_highest(only);
   }
   return prefix;
 }
