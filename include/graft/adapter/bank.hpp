@@ -121,6 +121,7 @@ class ModuleBank {
   void publish_factors(B& be, auto const& entry, Published& out) const {
     auto const f = entry.policy.factors(be, entry.state);
     Numbers<R> a = f.a.data;
+    if (f.memory != nullptr) out.keep.push_back(f.memory);
     if (storage_ != AdapterStorage::full)
       a = out.storage.keep(f.a.size(), [&](R* to) { std::copy_n(f.a.data, f.a.size(), to); });
     auto const b_transposed = out.storage.keep(f.b.size(), [&](R* to) {
