@@ -5,6 +5,7 @@
 #include <graft/backend/numbers.hpp>
 #include <graft/backend/row_map.hpp>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -34,7 +35,8 @@ class NumberStorage {
     write(values.get());
     if (as_ == AdapterStorage::full) return full_.emplace_back(std::move(values)).get();
     auto& narrow = narrow_.emplace_back(std::make_unique<graft::bf16[]>(static_cast<std::size_t>(size)));
-    for (index_t k = 0; k < size; ++k) narrow[k] = graft::bf16(static_cast<float>(values[k]));
+    std::transform(values.get(), values.get() + size, narrow.get(),
+                   [](R value) { return graft::bf16(static_cast<float>(value)); });
     return narrow.get();
   }
 
