@@ -141,6 +141,22 @@ TEST_CASE("lists that mean nothing are refused, and the bank goes on") {
   CHECK(f.bank.resolve({{"r6", 1}, {"i", 1}}) != nullptr);
 }
 
+TEST_CASE("a module of another model is refused, and the bank keeps what it had") {
+  Fixture f;
+  f.load("a", LoRADelta{.rank = 2}, {0});
+  auto const kept = f.bank.find("a");
+  SiteTable wider;
+  wider.add_linear(0, "q_proj", "layers.0.q_proj", width + 2, width);
+  CHECK_THROWS_WITH(f.bank.load(f.backend, make_module<LoRADelta, B>("a", {.rank = 2}, wider, {0})),
+                    text("graft: module a has a lora_A.weight of [2, ", width + 2,
+                         "] at layers.0.q_proj, in this model it would be [2, ", width, "]"));
+  SiteTable longer = f.bank.sites();
+  Site const last = longer.add_linear(-1, "lm_head", "one_more", width, width);
+  CHECK_THROWS_WITH(f.bank.load(f.backend, make_module<LoRADelta, B>("a", {.rank = 2}, longer, {last.index})),
+                    text("graft: module a has a site ", last.index, ", this model has ", last.index));
+  CHECK(f.bank.find("a") == kept);
+}
+
 TEST_CASE("interventions at different positions do not share a request") {
   Fixture f;
   auto const blocks = sites_of_kind(f.bank.sites(), SiteKind::hidden);

@@ -77,6 +77,14 @@ TEST_CASE("entries stand in the order of the sites, however they were added, and
                     "graft: the module already has l1");
 }
 
+TEST_CASE("a site that is not there, as find says of an unknown path, is refused") {
+  SiteTable table;
+  table.add_linear(0, "l", "l", 4, 4);
+  CHECK_THROWS_WITH((make_module<IA3Scaling, B>("i", {}, table, {table.find("m")})),
+                    "graft: there is no site -1, the model has 1");
+  CHECK_THROWS_WITH((make_module<IA3Scaling, B>("i", {}, table, {1})), "graft: there is no site 1, the model has 1");
+}
+
 TEST_CASE("all tensors lie in one buffer, in the order they are visited") {
   SiteTable table;
   for (int k = 0; k < 3; ++k) table.add_linear(0, "l", text("l", k), 4 + k, 6);

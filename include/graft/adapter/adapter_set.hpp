@@ -69,7 +69,7 @@ struct PublishedModule {
   NumberStorage<Real<B>> storage;
   std::map<std::string, SavedTensor> const* saved = nullptr;
   std::map<std::string, Replacement<B>> replacements;  ///< the same tensors, where the backend reads them
-  std::vector<std::shared_ptr<void const>> keep;       ///< what the replacements point into
+  std::vector<std::shared_ptr<void const>> keep;       ///< what the replacements and factors point into
   /// Whether some set holds maps made of this module's and others' or a weight: these do not follow when a training
   /// writes the module's numbers anew where kernels read them.
   mutable std::atomic<bool> composed = false;

@@ -121,6 +121,7 @@ class ModuleBank {
   void publish_factors(B& be, auto const& entry, Published& out) const {
     auto const f = entry.policy.factors(be, entry.state);
     Numbers<R> a = f.a.data;
+    if (f.memory != nullptr) out.keep.push_back(f.memory);
     if (storage_ != AdapterStorage::full)
       a = out.storage.keep(f.a.size(), [&](R* to) { std::copy_n(f.a.data, f.a.size(), to); });
     auto const b_transposed = out.storage.keep(f.b.size(), [&](R* to) {
@@ -336,6 +337,7 @@ std::shared_ptr<AdapterSet<B> const> ModuleBank<B>::resolve(std::span<AdapterUse
 template <class B>
 template <class P>
 std::uint64_t ModuleBank<B>::publish(B& be, index_t place, std::shared_ptr<Module<P, B>> module) {
+  detail::check_fits(*module, *sites_);
   for (auto const& [tensor, saved] : module->saved) check_saved(module->name, tensor, saved);
   auto out = std::make_shared<Published>();
   out->storage = NumberStorage<R>(storage_);
@@ -383,7 +385,8 @@ class Bank<Adapters<Ps...>, B> : public ModuleBank<B> {
       : ModuleBank<B>(std::move(sites), storage, std::span(Checked::Order::low_rank).first(sizeof...(Ps))) {}
 
   /// Publishes the module under its name; requests resolved before keep what they had. Returns the new version.
-  /// ContractError when it brings a tensor (modules_to_save) that cannot be replaced for one request.
+  /// ContractError when it is of a model with other sites, or brings a tensor (modules_to_save) that cannot be replaced
+  /// for one request.
   template <class P>
   std::uint64_t load(B& be, Module<P, B> module) {
     static_assert((std::same_as<P, Ps> || ...), "graft: this bank's Adapters<...> does not list the module's policy");

@@ -48,18 +48,25 @@ struct Module {
   std::string base_model;  ///< base_model_name_or_path
   std::string task_type;   ///< "CAUSAL_LM", "SEQ_CLS", ..., or empty
 
-  /// Adds the policy at a site, in any order; its tensors have shapes but no memory until `allocate`.
-  Entry& add(SiteTable const& sites, index_t site, P const& here) {
+  /// The tensors that the policy has at a site: shapes without memory. ContractError where it cannot sit there.
+  static typename P::template State<B> shaped(SiteTable const& sites, index_t site, P const& here) {
+    expects(site >= 0 && site < sites.size(), "graft: there is no site ", site, ", the model has ", sites.size());
     auto const& info = sites[site];
     expects(here.accepts(info), "graft: a ", P::peft_type, " module cannot sit on ", info.path);
-    Entry entry{site, here, {}};
     LayerSites const* layer = info.layer >= 0 && info.layer < static_cast<index_t>(sites.layers().size())
                                   ? &sites.layers()[static_cast<std::size_t>(info.layer)]
                                   : nullptr;
-    here.template shape<B>(info, layer, entry.state);
+    typename P::template State<B> state{};
+    here.template shape<B>(info, layer, state);
+    return state;
+  }
+
+  /// Adds the policy at a site, in any order; its tensors have shapes but no memory until `allocate`.
+  Entry& add(SiteTable const& sites, index_t site, P const& here) {
+    Entry entry{site, here, shaped(sites, site, here)};
     auto const place =
         std::lower_bound(entries.begin(), entries.end(), site, [](Entry const& e, index_t s) { return e.site < s; });
-    expects(place == entries.end() || place->site != site, "graft: the module already has ", info.path);
+    expects(place == entries.end() || place->site != site, "graft: the module already has ", sites[site].path);
     return *entries.insert(place, std::move(entry));
   }
 
@@ -136,6 +143,42 @@ struct Module {
   std::unique_ptr<Real<B>[]> parameters_;
   index_t count_ = 0;
 };
+
+namespace detail {
+
+/// The shapes of a state's tensors by suffix, absent ones too.
+template <class P, class B>
+std::vector<std::pair<std::string, std::vector<index_t>>> shapes_of(typename P::template State<B> state) {
+  std::vector<std::pair<std::string, std::vector<index_t>>> shapes;
+  state.for_each([&](char const* suffix, auto& tensor) {
+    if constexpr (requires { tensor.rows; })
+      shapes.emplace_back(suffix, std::vector{tensor.rows, tensor.cols});
+    else
+      shapes.emplace_back(suffix, std::vector{tensor.size});
+  });
+  return shapes;
+}
+
+/// ContractError unless the module's tensors have the shapes that the model with these sites gives them.
+template <class P, class B>
+void check_fits(Module<P, B> const& module, SiteTable const& sites) {
+  for (auto const& entry : module.entries) {
+    expects(entry.site >= 0 && entry.site < sites.size(), "graft: module ", module.name, " has a site ", entry.site,
+            ", this model has ", sites.size());
+    auto const expected = shapes_of<P, B>(Module<P, B>::shaped(sites, entry.site, entry.policy));
+    auto const found = shapes_of<P, B>(entry.state);
+    for (std::size_t k = 0; k < found.size(); ++k) {
+      if (found[k] == expected[k]) continue;
+      std::string shape[2];
+      for (index_t const n : found[k].second) shape[0] += text(shape[0].empty() ? "" : ", ", n);
+      for (index_t const n : expected[k].second) shape[1] += text(shape[1].empty() ? "" : ", ", n);
+      raise<ContractError>("graft: module ", module.name, " has a ", found[k].first, " of [", shape[0], "] at ",
+                           sites[entry.site].path, ", in this model it would be [", shape[1], "]");
+    }
+  }
+}
+
+}  // namespace detail
 
 /// A module of policy P with its start values at the given sites.
 template <class P, class B>

@@ -15,6 +15,7 @@
 
 #include <concepts>
 #include <cstddef>
+#include <memory>
 #include <string_view>
 
 namespace graft {
@@ -93,12 +94,13 @@ concept TrainableRowMap = RowMapPolicy<P, B> &&
   p.backward(be, state, grad, g);
 };
 
-/// factors(be, state) returns views of A, B and the scale.
+/// factors(be, state) returns views of A, B and the scale: of the state's tensors, or of numbers made of them.
 template <class B>
 struct LowRankViews {
   ParameterMatrix<B> a;  ///< [r, i]
   ParameterMatrix<B> b;  ///< [o, r]
   Real<B> scale = 0;
+  std::shared_ptr<void const> memory = nullptr;  ///< keeps what a and b view, where that is not the state's own
 };
 template <class P, class B>
 concept LowRankPolicy = Policy<P, B> && requires(P const& p, B& be, typename P::template State<B> const& state) {

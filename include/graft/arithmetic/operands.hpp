@@ -30,39 +30,6 @@ struct Part {
   std::string const* name = nullptr;  ///< the module's
 };
 
-template <class P, class B>
-std::vector<std::pair<std::string, std::vector<index_t>>> shapes_of(typename P::template State<B> state) {
-  std::vector<std::pair<std::string, std::vector<index_t>>> shapes;
-  state.for_each([&](char const* suffix, auto& tensor) {
-    if constexpr (requires { tensor.rows; })
-      shapes.emplace_back(suffix, std::vector{tensor.rows, tensor.cols});
-    else
-      shapes.emplace_back(suffix, std::vector{tensor.size});
-  });
-  return shapes;
-}
-
-/// ContractError unless the module's tensors have the shapes this model gives them.
-template <class P, class B>
-void check_fits(Module<P, B> const& module, SiteTable const& sites) {
-  for (auto const& entry : module.entries) {
-    expects(entry.site >= 0 && entry.site < sites.size(), "graft: module ", module.name, " has a site ", entry.site,
-            ", this model has ", sites.size());
-    auto const& info = sites[entry.site];
-    Module<P, B> probe;
-    auto const expected = shapes_of<P, B>(probe.add(sites, entry.site, entry.policy).state);
-    auto const found = shapes_of<P, B>(entry.state);
-    for (std::size_t k = 0; k < found.size(); ++k) {
-      if (found[k] == expected[k]) continue;
-      std::string shape[2];
-      for (index_t const n : found[k].second) shape[0] += text(shape[0].empty() ? "" : ", ", n);
-      for (index_t const n : expected[k].second) shape[1] += text(shape[1].empty() ? "" : ", ", n);
-      raise<ContractError>("graft: module ", module.name, " has a ", found[k].first, " of [", shape[0], "] at ",
-                           info.path, ", in this model it would be [", shape[1], "]");
-    }
-  }
-}
-
 /// What the terms have, by site, ascending; a site that a module does not have is missing in the list, which is a
 /// change of zero. ContractError unless all modules are of this model.
 template <class P, class B>

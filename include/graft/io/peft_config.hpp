@@ -133,7 +133,7 @@ struct PeftPatterns::State {
 #endif
     // the matcher recurses
     if (pattern.size() > 1000) fail(pattern, text("is ", pattern.size(), " characters long, at most 1000 are tried"));
-    for (std::size_t k = 0; k + 1 < pattern.size(); k += pattern[k] == '\\' ? 2 : 1)
+    for (std::size_t k = 0; k + 1 < pattern.size(); k += pattern[k] == '\\' ? 2u : 1u)
       if (pattern[k] == '\\' && (pattern[k + 1] == 'A' || pattern[k + 1] == 'Z'))
         fail(pattern, "has Python's \\A or \\Z; write ^ or $");
     try {
