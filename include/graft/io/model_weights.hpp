@@ -23,17 +23,6 @@
 
 namespace graft::detail {
 
-inline Weight as_weight(std::string const& path, TensorInfo const& tensor) {
-  if (!format_info(tensor.format).weight)
-    raise<FormatError>(path, ": tensor ", in_quotes(tensor.name), " of type ", format_info(tensor.format).name,
-                       " cannot be a weight");
-  if (tensor.shape.empty() || tensor.shape.size() > 2)
-    raise<FormatError>(path, ": tensor ", in_quotes(tensor.name), " has ", tensor.shape.size(),
-                       " dimensions, expected 1 or 2");
-  bool const vector = tensor.shape.size() == 1;
-  return {tensor.data, tensor.format, vector ? 1 : tensor.shape[0], tensor.shape.back(), nullptr};
-}
-
 /// GPT-2's Conv1D keeps [in, out]: the same numbers in the same format, turned once at load.
 inline Weight transposed(std::string const& path, TensorInfo const& tensor, WeightMap& map) {
   Weight const from = as_weight(path, tensor);
@@ -90,18 +79,6 @@ inline constexpr std::pair<char const*, char const*> decoder_biases[] = {
     {"cls.predictions.bias", "cls.predictions.decoder.bias"}, {"lm_head.bias", "lm_head.decoder.bias"}};
 inline bool bias_beside_decoder(ModelConfig const& config, bool beside, bool of_decoder) {
   return beside && (config.tied || !of_decoder);
-}
-
-inline bool same_values(Weight const& a, Weight const& b) {
-  if (a.rows != b.rows || a.cols != b.cols) return false;
-  if (a.format == b.format) return std::equal(a.data, a.data + a.rows * row_bytes(a.format, a.cols), b.data);
-  std::vector<float> one(static_cast<std::size_t>(a.cols)), other(one.size());
-  for (index_t r = 0; r < a.rows; ++r) {
-    a.row(r, one.data());
-    b.row(r, other.data());
-    if (one != other) return false;
-  }
-  return true;
 }
 
 /// Whether the names of a backbone's tensors begin as those of the model around it.
