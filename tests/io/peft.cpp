@@ -556,10 +556,12 @@ TEST_CASE("replacements of the model's own tensors: modules_to_save and saved em
   write_bytes(folder / "b/adapter_config.json", config.dump());
   CHECK(graft::read_peft<LoRADelta, B>(folder / "b", sites, "x").module.saved.at("lm_head.bias").values == bias);
 
-  CHECK(graft::is_inside_module("classifier.dense", "classifier"));
-  CHECK(graft::is_inside_module("a.classifier", "classifier"));
-  CHECK_FALSE(graft::is_inside_module("a.myclassifier.x", "classifier"));
-  CHECK_FALSE(graft::is_inside_module("classifier2", "classifier"));
+  CHECK(graft::is_saved_module("classifier.dense", "classifier"));
+  CHECK(graft::is_saved_module("a.classifier", "classifier"));
+  CHECK(graft::is_saved_module("a.classifier.x", "a.classifier"));
+  CHECK(graft::is_saved_module("a.lm_head.x", "head"));  // PEFT: key.endswith(name)
+  CHECK_FALSE(graft::is_saved_module("classifier2", "classifier"));
+  CHECK_FALSE(graft::is_saved_module("classifier", ""));
 }
 
 TEST_CASE("what PEFT saves of the base's own and is unchanged replaces nothing") {
@@ -626,6 +628,7 @@ TEST_CASE("where head and embedding are one tensor, what PEFT saves of the base'
   // copies beside the base's own
   CHECK(read({embedding}, {"embed_tokens"}).size() == 1);
   CHECK(read({head}, {"lm_head"}).size() == 1);
+  CHECK(read({head}, {"head"}).size() == 1);  // names are endings, as in PEFT
   auto const mixed = read({embedding, head}, {"lm_head"});
   CHECK(mixed.at(embedding).values == one);
   CHECK(mixed.at(head).values == other);

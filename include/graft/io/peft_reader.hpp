@@ -147,7 +147,7 @@ class PeftReader {
 
   bool is_listed(std::string_view module) const {
     auto const& names = config_.modules_to_save;
-    return std::any_of(names.begin(), names.end(), [&](auto const& name) { return is_inside_module(module, name); });
+    return std::any_of(names.begin(), names.end(), [&](auto const& name) { return is_saved_module(module, name); });
   }
 
   // modules_to_save are copies beside the model's own modules. What PEFT saves of those themselves is, where head and
@@ -252,7 +252,7 @@ class PeftReader {
       auto const lists = [&](auto const& names) { return std::any_of(names.begin(), names.end(), is_this); };
       if (info.kind == SiteKind::rotated_q || found_.contains(s) || !lists(config_.target_modules)) continue;
       auto const& saved = config_.modules_to_save;  // what is replaced as a whole is not adapted
-      if (std::any_of(saved.begin(), saved.end(), [&](auto const& one) { return is_inside_module(info.path, one); }))
+      if (std::any_of(saved.begin(), saved.end(), [&](auto const& one) { return is_saved_module(info.path, one); }))
         continue;
       if (++missing == 1) example = info.path;
     }
