@@ -109,3 +109,4 @@
 #include <graft/model/model.hpp>
 #include <graft/model/sampling.hpp>
 #include <graft/model/sequence.hpp>
+#include <graft/model/sequence_input.hpp>
