@@ -78,6 +78,7 @@
 #include <graft/adapter/plan.hpp>
 #include <graft/adapter/policy.hpp>
 #include <graft/adapter/positions.hpp>
+#include <graft/adapter/publish.hpp>
 #include <graft/adapter/published_gradients.hpp>
 #include <graft/adapter/resident_maps.hpp>
 #include <graft/adapter/resident_plan.hpp>
