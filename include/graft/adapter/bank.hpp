@@ -33,8 +33,10 @@ class ModuleBank {
 
   /// Forgets the name; false when there is none. Memory goes when the last request using it ends.
   bool unload(std::string const& name) {
+    typename decltype(modules_)::node_type gone;  // gives its memory back behind the lock
     std::lock_guard lock(mutex_);
-    return modules_.erase(name) != 0;
+    gone = modules_.extract(name);
+    return !gone.empty();
   }
 
   /// The module under this name now, or null.
@@ -222,9 +224,11 @@ std::uint64_t ModuleBank<B>::publish(B& be, index_t place, std::shared_ptr<Modul
   auto out = detail::Publisher<B>(sites_, storage_).published(be, std::move(module));
   out->policy = place;
   out->stages[0] = stage_of(place, Side::input), out->stages[1] = stage_of(place, Side::output);
+  std::shared_ptr<Published const> replaced;  // gives its memory back behind the lock
   std::lock_guard lock(mutex_);
   std::uint64_t const version = out->version = ++versions_;
-  modules_[out->name] = std::move(out);
+  auto& place_of_name = modules_[out->name];
+  replaced = std::exchange(place_of_name, std::move(out));
   return version;
 }
 

@@ -51,6 +51,7 @@ struct Module {
   /// Adds the policy at a site, in any order; its tensors have shapes but no memory until `allocate`.
   Entry& add(SiteTable const& sites, index_t site, P const& here) {
     auto const& info = sites[site];
+    expects(parameters_ == nullptr, "graft: a module that has its memory takes no further site, ", info.path);
     expects(here.accepts(info), "graft: a ", P::peft_type, " module cannot sit on ", info.path);
     Entry entry{site, here, {}};
     LayerSites const* layer = info.layer >= 0 && info.layer < static_cast<index_t>(sites.layers().size())
