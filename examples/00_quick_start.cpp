@@ -18,8 +18,8 @@ int main(int argc, char** argv) {
   CpuBackend<> backend(pool);
   ModelFiles files = open_model(path);
   Model<Llama, Adapters<RoAdRotation, LoRADelta>, CpuBackend<>> model(files.config, files.weights);
-  load_adapter(backend, model.bank(), "verses", folder + "/lora16-scripture");  // a PEFT folder
-  load_adapter(backend, model.bank(), "pirate", folder + "/road2-pirate");
+  load_adapter(backend, model, "verses", folder + "/lora16-scripture");  // a PEFT folder
+  load_adapter(backend, model, "pirate", folder + "/road2-pirate");
 
   Tokenizer const tokenizer(read_tokenizer(path));
   Context context(model, backend);

@@ -184,7 +184,7 @@ int run(std::string const& data, std::string const& path, index_t count) {
   for (auto const& tenant : tenants)
     for (auto const& use : tenant.adapters)
       if (model.bank().find(use.name) == nullptr)
-        load_adapter(backend, model.bank(), use.name, data + "/adapters/" + use.name);
+        load_adapter(backend, model, use.name, data + "/adapters/" + use.name);
   std::printf("%s with %zu adapters, ready in %.2f s; %zu requests in one batch\n\n", model.config().name.c_str(),
               model.bank().names().size(), now() - opened, tenants.size());
 

@@ -63,7 +63,7 @@ class Worker {
     context_ = std::make_unique<Context<PeerModel>>(
         *model_, backend_, ContextOptions{.kv_storage = native ? KvStorage::bf16 : KvStorage::full});
     for (auto const& [name, folder] : call.at("adapters").items())
-      load_adapter(backend_, model_->bank(), name, folder.get<std::string>());
+      load_adapter(backend_, *model_, name, folder.get<std::string>());
     return {{"isa", isa_name(backend_.isa())}};
   }
   json tokens(json const& call) { return {{"tokens", tokenizer_->encode(call.at("text").get<std::string>())}}; }

@@ -243,12 +243,18 @@ void add_combine(CLI::App& app) {
       ->required();
   command->add_option("--factor", combine.factor, "LoRA's factor that carries the sign: a or b (default b; detoxify a)")
       ->transform(CLI::IsMember({"a", "b"}, CLI::ignore_case));
-  command->add_option("--lambda", combine.lambda, "of analogy and detoxify")->capture_default_str();
-  command->add_option("--t", combine.t, "of power, interpolate and slerp")->capture_default_str();
-  command->add_option("--rank", combine.rank, "rank to compress to (default: the largest of the adapters')");
-  command->add_option("--error", combine.error, "compress to this relative error instead");
-  command->add_option("--energy", combine.energy, "compress to this share of the squared norm instead");
-  command->add_option("--density", combine.density, "share of the entries that is kept")->capture_default_str();
+  auto const any = number([](double) { return true; }, "a number"),
+             share = number([](double x) { return x > 0 && x <= 1; }, "above 0 and up to 1"),
+             below_one = number([](double x) { return x >= 0 && x < 1; }, "from 0 up and below 1");
+  command->add_option("--lambda", combine.lambda, "of analogy and detoxify")->check(any)->capture_default_str();
+  command->add_option("--t", combine.t, "of power, interpolate and slerp")->check(any)->capture_default_str();
+  command->add_option("--rank", combine.rank, "rank to compress to (default: the largest of the adapters')")
+      ->check(whole_number(1));
+  command->add_option("--error", combine.error, "compress to this relative error instead")->check(below_one);
+  command->add_option("--energy", combine.energy, "compress to this share of the squared norm instead")->check(share);
+  command->add_option("--density", combine.density, "share of the entries that is kept")
+      ->check(share)
+      ->capture_default_str();
   command->add_option("--majority", combine.majority, "how signs are elected")
       ->check(CLI::IsMember({"total", "frequency"}))
       ->capture_default_str();
@@ -256,14 +262,21 @@ void add_combine(CLI::App& app) {
   command->add_option("--heads", combine.heads, "heads of several adapters: exact (weights must sum to 1) or first")
       ->check(CLI::IsMember({"exact", "first"}))
       ->capture_default_str();
-  command->add_option("--group-size", combine.group_size, "of an IA3 adapter made RoAd")->capture_default_str();
-  command->add_option("--part", combine.part, "of subspace: which part of the blocks, from 0 on")
+  command->add_option("--group-size", combine.group_size, "of an IA3 adapter made RoAd")
+      ->check(whole_number(2))
       ->capture_default_str();
-  command->add_option("--parts", combine.parts, "of subspace: how many there are")->capture_default_str();
+  command->add_option("--part", combine.part, "of subspace: which part of the blocks, from 0 on")
+      ->check(whole_number(0))
+      ->capture_default_str();
+  command->add_option("--parts", combine.parts, "of subspace: how many there are")
+      ->check(whole_number(1))
+      ->capture_default_str();
   command->add_option("--seed", combine.seed, "of what is drawn at random")
       ->check(seed_number())
       ->capture_default_str();
-  command->add_option("--evaluations", options->evaluations, "of the loss, for search")->capture_default_str();
+  command->add_option("--evaluations", options->evaluations, "of the loss, for search")
+      ->check(whole_number(1))
+      ->capture_default_str();
   command->add_option("--model", options->model, "the adapters' base model: checks them; needed by search and to-lora");
   command->add_option("--data", options->data, "lines of prompt and completion, for search");
   command->add_option("--type", options->type, "of the tensors written: f32 (default), f16 or bf16");

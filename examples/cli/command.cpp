@@ -58,6 +58,19 @@ CLI::Validator seed_number() {
       "");
 }
 
+CLI::Validator number(bool (*ok)(double), char const* which) {
+  return CLI::Validator(
+      [=](std::string& value) {
+        double parsed = 0;
+        char const* const last = value.data() + value.size();
+        bool const whole = std::from_chars(value.data(), last, parsed).ptr == last;
+        return whole && std::isfinite(parsed) && ok(parsed) ? std::string() : text("Value ", value, " is not ", which);
+      },
+      "");
+}
+
+CLI::Validator whole_number(std::int64_t least) { return CLI::Range(least, std::int64_t{1} << 40); }
+
 std::vector<AdapterUse> ModelOptions::uses(std::vector<std::string> const& use) const {
   std::vector<AdapterUse> result;
   for (auto const& one : use) {

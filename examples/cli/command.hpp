@@ -34,6 +34,10 @@ auto checked_use(auto&& f) {
 
 /// What --seed must be: a whole number of 64 bits without a sign.
 CLI::Validator seed_number();
+/// A finite number for which `ok` holds; `which` says in words what it is, "a number above 0".
+CLI::Validator number(bool (*ok)(double), char const* which);
+/// A whole number from `least` up to more than any machine could count.
+CLI::Validator whole_number(std::int64_t least);
 
 /// Options of everything that runs a model.
 struct ModelOptions {

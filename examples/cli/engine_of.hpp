@@ -25,7 +25,7 @@ class ArchitectureEngine final : public Engine {
 
   void load(std::string const& name, std::filesystem::path const& path) override {
     auto const loaded = is_gguf(path) ? load_gguf_lora(owner_.backend(), model_.bank(), name, path, model_.config())
-                                      : load_adapter(owner_.backend(), model_.bank(), name, path);
+                                      : load_adapter(owner_.backend(), model_, name, path);
     for (auto const& warning : loaded.warnings) std::fprintf(stderr, "graft: warning: %s\n", warning.c_str());
   }
 

@@ -21,6 +21,8 @@ struct Options {
   bool chat = false;
 };
 
+constexpr index_t longest_continuation = 1 << 20;
+
 struct Request {
   GenerationRequest generation;
   std::string prompt, adapters;
@@ -74,7 +76,8 @@ std::vector<Request> read_requests(Options const& options, Tokenizer const& toke
     sampling.repeat_penalty = line.get("repeat_penalty", sampling.repeat_penalty);
     sampling.seed = line.get<std::uint64_t>("seed", seed_of(options.sampling.seed, number));
     index_t const max_tokens = line.get("max_tokens", options.max_tokens);
-    if (max_tokens < 0) line.fail("max_tokens is ", max_tokens);
+    if (max_tokens < 0 || max_tokens > longest_continuation)
+      line.fail("max_tokens is ", max_tokens, ", expected from 0 to ", longest_continuation);
     line.checked([&] {
       Sampler const checked(sampling);
       add(line.get<std::string>("prompt"), adapters_of(line), max_tokens, sampling);
@@ -152,7 +155,8 @@ void add_generate(CLI::App& app) {
   command->add_option("--prompt", options->prompt, "text to continue");
   command->add_option("--use", options->use, "NAME or NAME=WEIGHT of an adapter for --prompt; repeatable")->take_all();
   command->add_option("--requests", options->requests, "lines {\"prompt\", \"adapters\", \"max_tokens\", ...}");
-  command->add_option("--max-tokens", options->max_tokens, "longest continuation")->check(CLI::Range(0, 1 << 20));
+  command->add_option("--max-tokens", options->max_tokens, "longest continuation")
+      ->check(CLI::Range(index_t{0}, longest_continuation));
   command->add_option("--temperature", options->sampling.temperature, "0: most likely token");
   command->add_option("--top-k", options->sampling.top_k);
   command->add_option("--top-p", options->sampling.top_p);

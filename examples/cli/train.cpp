@@ -2,8 +2,6 @@
 // graft train: a module of any method learns from lines of prompts and completions, or of texts and labels.
 #include <examples/cli/train.hpp>
 
-#include <charconv>
-#include <cmath>
 #include <cstdio>
 
 namespace graft::cli {
@@ -36,19 +34,7 @@ void add_train(CLI::App& app) {
   auto* const command = app.add_subcommand("train", "trains an adapter and writes it as a PEFT folder");
   c->model.add_to(*command, false);
   auto& t = c->trainer;
-  auto const positive = CLI::Range(std::int64_t{1}, std::int64_t{1} << 40);
-  auto const count = CLI::Range(std::int64_t{0}, std::int64_t{1} << 40);
-  auto const number = [](bool (*ok)(double), char const* which) {  // NaN is never ok
-    return CLI::Validator(
-        [=](std::string& value) {
-          double parsed = -1;
-          char const* const last = value.data() + value.size();
-          bool const whole = std::from_chars(value.data(), last, parsed).ptr == last;
-          return whole && std::isfinite(parsed) && ok(parsed) ? std::string()
-                                                              : text("Value ", value, " is not ", which);
-        },
-        "");
-  };
+  auto const positive = whole_number(1), count = whole_number(0);
   auto const above_zero = number([](double x) { return x > 0; }, "a number above 0"),
              from_zero = number([](double x) { return x >= 0; }, "a number from 0 up"),
              share = number([](double x) { return x >= 0 && x <= 0.9; }, "from 0 to 0.9"),

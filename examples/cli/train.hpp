@@ -96,6 +96,8 @@ P policy_of(TrainCommand const& command, ModelConfig const& model) {
     if (equals == std::string::npos) throw UsageError(text("expected --set KEY=VALUE, got ", setting));
     set(setting.substr(0, equals), setting.substr(equals + 1));
   }
+  if constexpr (requires { policy.rank; })
+    if (policy.rank < 1) throw UsageError(text("a rank is at least 1, not ", policy.rank));
   if constexpr (requires { policy.alpha; }) {
     if (std::isnan(policy.alpha)) policy.alpha = 2 * static_cast<double>(policy.rank);  // nobody said it
     if (policy.alpha == 0) throw UsageError("an adapter with lora_alpha 0 does nothing");

@@ -171,6 +171,34 @@ void check_use(TrainCommand const& c, Module<P, B> const& module) {
   demand(c.trainer.parts > 0, std::same_as<P, RoAdRotation>, "--parts", "it has no blocks");
 }
 
+/// Refuses, before memory is asked for, what the machine could not hold, and says what a rank does not give.
+template <class P, class B>
+void check_size(TrainCommand const& c, P const& policy, SiteTable const& sites, std::vector<index_t> const& at) {
+  Module<P, B> planned;
+  for (index_t const site : at) planned.add(sites, site, policy);
+  double parameters = 0;  // more than an index_t counts, perhaps
+  planned.for_each([&](index_t, auto, auto const& tensor) {
+    double elements = 1;
+    for (index_t const size : tensor_shape(tensor)) elements *= static_cast<double>(size);
+    parameters += elements;
+  });
+  // the parameters, their gradient, and AdamW's two moments
+  double const bytes = parameters * sizeof(Real<B>) * (c.optimizer == "adamw" ? 4 : 2),
+               there = static_cast<double>(::sysconf(_SC_PHYS_PAGES)) * static_cast<double>(::sysconf(_SC_PAGESIZE));
+  constexpr bool has_rank = requires { policy.rank; };
+  if (bytes > there)
+    throw UsageError(text("an adapter of ", parameters, " parameters needs ", std::ceil(bytes / 1e9),
+                          " GB to be trained, and this machine has ", std::floor(there / 1e9), " GB",
+                          has_rank ? "; give a smaller --rank" : ""));
+  if constexpr (LowRankPolicy<P, B>) {
+    index_t useful = 0;
+    for (index_t const site : at) useful = std::max(useful, std::min(sites[site].in, sites[site].out));
+    if (policy.rank > useful)
+      std::fprintf(stderr, "graft: warning: rank %lld is more than any of the modules can use, which is %lld\n",
+                   static_cast<long long>(policy.rank), static_cast<long long>(useful));
+  }
+}
+
 /// One line that is written over and over, on a terminal only.
 class ProgressLine {
  public:
@@ -209,6 +237,7 @@ Module<P, typename M::B> new_module(TrainCommand const& c, P const& policy, M co
   auto const& config = model.config();
   auto const at =
       target_sites(model.sites(), policy, c.targets.empty() ? MethodDefaults<P>::targets(config) : c.targets);
+  check_size<P, typename M::B>(c, policy, model.sites(), at);
   auto trained = make_module<P, typename M::B>("adapter", policy, model.sites(), at, c.trainer.seed);
   trained.base_model = c.model.model;
   trained.task_type = config.classifier ? "SEQ_CLS" : "CAUSAL_LM";

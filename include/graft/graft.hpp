@@ -79,6 +79,7 @@
 #include <graft/adapter/plan.hpp>
 #include <graft/adapter/policy.hpp>
 #include <graft/adapter/positions.hpp>
+#include <graft/adapter/publish.hpp>
 #include <graft/adapter/published_gradients.hpp>
 #include <graft/adapter/resident_maps.hpp>
 #include <graft/adapter/resident_plan.hpp>
@@ -110,3 +111,4 @@
 #include <graft/model/model.hpp>
 #include <graft/model/sampling.hpp>
 #include <graft/model/sequence.hpp>
+#include <graft/model/sequence_input.hpp>

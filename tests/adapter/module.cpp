@@ -152,4 +152,11 @@ TEST_CASE("random numbers are uniform and normal") {
   CHECK(std::fabs(within / n - 0.6827) <= 5 * std::sqrt(0.6827 * 0.3173 / n));
 }
 
+TEST_CASE("a module that has its memory takes no further site") {
+  auto const table = llama({1, 8, 16});
+  auto module = make_module<LoRADelta, B>("m", LoRADelta{}, table, {0});
+  CHECK_THROWS_WITH(module.add(table, 1, LoRADelta{}),
+                    "graft: a module that has its memory takes no further site, model.layers.0.self_attn.k_proj");
+}
+
 }  // namespace

@@ -6,6 +6,7 @@
 #include <graft/backend/cpu/cpu.hpp>
 #include <graft/io/model_files.hpp>
 
+#include <set>
 #include <string>
 #include <vector>
 
@@ -110,6 +111,31 @@ TEST_CASE("sites of BERT and RoBERTa, with and without a head") {
                                                         "classifier.out_proj classifier.out_proj 32 2"});
   CHECK(bert.layers()[0].value.offset == 0);
   CHECK(bert[bert.layers()[0].up.site].id == "intermediate.dense");
+}
+
+TEST_CASE("biases that transformers saves are those the architecture says there are, and the other way round") {
+  for (auto const* name : {"llama_lora", "llama_biased", "mistral", "qwen2", "qwen3", "gpt2", "gpt2_classifier", "bert",
+                           "bert_masked", "bert_classifier", "roberta", "roberta_classifier"}) {
+    auto const files = files_of(name);
+    std::set<std::string> stated;
+    with_architecture(files.config.architecture, [&]<class Arch>() {
+      for (auto const& tensor : Arch::optional_tensors(files.config))
+        if (tensor.presence != OptionalTensor::Presence::never)
+          for (index_t l = 0; l < (tensor.in_layers ? files.config.layers : 1); ++l)
+            stated.insert(tensor.in_layers ? text(Arch::layer_path(files.config, l), '.', tensor.name) : tensor.name);
+    });
+    for (auto const& tensor : stated) {
+      INFO(name << ' ' << tensor);
+      CHECK(files.weights.contains(tensor));
+    }
+    for (auto const& [tensor, weight] : files.weights.tensors) {
+      INFO(name << ' ' << tensor);
+      bool const norm = tensor.find("orm.") != tensor.npos || tensor.find(".ln_") != tensor.npos;
+      bool const unread = !files.config.classifier && tensor.find("pooler.") != tensor.npos;
+      bool const twice = tensor == "cls.predictions.bias";  // the decoder's
+      if (tensor.ends_with(".bias") && !norm && !unread && !twice) CHECK(stated.contains(tensor));
+    }
+  }
 }
 
 TEST_CASE("every tensor of a model is needed, in its shape") {

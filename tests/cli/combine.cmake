@@ -104,6 +104,12 @@ expect(0 "PEDRO" "" combine --op add --out ${WORK_DIR}/n ${models}/llama_pedro/a
 expect(0 "PEDRO" "" info ${WORK_DIR}/n --model ${models}/llama_pedro)
 
 expect(2 "" "--op nothing is not known; there are add, cat" combine --op nothing --out ${WORK_DIR}/x ${lora})
+foreach(wrong IN ITEMS "--rank;0" "--energy;0" "--energy;1.5" "--error;1" "--density;0" "--lambda;nan" "--t;inf"
+                       "--evaluations;0" "--group-size;1" "--parts;0" "--part;-1")
+  list(GET wrong 0 flag)
+  list(GET wrong 1 value)
+  expect(2 "" "${flag}: Value ${value} " combine --op svd --out ${WORK_DIR}/x ${lora} ${wrong})
+endforeach()
 expect(2 "" "slerp takes 2 adapters, not 1" combine --op slerp --out ${WORK_DIR}/x ${lora})
 expect(2 "" "compose takes its adapters without weights" combine --op compose --out ${WORK_DIR}/x ${lora} ${lora}=2)
 expect(2 "" "to-lora needs --model" combine --op to-lora --out ${WORK_DIR}/x ${maps}/adapter_road_b)

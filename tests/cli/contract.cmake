@@ -92,7 +92,8 @@ expect(0 "\n0 +- +48 .*\n1 +- +0 +0.0\nall +48 " "^$" generate --model ${WORK_DI
 expect(2 "" "--use nobody=2: no --adapter is called nobody" generate --model ${WORK_DIR}/gpt2 --prompt ! --use nobody=2)
 
 # what is wrong with a line is said with its number
-foreach(wrong IN ITEMS "\"temperature\":-1" "\"top_p\":0" "\"prompt\":null" "\"prompt\":\"\"")
+foreach(wrong IN ITEMS "\"temperature\":-1" "\"top_p\":0" "\"prompt\":null" "\"prompt\":\"\""
+                       "\"max_tokens\":-1" "\"max_tokens\":1048577")
   file(WRITE ${WORK_DIR}/prompts.jsonl "{\"prompt\":\"!\"}\n{\"prompt\":\"!\", ${wrong}}\n")
   expect(1 "^$" "prompts.jsonl:2: " generate --model ${WORK_DIR}/gpt2 --requests ${WORK_DIR}/prompts.jsonl)
 endforeach()

@@ -232,6 +232,13 @@ expect(2 "" "--method" ${lora} --method dora)
 expect(2 "" "no option 'rnak'; its options are .*lora_alpha" ${lora} --method lora --set rnak=4)
 expect(2 "" "KEY=VALUE" ${lora} --method lora --set rank)
 expect(2 "" "whole number" ${lora} --method lora --rank 2.5)
+expect(2 "" "a rank is at least 1, not 0" ${lora} --method lora --rank 0)
+expect(2 "" "a rank is at least 1, not -1" ${lora} --method pedro --set r=-1)
+foreach(method IN ITEMS lora pedro)
+  expect(2 "" "needs [0-9.e+]+ GB to be trained, and this machine has" ${lora} --method ${method} --rank 1000000000000)
+endforeach()
+expect(0 "" "warning: rank 200 is more than any of the modules can use, which is 32"
+       train --model ${WORK_DIR}/llama --data ${data} --out ${WORK_DIR}/wide --method lora --rank 200 --steps 1)
 expect(2 "" "--beta1: Value 1 is not from 0 up and below 1" ${lora} --method lora --beta1 1)
 foreach(wrong IN ITEMS "epsilon;0" "epsilon;nan" "weight-decay;nan" "lora-plus;nan" "lr;nan" "lr;0" "epochs;inf"
                        "val-fraction;nan" "dropout;nan" "warmup;-1" "seed;-1" "seed;18446744073709551616" "alpha;0")

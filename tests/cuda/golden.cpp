@@ -34,7 +34,7 @@ double worst_of(Case const& c, ModelFiles files) {
   Model<Arch, AllAdapters, B> model(std::move(files.config), std::move(files.weights));
   for (auto const& entry : std::filesystem::directory_iterator(c.folder))
     if (std::string const name = entry.path().filename().string(); name.starts_with("adapter_"))
-      load_adapter(be, model.bank(), name.substr(8), entry.path());
+      load_adapter(be, model, name.substr(8), entry.path());
   Context<Model<Arch, AllAdapters, B>> context(model, be);
 
   Batch<B> batch(context, c.requests, model.config().classifier);
@@ -118,7 +118,7 @@ namespace {
 void load_adapters(auto& be, auto& model, Case const& c) {
   for (auto const& entry : std::filesystem::directory_iterator(c.folder))
     if (std::string const name = entry.path().filename().string(); name.starts_with("adapter_"))
-      load_adapter(be, model.bank(), name.substr(8), entry.path());
+      load_adapter(be, model, name.substr(8), entry.path());
 }
 
 /// Greedy and sampled continuations of a case's requests.

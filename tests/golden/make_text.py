@@ -12,6 +12,7 @@ import io
 import json
 import pathlib
 import sys
+from random import Random
 
 import sentencepiece
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -170,6 +171,26 @@ def write_family(name, tokenizer, config, lines):
                                      "pair": {"ids": pair.ids, "type_ids": pair.type_ids}})
 
 
+def write_byte_runs(name):
+    """What ids decode to where runs of <0xNN> tokens are UTF-8, broken, unfinished, or begin the text."""
+    tokenizer = Tokenizer.from_file(str(DATA / f"text_{name}/tokenizer.json"))
+    random = Random(7)
+    entries = []
+    for _ in range(300):
+        ids = []
+        for _ in range(random.randint(1, 4)):
+            run = list(random.choice(["é", "€", "🙂", "a", " ", "é€", "中a🙂"]).encode())
+            if random.random() < 0.5:  # lose, repeat or change a byte
+                at = random.randrange(len(run))
+                run[at : at + 1] = random.choice([[], [run[at]] * 2, [random.randrange(256)]])
+            ids += [tokenizer.token_to_id(f"<0x{byte:02X}>") for byte in run]
+            if random.random() < 0.6:
+                ids.append(random.choice([0, 1, 2, random.randrange(259, tokenizer.get_vocab_size())]))
+        texts = [tokenizer.decode(ids, skip_special_tokens=skip) for skip in (False, True)]
+        entries.append({"ids": ids, "decoded": texts[0], "visible": texts[1]})
+    write(DATA / f"text_{name}/byte_runs.json", entries)
+
+
 def write_sentencepiece(lines):
     """A model with scores and no merges, as GGUF files of Llama 2 have it, and SentencePiece's own answers."""
     model = io.BytesIO()
@@ -205,6 +226,8 @@ def main():
     write_family("roberta", *roberta(), lines)
     write_family("llama2", *llama2(), lines)
     write_family("llama2_metaspace", *llama2(metaspace=True), lines)
+    for name in ("llama2", "llama2_metaspace"):
+        write_byte_runs(name)
     write_family("bert", *bert(), lines)
     write_family("bert_cased", *bert(cased=True), lines)
     write_sentencepiece(lines)

@@ -42,4 +42,10 @@ TEST_CASE("a value that would have to be changed to fit is refused with its line
   CHECK(refusal<double>("1") == "");
 }
 
+TEST_CASE("a file that cannot be read is not an empty one") {
+  graft_test::TemporaryFolder const folder;
+  CHECK_THROWS_WITH(read_json_lines(folder.path(), {}), folder.path().string() + ": cannot be read");
+  CHECK_THROWS_WITH(read_json_lines(folder / "none", {}), (folder / "none").string() + ": cannot be opened");
+}
+
 }  // namespace

@@ -7,6 +7,7 @@
 #include <tests/io/golden_sites.hpp>
 #include <tests/io/llama_sites.hpp>
 
+#include <graft/arch/weights.hpp>
 #include <graft/io/peft.hpp>
 
 #include <algorithm>
@@ -555,10 +556,52 @@ TEST_CASE("replacements of the model's own tensors: modules_to_save and saved em
   write_bytes(folder / "b/adapter_config.json", config.dump());
   CHECK(graft::read_peft<LoRADelta, B>(folder / "b", sites, "x").module.saved.at("lm_head.bias").values == bias);
 
-  CHECK(graft::is_inside_module("classifier.dense", "classifier"));
-  CHECK(graft::is_inside_module("a.classifier", "classifier"));
-  CHECK_FALSE(graft::is_inside_module("a.myclassifier.x", "classifier"));
-  CHECK_FALSE(graft::is_inside_module("classifier2", "classifier"));
+  CHECK(graft::is_saved_module("classifier.dense", "classifier"));
+  CHECK(graft::is_saved_module("a.classifier", "classifier"));
+  CHECK(graft::is_saved_module("a.classifier.x", "a.classifier"));
+  CHECK(graft::is_saved_module("a.lm_head.x", "head"));  // PEFT: key.endswith(name)
+  CHECK_FALSE(graft::is_saved_module("classifier2", "classifier"));
+  CHECK_FALSE(graft::is_saved_module("classifier", ""));
+}
+
+TEST_CASE("what PEFT saves of the base's own and is unchanged replaces nothing") {
+  struct {  // of a model, what loading needs
+    graft::Bank<Policies, B> own_bank;
+    graft::WeightMap own_weights;
+    graft::Bank<Policies, B>& bank() { return own_bank; }
+    graft::WeightMap const& weights() const { return own_weights; }
+  } model{graft::Bank<Policies, B>(llama_sites({.tied = true})), {}};
+  SiteTable const& sites = model.bank().sites();
+  std::string const embedding = "model.embed_tokens.weight", head = "lm_head.weight";
+  std::vector<graft::bf16> const own(80, graft::bf16(3.0f));  // another format than the adapter's
+  model.own_weights.tensors[embedding] = {reinterpret_cast<std::byte const*>(own.data()), graft::Format::bf16, 10, 8,
+                                          nullptr};
+  TemporaryFolder folder;
+  B be;
+  auto const kept = [&](std::vector<std::pair<std::string, float>> const& saved, bool listed) {
+    auto module = sample(LoRADelta{.rank = 2}, sites, {"model.embed_tokens"});
+    for (auto const& [path, last] : saved) {
+      module.saved[path] = {{10, 8}, std::vector<float>(80, 3.0f)};
+      module.saved[path].values.back() = last;
+    }
+    graft::write_peft(folder.path(), module, sites);
+    Json config = config_of(folder.path());
+    config["modules_to_save"] = listed ? Json::array({"lm_head"}) : Json();
+    write_bytes(folder / "adapter_config.json", config.dump());
+    graft::load_adapter(be, model, "a", folder.path());
+    return model.bank().find("a")->replacements.size();
+  };
+  CHECK(kept({{embedding, 3}}, false) == 0);
+  CHECK(kept({{embedding, 3}, {head, 3}}, false) == 0);
+  CHECK(kept({{embedding, 4}}, false) == 2);
+  CHECK(kept({{embedding, 3}, {head, 4}}, false) == 2);  // the head is loaded last
+  CHECK(kept({{embedding, 4}, {head, 3}}, false) == 0);
+  CHECK(kept({{embedding, 3}, {head, 3}}, true) == 1);  // the head is asked for
+  graft::load_adapter(be, model.bank(), "a", folder.path());
+  CHECK(model.bank().find("a")->replacements.size() == 2);  // nothing to compare with
+
+  model.own_weights.tensors[embedding].rows = 9;  // a vocabulary of another size is another tensor
+  CHECK(kept({{embedding, 3}}, false) == 2);
 }
 
 TEST_CASE("where head and embedding are one tensor, what PEFT saves of the base's own is both") {
@@ -585,6 +628,7 @@ TEST_CASE("where head and embedding are one tensor, what PEFT saves of the base'
   // copies beside the base's own
   CHECK(read({embedding}, {"embed_tokens"}).size() == 1);
   CHECK(read({head}, {"lm_head"}).size() == 1);
+  CHECK(read({head}, {"head"}).size() == 1);  // names are endings, as in PEFT
   auto const mixed = read({embedding, head}, {"lm_head"});
   CHECK(mixed.at(embedding).values == one);
   CHECK(mixed.at(head).values == other);

@@ -22,7 +22,7 @@ class ModelOf final : public AnyModel<Act> {
   index_t output_width() const override { return model_.ends().output_width(); }
   void load(std::string const& name, std::filesystem::path const& folder) override {
     B be;
-    load_adapter(be, model_.bank(), name, folder);
+    load_adapter(be, model_, name, folder);
   }
   std::unique_ptr<AnyContext<Act>> context(Executor& executor, ContextOptions options) override {
     return std::make_unique<ContextOf>(model_, executor, options);

@@ -128,11 +128,27 @@ TEST_CASE("a stream holds back the bytes of an unfinished character and gives up
   CHECK(stream.push(byte("<0x99>")).empty());
   CHECK(stream.push(byte("<0x82>")) == "🙂");
   CHECK(stream.push(byte("<0xE2>")).empty());
-  CHECK(stream.push(byte("<0x41>")) == "\uFFFDA");  // the euro sign never came
+  CHECK(stream.push(byte("<0x41>")) == "\uFFFD\uFFFD");  // the euro sign never came, and the run is lost
   CHECK(stream.push(byte("<0x80>")) == "\uFFFD");
+  CHECK(stream.push(byte("<0x41>")) == "\uFFFD");
+  CHECK(stream.push(tokenizer.token_id("o")) == "o");
   CHECK(stream.push(byte("<0xC3>")).empty());
   CHECK(stream.finish() == "\uFFFD");
   CHECK(stream.finish().empty());
+}
+
+TEST_CASE("runs of byte tokens decode as by HF's ByteFallback") {
+  for (std::string const family : {"llama2", "llama2_metaspace"}) {
+    Tokenizer const tokenizer{graft::read_tokenizer(data + "/text_" + family)};
+    for (json const& entry : read_json(data + "/text_" + family + "/byte_runs.json")) {
+      INFO(entry.dump());
+      auto const ids = entry["ids"].get<Ids>();
+      auto const decoded = entry["decoded"].get<std::string>();
+      CHECK(tokenizer.decode(ids) == decoded);
+      CHECK(tokenizer.decode(ids, true) == entry["visible"].get<std::string>());
+      if (decoded.find("\uFFFD") == std::string::npos) check_stream(tokenizer, ids, decoded);
+    }
+  }
 }
 
 TEST_CASE("long runs of one character take no longer than n log n") {

@@ -111,7 +111,7 @@ void check_gradients(std::filesystem::path const& folder, double bound, Gradient
     std::string const name = adapter.path().filename().string();
     INFO(adapter.path().string());
     B be;
-    load_adapter(be, model.bank(), name, model_folder / ("adapter_" + name));
+    load_adapter(be, model, name, model_folder / ("adapter_" + name));
     Gradients<B> gradients;
     gradients.want(model.bank().find(name));
     run(model, be, gradients, name, model_folder / "requests.jsonl");

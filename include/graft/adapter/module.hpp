@@ -52,6 +52,7 @@ struct Module {
   static typename P::template State<B> shaped(SiteTable const& sites, index_t site, P const& here) {
     expects(site >= 0 && site < sites.size(), "graft: there is no site ", site, ", the model has ", sites.size());
     auto const& info = sites[site];
+    expects(parameters_ == nullptr, "graft: a module that has its memory takes no further site, ", info.path);
     expects(here.accepts(info), "graft: a ", P::peft_type, " module cannot sit on ", info.path);
     LayerSites const* layer = info.layer >= 0 && info.layer < static_cast<index_t>(sites.layers().size())
                                   ? &sites.layers()[static_cast<std::size_t>(info.layer)]

@@ -42,14 +42,21 @@ struct Bert {
     return text(config.prefix, "encoder.layer.", layer);
   }
 
-  static bool always_biased(ModelConfig const&, std::string_view) { return true; }
-  static std::vector<std::string> always_there(ModelConfig const& c) {
+  static std::vector<OptionalTensor> optional_tensors(ModelConfig const& c) {
+    std::vector<OptionalTensor> tensors;
+    for (char const* module : {"attention.self.query", "attention.self.key", "attention.self.value",
+                               "attention.output.dense", "intermediate.dense", "output.dense"})
+      tensors.push_back({text(module, ".bias"), true});
     bool const bert = c.architecture == "bert";
-    if (c.classifier && bert) return {c.prefix + "pooler.dense.bias", "classifier.bias"};
-    if (c.classifier) return {"classifier.dense.bias", "classifier.out_proj.bias"};
-    if (c.language_model && bert) return {"cls.predictions.transform.dense.bias", "cls.predictions.decoder.bias"};
-    if (c.language_model) return {"lm_head.dense.bias", "lm_head.decoder.bias"};
-    return {};
+    auto const ends = [&](std::string const& dense, std::string const& out) {
+      for (auto const& module : {dense, out}) tensors.push_back({module + ".bias"});
+    };
+    if (c.classifier)
+      bert ? ends(c.prefix + "pooler.dense", "classifier") : ends("classifier.dense", "classifier.out_proj");
+    if (c.language_model)
+      bert ? ends("cls.predictions.transform.dense", "cls.predictions.decoder")
+           : ends("lm_head.dense", "lm_head.decoder");
+    return tensors;
   }
 
   static void add_sites(ModelConfig const& c, SiteTable& sites) {

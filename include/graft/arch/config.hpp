@@ -13,6 +13,14 @@
 
 namespace graft {
 
+/// A tensor that not every model of an architecture has, a bias say, and whether a model has it.
+struct OptionalTensor {
+  enum class Presence { never, if_stored, always };
+  std::string name;        ///< Hugging Face's; with in_layers what stands behind a layer's path
+  bool in_layers = false;  ///< one in each layer: in all of them or in none
+  Presence presence = Presence::always;
+};
+
 struct ModelConfig {
   /// More layers or labels no file may claim: memory is taken for them before any tensor is looked at.
   static constexpr index_t most_layers = 100000, most_labels = 100000;

@@ -86,8 +86,14 @@ struct Gpt2 {
 
   static std::string layer_path(ModelConfig const& config, index_t layer) { return text(config.prefix, "h.", layer); }
 
-  static bool always_biased(ModelConfig const&, std::string_view) { return true; }
-  static std::vector<std::string> always_there(ModelConfig const&) { return {}; }
+  static std::vector<OptionalTensor> optional_tensors(ModelConfig const&) {
+    return {{"attn.c_attn.bias", true},
+            {"attn.c_proj.bias", true},
+            {"mlp.c_fc.bias", true},
+            {"mlp.c_proj.bias", true},
+            {"lm_head.bias", false, OptionalTensor::Presence::never},
+            {"score.bias", false, OptionalTensor::Presence::never}};
+  }
 
   static void add_sites(ModelConfig const& c, SiteTable& sites) {
     for (index_t l = 0; l < c.layers; ++l) {

@@ -40,17 +40,29 @@ struct Llama {
     return text(config.prefix, "layers.", layer);
   }
 
-  /// Whether the linear layers with this id have a bias in every model; elsewhere all layers have one or none has.
-  static bool always_biased(ModelConfig const& config, std::string_view id) {
-    return config.architecture == "qwen2" && (id == "q_proj" || id == "k_proj" || id == "v_proj");
-  }
-  /// Other tensors that some models of this architecture lack, and this one has.
-  static std::vector<std::string> always_there(ModelConfig const& config) {
-    std::vector<std::string> names;
-    for (index_t l = 0; config.architecture == "qwen3" && l < config.layers; ++l)
-      for (auto const* norm : {"q_norm", "k_norm"})
-        names.push_back(text(layer_path(config, l), ".self_attn.", norm, ".weight"));
-    return names;
+  /// transformers' classes know biases by their configuration, whatever a file holds, and norms of query and key by
+  /// their kind.
+  static std::vector<OptionalTensor> optional_tensors(ModelConfig const& c) {
+    using Presence = OptionalTensor::Presence;
+    bool const qwen2 = c.architecture == "qwen2";
+    auto const stored_if = [](bool possible) { return possible ? Presence::if_stored : Presence::never; };
+    Presence const norms = c.architecture == "qwen3" ? Presence::always : Presence::never,
+                   qkv = qwen2 ? Presence::always : stored_if(c.attention_bias),
+                   o = stored_if(c.attention_bias && !qwen2), mlp = stored_if(c.mlp_bias);
+    return {{"self_attn.q_norm.weight", true, norms},
+            {"self_attn.k_norm.weight", true, norms},
+            {"self_attn.q_proj.bias", true, qkv},
+            {"self_attn.k_proj.bias", true, qkv},
+            {"self_attn.v_proj.bias", true, qkv},
+            {"self_attn.o_proj.bias", true, o},
+            {"mlp.gate_proj.bias", true, mlp},
+            {"mlp.up_proj.bias", true, mlp},
+            {"mlp.down_proj.bias", true, mlp},
+            {"input_layernorm.bias", true, Presence::never},
+            {"post_attention_layernorm.bias", true, Presence::never},
+            {c.prefix + "norm.bias", false, Presence::never},
+            {"lm_head.bias", false, Presence::never},
+            {"score.bias", false, Presence::never}};
   }
 
   static void add_sites(ModelConfig const& c, SiteTable& sites) {

@@ -7,7 +7,10 @@
 #include <graft/core/types.hpp>
 #include <graft/core/view.hpp>
 
+#include <algorithm>
 #include <cstddef>
+#include <cstdint>
+#include <vector>
 
 namespace graft {
 
@@ -46,6 +49,20 @@ inline Weight dense_weight(MatrixView<float const> matrix) {
   expects(matrix.stride == matrix.cols, "graft: a weight's rows must be contiguous; stride is ", matrix.stride,
           ", columns are ", matrix.cols);
   return {reinterpret_cast<std::byte const*>(matrix.data), Format::f32, matrix.rows, matrix.cols, nullptr};
+}
+
+/// Whether both hold the same numbers, in whatever formats and orders of rows.
+inline bool same_values(Weight const& a, Weight const& b) {
+  if (a.rows != b.rows || a.cols != b.cols) return false;
+  if (a.format == b.format && a.row_order == nullptr && b.row_order == nullptr)
+    return std::equal(a.data, a.data + a.bytes(), b.data);
+  std::vector<float> one(static_cast<std::size_t>(a.cols)), other(one.size());
+  for (index_t r = 0; r < a.rows; ++r) {
+    a.row(r, one.data());
+    b.row(r, other.data());
+    if (one != other) return false;
+  }
+  return true;
 }
 
 }  // namespace graft

@@ -64,6 +64,7 @@ inline std::vector<JsonLine> read_json_lines(std::filesystem::path const& path, 
       if (std::find(known.begin(), known.end(), key) == known.end()) parsed.fail("unknown key \"", key, "\"");
     lines.push_back(std::move(parsed));
   }
+  if (file.bad()) raise<FormatError>(path.string(), ": cannot be read");  // a folder, a broken disk
   if (lines.empty()) raise<FormatError>(path.string(), ": holds no lines");
   return lines;
 }

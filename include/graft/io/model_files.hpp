@@ -11,15 +11,15 @@
 #include <graft/io/gguf.hpp>
 
 #if GRAFT_FILES_ARE_HERE
-#include <graft/adapter/site.hpp>
 #include <graft/arch/architectures.hpp>
 #include <graft/io/gguf_config.hpp>
 #include <graft/io/hf_config.hpp>
 #include <graft/io/model_weights.hpp>
 #include <graft/io/safetensors.hpp>
 
-#include <set>
-#include <string_view>
+#include <algorithm>
+#include <string>
+#include <vector>
 #endif
 
 #include <filesystem>
@@ -48,23 +48,22 @@ inline void check_layers(ModelFiles const& files) {
                        files.config.layers, " layers");
 }
 
-/// A bias that is missing would be read as zeros, and a norm of query or key as none: what the architecture always has,
-/// and biases that other layers have, must be there.
+/// A bias that is missing would be read as zeros, and a norm of query or key as none: what the model always has, and
+/// what some of its layers have, must be there.
 inline void check_optional(ModelFiles const& files) {
-  auto const require = [&](std::string const& name) {
-    if (!files.weights.contains(name))
-      raise<FormatError>(files.weights.path, ": tensor ", in_quotes(name), " is missing");
-  };
+  WeightMap const& weights = files.weights;
   with_architecture(files.config.architecture, [&]<class Arch>() {
-    SiteTable sites;
-    Arch::add_sites(files.config, sites);
-    std::set<std::string_view> biased;  // ids
-    for (auto const& site : sites.all())
-      if (files.weights.contains(site.path + ".bias") || Arch::always_biased(files.config, site.id))
-        biased.insert(site.id);
-    for (auto const& site : sites.all())
-      if (site.kind == SiteKind::linear && biased.contains(site.id)) require(site.path + ".bias");
-    for (auto const& name : Arch::always_there(files.config)) require(name);
+    for (auto const& tensor : Arch::optional_tensors(files.config)) {
+      std::vector<std::string> names;
+      for (index_t l = 0; tensor.in_layers && l < files.config.layers; ++l)
+        names.push_back(text(Arch::layer_path(files.config, l), '.', tensor.name));
+      if (!tensor.in_layers) names.push_back(tensor.name);
+      bool const needed = tensor.presence == OptionalTensor::Presence::always ||
+                          std::any_of(names.begin(), names.end(), [&](auto& name) { return weights.contains(name); });
+      for (auto const& name : names)
+        if (needed && !weights.contains(name))
+          raise<FormatError>(weights.path, ": tensor ", in_quotes(name), " is missing");
+    }
   });
 }
 

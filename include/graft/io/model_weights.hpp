@@ -2,6 +2,7 @@
 // A file's tensors as weights under the names, and in the row order, of Hugging Face's classes.
 #pragma once
 
+#include <graft/arch/architectures.hpp>
 #include <graft/arch/weights.hpp>
 #include <graft/core/error.hpp>
 #include <graft/core/format.hpp>
@@ -22,17 +23,6 @@
 #include <vector>
 
 namespace graft::detail {
-
-inline Weight as_weight(std::string const& path, TensorInfo const& tensor) {
-  if (!format_info(tensor.format).weight)
-    raise<FormatError>(path, ": tensor ", in_quotes(tensor.name), " of type ", format_info(tensor.format).name,
-                       " cannot be a weight");
-  if (tensor.shape.empty() || tensor.shape.size() > 2)
-    raise<FormatError>(path, ": tensor ", in_quotes(tensor.name), " has ", tensor.shape.size(),
-                       " dimensions, expected 1 or 2");
-  bool const vector = tensor.shape.size() == 1;
-  return {tensor.data, tensor.format, vector ? 1 : tensor.shape[0], tensor.shape.back(), nullptr};
-}
 
 /// GPT-2's Conv1D keeps [in, out]: the same numbers in the same format, turned once at load.
 inline Weight transposed(std::string const& path, TensorInfo const& tensor, WeightMap& map) {
@@ -69,20 +59,14 @@ inline std::string class_name(ModelConfig const& config, std::string name, bool 
   return prefixed || head ? name : config.prefix + name;
 }
 
-/// Whether a decoder's class in transformers has a tensor of this name, where it might: it knows biases by its
-/// configuration, whatever the file holds, and norms of query and key by its architecture.
+/// Whether the model's class in transformers has a tensor of this name.
 inline bool is_of_class(ModelConfig const& config, std::string_view name) {
-  if (config.is_encoder()) return true;
-  if (name == "lm_head.bias" || name == "score.bias") return false;
-  if (config.architecture == "gpt2") return true;
-  auto const is = [&](std::initializer_list<std::string_view> ends) {
-    return std::any_of(ends.begin(), ends.end(), [&](std::string_view end) { return name.ends_with(end); });
-  };
-  if (is({"q_norm.weight", "k_norm.weight"})) return config.architecture == "qwen3";
-  if (!name.ends_with(".bias")) return true;
-  if (is({"q_proj.bias", "k_proj.bias", "v_proj.bias"})) return config.attention_bias;
-  if (is({"o_proj.bias"})) return config.attention_bias && config.architecture != "qwen2";
-  return is({"gate_proj.bias", "up_proj.bias", "down_proj.bias"}) && config.mlp_bias;
+  auto const tensors =
+      with_architecture(config.architecture, [&]<class Arch>() { return Arch::optional_tensors(config); });
+  return std::none_of(tensors.begin(), tensors.end(), [&](OptionalTensor const& one) {
+    bool const is_this = one.in_layers ? name.ends_with("." + one.name) : name == one.name;
+    return is_this && one.presence == OptionalTensor::Presence::never;
+  });
 }
 
 /// A masked language model keeps its decoder's bias beside the decoder, and has it there alone where they are tied.
@@ -90,18 +74,6 @@ inline constexpr std::pair<char const*, char const*> decoder_biases[] = {
     {"cls.predictions.bias", "cls.predictions.decoder.bias"}, {"lm_head.bias", "lm_head.decoder.bias"}};
 inline bool bias_beside_decoder(ModelConfig const& config, bool beside, bool of_decoder) {
   return beside && (config.tied || !of_decoder);
-}
-
-inline bool same_values(Weight const& a, Weight const& b) {
-  if (a.rows != b.rows || a.cols != b.cols) return false;
-  if (a.format == b.format) return std::equal(a.data, a.data + a.rows * row_bytes(a.format, a.cols), b.data);
-  std::vector<float> one(static_cast<std::size_t>(a.cols)), other(one.size());
-  for (index_t r = 0; r < a.rows; ++r) {
-    a.row(r, one.data());
-    b.row(r, other.data());
-    if (one != other) return false;
-  }
-  return true;
 }
 
 /// Whether the names of a backbone's tensors begin as those of the model around it.

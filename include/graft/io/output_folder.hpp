@@ -42,12 +42,12 @@ class OutputFolder {
   void commit() {
     namespace fs = std::filesystem;
     std::error_code error;
-    if (!fs::exists(path_)) {
+    if (!fs::exists(path_, error) && !error) {
       fs::rename(temporary_, path_, error);
       made_ = static_cast<bool>(error);
     } else {
-      for (auto const& file : fs::directory_iterator(temporary_))
-        if (!error) fs::rename(file.path(), path_ / file.path().filename(), error);
+      for (fs::directory_iterator file(temporary_, error), end; !error && file != end; file.increment(error))
+        fs::rename(file->path(), path_ / file->path().filename(), error);
     }
     if (error) raise<FormatError>(path_.string(), ": cannot be given its files: ", error.message());
   }

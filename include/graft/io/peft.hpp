@@ -44,9 +44,10 @@ struct AnyModule<Adapters<Ps...>, B> {
   std::vector<std::string> warnings;
 };
 
-/// Reads an adapter folder of whichever policy of the list has its peft_type.
+/// Reads an adapter folder of whichever policy of the list has its peft_type; see read_peft.
 template <class List, class B>
-AnyModule<List, B> read_any_peft(std::filesystem::path const& folder, SiteTable const& sites, std::string name) {
+AnyModule<List, B> read_any_peft(std::filesystem::path const& folder, SiteTable const& sites, std::string name,
+                                 WeightMap const* base = nullptr) {
   auto const config = read_peft_config(folder);
   return [&]<class... Ps>(Adapters<Ps...>) {
     AnyModule<List, B> result;
@@ -54,7 +55,7 @@ AnyModule<List, B> read_any_peft(std::filesystem::path const& folder, SiteTable 
     auto const read = [&]<class P>(std::type_identity<P>) {
       if (known || config.peft_type != P::peft_type) return;
       known = true;
-      auto found = detail::read_module<P, B>(config, sites, std::move(name));
+      auto found = detail::read_module<P, B>(config, sites, std::move(name), base);
       result.module = std::move(found.module);
       result.warnings = std::move(found.warnings);
     };
@@ -76,20 +77,28 @@ struct LoadedAdapter {
 };
 
 /// Reads an adapter folder and publishes it in the bank under `name`. FormatError also for what a bank does not take.
+/// With `base`, the model's own tensors, copies of those take no memory; see read_peft.
 template <class List, class B>
-LoadedAdapter load_adapter(B& be, Bank<List, B>& bank, std::string name, std::filesystem::path const& folder) {
-  auto read = read_any_peft<List, B>(folder, bank.sites(), std::move(name));
+LoadedAdapter load_adapter(B& be, Bank<List, B>& bank, std::string name, std::filesystem::path const& folder,
+                           WeightMap const* base = nullptr) {
+  auto read = read_any_peft<List, B>(folder, bank.sites(), std::move(name), base);
   auto const publish = [&]<class P>(Module<P, B>& module) {
     return LoadedAdapter{bank.load(be, std::move(module)), P::peft_type, std::move(read.warnings)};
   };
   return checked_at(folder.string(), [&] { return std::visit(publish, read.module); });
+}
+/// Reads an adapter folder for a model and publishes it in the model's bank under `name`.
+template <class M>
+requires requires(M& model) { model.bank().sites(), model.weights(); }
+LoadedAdapter load_adapter(auto& be, M& model, std::string name, std::filesystem::path const& folder) {
+  return load_adapter(be, model.bank(), std::move(name), folder, &model.weights());
 }
 
 // What an adapter folder of graft's own policies is read and written by on the CPU, compiled where files are.
 #if defined(GRAFT_EXTERN_FILES)
 #define GRAFT_ONCE_PER_POLICY(P)                                                                             \
   GRAFT_ONCE_WITH_FILES ReadModule<P, CpuBackend<>> detail::read_module(PeftConfig const&, SiteTable const&, \
-                                                                        std::string);                        \
+                                                                        std::string, WeightMap const*);      \
   GRAFT_ONCE_WITH_FILES void write_peft(std::filesystem::path const&, Module<P, CpuBackend<>> const&,        \
                                         SiteTable const&, PeftWriteOptions const&)
 GRAFT_ONCE_PER_POLICY(IA3Scaling);

@@ -29,12 +29,13 @@ inline bool is_module(std::string_view path, std::string_view name) {
                           path[path.size() - name.size() - 1] == '.' && !name.empty());
 }
 
-/// Whether `path` is the module `name` or lies in it, as PEFT decides for modules_to_save: (^|.*\.)NAME($|\..*)
-inline bool is_inside_module(std::string_view path, std::string_view name) {
+/// Whether `path` lies in a module whose path ends with `name`, or is one: what PEFT replaces for modules_to_save.
+/// These need not be whole components: "head" is lm_head too.
+inline bool is_saved_module(std::string_view path, std::string_view name) {
   if (name.empty()) return false;
   for (std::size_t at = path.find(name); at != path.npos; at = path.find(name, at + 1)) {
     std::size_t const end = at + name.size();
-    if ((at == 0 || path[at - 1] == '.') && (end == path.size() || path[end] == '.')) return true;
+    if (end == path.size() || path[end] == '.') return true;
   }
   return false;
 }

@@ -16,6 +16,7 @@
 #include <graft/io/tensor_file.hpp>
 
 #if GRAFT_FILES_ARE_HERE
+#include <graft/arch/weights.hpp>
 #include <graft/io/safetensors.hpp>
 #endif
 
@@ -31,6 +32,8 @@
 
 namespace graft {
 
+class WeightMap;
+
 /// A module as read, with one line for everything in the files that was ignored.
 template <class P, class B>
 struct ReadModule {
@@ -42,6 +45,9 @@ namespace detail {
 
 /// adapter_model.safetensors beside the configuration.
 GRAFT_FILES TensorFile read_peft_tensors(PeftConfig const& config);
+/// Whether a tensor of an adapter holds the numbers of the model's own of this name.
+GRAFT_FILES bool is_copy(TensorFile const& file, TensorInfo const& tensor, WeightMap const& base,
+                         std::string const& name);
 
 #if GRAFT_FILES_ARE_HERE
 GRAFT_FILES TensorFile read_peft_tensors(PeftConfig const& config) {
@@ -59,14 +65,25 @@ GRAFT_FILES TensorFile read_peft_tensors(PeftConfig const& config) {
                          "; adapters hold F32, F16, BF16 or F64");
   return file;
 }
+
+GRAFT_FILES bool is_copy(TensorFile const& file, TensorInfo const& tensor, WeightMap const& base,
+                         std::string const& name) {
+  auto const own = base.tensors.find(name);
+  return own != base.tensors.end() && same_values(as_weight(file.path(), tensor), own->second);
+}
 #endif
 
 /// One adapter folder on its way to a Module<P, B>: first everything is named and checked, then memory is taken.
 template <class P, class B>
 class PeftReader {
  public:
-  PeftReader(PeftConfig const& config, SiteTable const& sites)
-      : config_(config), sites_(sites), options_(config), file_(read_peft_tensors(config)), patterns_(config.path) {
+  PeftReader(PeftConfig const& config, SiteTable const& sites, WeightMap const* base)
+      : config_(config),
+        sites_(sites),
+        base_(base),
+        options_(config),
+        file_(read_peft_tensors(config)),
+        patterns_(config.path) {
     module_.policy.options(options_);
   }
 
@@ -78,6 +95,7 @@ class PeftReader {
     module_.task_type = config_.task_type;
     for (auto const& tensor : file_.tensors()) sort_in(tensor);
     share_tied();
+    if (base_ != nullptr) drop_copies(*base_);
     if (found_.empty()) fail("has no tensor of a ", P::peft_type, " adapter");
     for (auto const& [site, at] : found_) add(site, at);
     module_.allocate();
@@ -129,7 +147,7 @@ class PeftReader {
 
   bool is_listed(std::string_view module) const {
     auto const& names = config_.modules_to_save;
-    return std::any_of(names.begin(), names.end(), [&](auto const& name) { return is_inside_module(module, name); });
+    return std::any_of(names.begin(), names.end(), [&](auto const& name) { return is_saved_module(module, name); });
   }
 
   // modules_to_save are copies beside the model's own modules. What PEFT saves of those themselves is, where head and
@@ -138,10 +156,24 @@ class PeftReader {
     for (auto const& site : sites_.all()) {
       if (site.tied_to.empty()) continue;
       std::string const head = site.path + ".weight", embedding = site.tied_to + ".weight";
-      if (of_base_.contains(head) && (of_base_.contains(embedding) || !saved_.contains(embedding)))
+      if (of_base_.contains(head) && (of_base_.contains(embedding) || !saved_.contains(embedding))) {
         saved_[embedding] = saved_[head];
-      else if (of_base_.contains(embedding) && !saved_.contains(head))
+        of_base_.insert(embedding);
+      } else if (of_base_.contains(embedding) && !saved_.contains(head)) {
         saved_[head] = saved_[embedding];
+        of_base_.insert(head);
+      }
+    }
+  }
+
+  // What PEFT saves of the base's own is unchanged more often than not, and then replaces nothing.
+  void drop_copies(WeightMap const& base) {
+    for (auto const& path : of_base_) {
+      SiteInfo const& site = sites_[sites_.find(std::string_view(path).substr(0, path.rfind('.')))];
+      TensorInfo const& tensor = *saved_.at(path);
+      if (is_copy(file_, tensor, base, path) ||
+          (path.ends_with(".weight") && is_copy(file_, tensor, base, site.tied_to + ".weight")))
+        saved_.erase(path);
     }
   }
 
@@ -220,7 +252,7 @@ class PeftReader {
       auto const lists = [&](auto const& names) { return std::any_of(names.begin(), names.end(), is_this); };
       if (info.kind == SiteKind::rotated_q || found_.contains(s) || !lists(config_.target_modules)) continue;
       auto const& saved = config_.modules_to_save;  // what is replaced as a whole is not adapted
-      if (std::any_of(saved.begin(), saved.end(), [&](auto const& one) { return is_inside_module(info.path, one); }))
+      if (std::any_of(saved.begin(), saved.end(), [&](auto const& one) { return is_saved_module(info.path, one); }))
         continue;
       if (++missing == 1) example = info.path;
     }
@@ -232,6 +264,7 @@ class PeftReader {
 
   PeftConfig const& config_;
   SiteTable const& sites_;
+  WeightMap const* base_;
   PeftOptionReader<P> options_;
   TensorFile file_;
   PeftPatterns patterns_;
@@ -243,20 +276,24 @@ class PeftReader {
 
 /// The module in the folder of a configuration that is P's.
 template <class P, class B>
-ReadModule<P, B> read_module(PeftConfig const& config, SiteTable const& sites, std::string name) {
-  return PeftReader<P, B>(config, sites).read(std::move(name));
+ReadModule<P, B> read_module(PeftConfig const& config, SiteTable const& sites, std::string name,
+                             WeightMap const* base) {
+  return PeftReader<P, B>(config, sites, base).read(std::move(name));
 }
 
 }  // namespace detail
 
 /// Reads an adapter folder of P's peft_type for the model with these sites. FormatError names the file and the tensor
-/// or key that is wrong, missing, unknown or not supported; unknown keys that may not matter become warnings.
+/// or key that is wrong, missing, unknown or not supported; unknown keys that may not matter become warnings. With
+/// `base`, the model's own tensors, the module goes without the copies of those that PEFT saves beside adapted
+/// embeddings.
 template <class P, class B>
-ReadModule<P, B> read_peft(std::filesystem::path const& folder, SiteTable const& sites, std::string name) {
+ReadModule<P, B> read_peft(std::filesystem::path const& folder, SiteTable const& sites, std::string name,
+                           WeightMap const* base = nullptr) {
   auto const config = read_peft_config(folder);
   if (config.peft_type != P::peft_type)
     config.fail("is of peft_type ", in_quotes(config.peft_type), ", expected ", in_quotes(P::peft_type));
-  return detail::read_module<P, B>(config, sites, std::move(name));
+  return detail::read_module<P, B>(config, sites, std::move(name), base);
 }
 
 }  // namespace graft

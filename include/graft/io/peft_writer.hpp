@@ -172,7 +172,7 @@ class PeftWriter {
     for (auto const& [path, tensor] : module_.saved) {
       auto const owner = path.substr(0, std::min(path.rfind('.'), path.size()));
       bool const listed =
-          std::any_of(names.begin(), names.end(), [&](auto const& name) { return is_inside_module(owner, name); });
+          std::any_of(names.begin(), names.end(), [&](auto const& name) { return is_saved_module(owner, name); });
       if (!listed && !has_entry(owner)) names.insert(owner);
     }
     return {names.begin(), names.end()};

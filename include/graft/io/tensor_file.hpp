@@ -2,6 +2,7 @@
 // Named tensors that lie in mapped files: what every reader returns and every writer takes.
 #pragma once
 
+#include <graft/backend/weight.hpp>
 #include <graft/core/error.hpp>
 #include <graft/core/format.hpp>
 #include <graft/core/scalar.hpp>
@@ -149,5 +150,21 @@ class TensorFile {
   std::vector<std::size_t> by_name_;
   std::vector<std::shared_ptr<const void>> storage_;
 };
+
+namespace detail {
+
+/// The tensor as a weight. FormatError, naming the file, where it has no real numbers or not 1 or 2 dimensions.
+inline Weight as_weight(std::string const& path, TensorInfo const& tensor) {
+  if (!format_info(tensor.format).weight)
+    raise<FormatError>(path, ": tensor ", in_quotes(tensor.name), " of type ", format_info(tensor.format).name,
+                       " cannot be a weight");
+  if (tensor.shape.empty() || tensor.shape.size() > 2)
+    raise<FormatError>(path, ": tensor ", in_quotes(tensor.name), " has ", tensor.shape.size(),
+                       " dimensions, expected 1 or 2");
+  bool const vector = tensor.shape.size() == 1;
+  return {tensor.data, tensor.format, vector ? 1 : tensor.shape[0], tensor.shape.back(), nullptr};
+}
+
+}  // namespace detail
 
 }  // namespace graft

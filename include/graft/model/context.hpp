@@ -5,7 +5,7 @@
 #include <graft/arch/ends.hpp>
 #include <graft/model/decode_graphs.hpp>
 #include <graft/model/model.hpp>
-#include <graft/model/sequence.hpp>
+#include <graft/model/sequence_input.hpp>
 
 #include <algorithm>
 #include <span>
@@ -14,18 +14,6 @@
 #include <vector>
 
 namespace graft {
-
-/// What one sequence brings to a step. An encoder takes a whole input at once, into an empty sequence.
-template <class B>
-struct SequenceInput {
-  Sequence<B>* sequence = nullptr;
-  std::span<std::int32_t const> tokens;            ///< at least one
-  index_t prompt_tokens = -1;                      ///< of the whole sequence; -1: everything in its first step
-  std::span<index_t const> positions = {};         ///< [tokens] or empty: counting on from the sequence's length
-  std::span<std::uint8_t const> mask = {};         ///< [tokens, length + tokens] or empty; 0 hides a key
-  std::span<std::int32_t const> token_types = {};  ///< [tokens] or empty: all 0
-  bool regenerate = false;                         ///< make PEDRO's vectors anew from this step's tokens
-};
 
 struct ContextOptions {
   index_t page_tokens = 32;
@@ -169,71 +157,6 @@ class BackboneContext {
     }
   }
 
-  void check(std::span<SequenceInput<B> const> inputs, std::span<index_t const> wanted, View out) const {
-    index_t rows = 0;
-    for (std::size_t k = 0; k < inputs.size(); ++k) {
-      auto const& in = inputs[k];
-      auto const count = static_cast<index_t>(in.tokens.size());
-      expects(in.sequence != nullptr && count > 0, "graft: input ", k, " has no sequence or no tokens");
-      expects(in.sequence->is_of(cache_), "graft: input ", k, " is a sequence that another context started");
-      for (std::size_t j = 0; j < k; ++j)
-        expects(inputs[j].sequence != in.sequence, "graft: inputs ", j, " and ", k, " are the same sequence");
-      check_tokens(model_.config(), "input", k, in.tokens, in.token_types);
-      index_t const length = in.sequence->length();
-      expects(in.positions.empty() || static_cast<index_t>(in.positions.size()) == count, "graft: input ", k, " has ",
-              count, " tokens but ", in.positions.size(), " positions");
-      expects(in.mask.empty() || static_cast<index_t>(in.mask.size()) == count * (length + count),
-              "graft: the mask of input ", k, " should have ", count * (length + count), " entries, it has ",
-              in.mask.size());
-      if constexpr (requires { Arch::learned_positions; }) {
-        index_t const last =
-            in.positions.empty() ? length + count - 1 : *std::max_element(in.positions.begin(), in.positions.end());
-        index_t const most = model_.config().positions - model_.config().position_offset;
-        expects(last < most, "graft: input ", k, " reaches position ", last, ", the model has ", most);
-        for (index_t position : in.positions)
-          expects(position >= 0, "graft: input ", k, " has a position of ", position);
-      }
-      if (!Arch::causal)
-        expects(length == 0, "graft: input ", k, " continues a sequence; an encoder sees the whole input at once");
-      auto const& state = in.sequence->state();
-      if (state.generates() && (!state.ready() || in.regenerate)) {
-        index_t const prompt = prompt_end(in);
-        expects(in.regenerate || length == 0, "graft: input ", k, " continues a prompt its vectors were not made from");
-        expects(prompt > length && prompt <= length + count, "graft: the prompt of input ", k, " has ", prompt,
-                " tokens but this step holds ", length, " to ", length + count,
-                "; a prompt PEDRO reads cannot be split over calls");
-      }
-      rows += count;
-    }
-    index_t before = -1;
-    for (index_t row : wanted) {
-      expects(row > before && row < rows, "graft: wanted row ", row, " is out of order or outside the batch of ", rows);
-      before = row;
-    }
-    if (model_.config().classifier) check_answer_rows(inputs, wanted);
-    expects(
-        out.rows == static_cast<index_t>(wanted.size()) && (wanted.empty() || out.cols == model_.ends().output_width()),
-        "graft: logits should be [", wanted.size(), ", ", model_.ends().output_width(), "], they are [", out.rows, ", ",
-        out.cols, "]");
-  }
-
-  void check_answer_rows(std::span<SequenceInput<B> const> inputs, std::span<index_t const> wanted) const {
-    std::size_t next = 0;
-    index_t row = 0;
-    for (auto const& in : inputs) {
-      if (next < wanted.size() && wanted[next] == row + answer_row(in.tokens)) ++next;
-      row += static_cast<index_t>(in.tokens.size());
-    }
-    expects(next == wanted.size(), "graft: a classifier answers in one row of each input (see answer_row); wanted row ",
-            next < wanted.size() ? wanted[next] : 0, " is not one");
-  }
-
-  // one past the last prompt token, counted from the sequence's start
-  static index_t prompt_end(SequenceInput<B> const& in) {
-    index_t const all = in.sequence->length() + static_cast<index_t>(in.tokens.size());
-    return !Arch::causal || in.regenerate || in.prompt_tokens < 0 ? all : in.prompt_tokens;
-  }
-
   // As a step that a device has recorded; false: it is not one, and nothing was done.
   bool replay(std::span<index_t const> wanted, View out) {
     if constexpr (records) {
@@ -271,7 +194,7 @@ class BackboneContext {
       request_spans_.push_back({static_cast<index_t>(tokens_.size()), count, state.adapters().get()});
       bool const observes = state.generates() && (!state.ready() || in.regenerate);
       bool const prompt_known = length == 0 || in.regenerate || in.prompt_tokens >= 0;
-      index_t const prompt = prompt_end(in);
+      index_t const prompt = detail::prompt_end<Arch>(in);
       requests_.push_back({&state, count, observes ? prompt - length : 0, length, prompt_known ? prompt : -1});
       whole_.push_back({in.sequence->kv().pages.data(), static_cast<index_t>(tokens_.size()), count, length,
                         length + count, in.mask.empty() ? nullptr : in.mask.data()});
@@ -391,7 +314,7 @@ Sequence<B> BackboneContext<Arch, B>::start(std::span<AdapterUse const> adapters
 template <class Arch, class B>
 void BackboneContext<Arch, B>::forward(std::span<SequenceInput<B> const> inputs, std::span<index_t const> wanted,
                                        View out) {
-  check(inputs, wanted, out);
+  detail::check_inputs(model_, cache_, inputs, wanted, out.rows, out.cols);
   gather(inputs);
   if (!replay(wanted, out)) run(inputs, wanted, out);
   for (auto const& input : inputs) {

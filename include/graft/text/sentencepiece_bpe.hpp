@@ -29,7 +29,6 @@ class SentencePieceBpe {
   SentencePieceBpe(TokenizerSpec const& spec, Vocabulary const& ids)
       : ids_(ids),
         prefix_space_(spec.prefix_space),
-        strip_first_space_(spec.strip_first_space),
         unknown_(spec.unknown),
         merges_(spec.merges.empty() ? table_of_scores(spec, ids) : merge_table(spec, ids)) {
     byte_ids_.fill(-1);
@@ -64,18 +63,17 @@ class SentencePieceBpe {
     out.insert(out.end(), symbols.begin(), symbols.end());
   }
 
-  /// Appends the bytes of a token; `first`: no token came before it.
-  void decode(std::string_view token, bool /*added*/, bool first, std::string& bytes) const {
-    std::string piece;
-    if (int const byte = byte_of(token); byte >= 0)
-      piece.push_back(static_cast<char>(byte));
-    else
-      for (std::size_t k = 0; k < token.size();) {
-        bool const is_blank = token.substr(k, blank.size()) == blank;
-        piece += is_blank ? ' ' : token[k];
-        k += is_blank ? blank.size() : 1;
-      }
-    bytes.append(piece, first && strip_first_space_ && piece[0] == ' ' ? 1 : 0);
+  /// Whether the token is a byte, <0xNN>.
+  static bool is_byte(std::string_view token) { return byte_of(token) >= 0; }
+
+  /// Appends the bytes of a token.
+  void decode(std::string_view token, bool /*added*/, bool /*first*/, std::string& bytes) const {
+    if (is_byte(token)) return bytes.push_back(static_cast<char>(byte_of(token)));
+    for (std::size_t k = 0; k < token.size();) {
+      bool const is_blank = token.substr(k, blank.size()) == blank;
+      bytes += is_blank ? ' ' : token[k];
+      k += is_blank ? blank.size() : 1;
+    }
   }
 
  private:
@@ -88,7 +86,10 @@ class SentencePieceBpe {
   static int byte_of(std::string_view token) {
     if (token.size() != 6 || token.substr(0, 3) != "<0x" || token[5] != '>') return -1;
     auto const digit = [](char c) {
-      return c >= '0' && c <= '9' ? c - '0' : c >= 'A' && c <= 'F' ? c - 'A' + 10 : -256;
+      return c >= '0' && c <= '9'   ? c - '0'
+             : c >= 'A' && c <= 'F' ? c - 'A' + 10
+             : c >= 'a' && c <= 'f' ? c - 'a' + 10
+                                    : -256;
     };
     return 16 * digit(token[3]) + digit(token[4]);
   }
@@ -135,7 +136,6 @@ class SentencePieceBpe {
 
   Vocabulary const& ids_;
   PrefixSpace prefix_space_;
-  bool strip_first_space_;
   std::int32_t unknown_;
   std::array<std::int32_t, 256> byte_ids_;
   MergeTable merges_;

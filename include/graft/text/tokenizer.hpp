@@ -46,7 +46,8 @@ class Tokenizer {
   /// Two texts in one sequence, as encoders take sentence pairs, with the type of each token.
   Pair encode_pair(std::string_view first, std::string_view second, bool parse_special = true) const;
 
-  /// The text of `tokens`; byte sequences that are not UTF-8 become U+FFFD. ContractError for an id out of range.
+  /// The text of `tokens`; byte sequences that are not UTF-8 become U+FFFD, and so does every byte of a run of
+  /// SentencePiece's <0xNN> tokens that is not UTF-8 as a whole. ContractError for an id out of range.
   std::string decode(std::span<std::int32_t const> tokens, bool skip_special = false) const;
 
   std::size_t vocabulary_size() const { return spec_->tokens.size(); }
@@ -71,12 +72,14 @@ class Tokenizer {
 
   void append(std::string_view text, bool parse_special, std::vector<std::int32_t>& out) const;
   void append_bytes(std::int32_t id, bool first, std::string& bytes) const;
+  bool is_byte(std::int32_t id) const;  // one of SentencePiece's <0xNN>
 
   std::shared_ptr<State const> state_;
   TokenizerSpec const* spec_;  // in the state
 };
 
-/// Decodes tokens as they arrive; what it returns, joined, is what Tokenizer::decode gives for all of them.
+/// Decodes tokens as they arrive; what it returns, joined, is what Tokenizer::decode gives for all of them. But for a
+/// run of <0xNN> tokens that turns out not to be UTF-8: the characters it began with are not taken back.
 class StreamDecoder {
  public:
   explicit StreamDecoder(Tokenizer tokenizer, bool skip_special = false)
@@ -89,12 +92,27 @@ class StreamDecoder {
   std::string finish();
 
  private:
+  friend class Tokenizer;
+  void drain_run(std::string& out);
+  void end_run(std::string& out);
+  std::string from_start(std::string out);
+
   Tokenizer tokenizer_;
-  bool skip_special_, first_ = true;
+  bool skip_special_, whole_runs_ = false;
+  bool first_ = true, at_start_ = true;          // no token, no text yet
+  bool in_run_ = false, run_is_broken_ = false;  // of <0xNN> tokens
   std::string pending_;
 };
 
 #if GRAFT_FILES_ARE_HERE
+namespace detail {
+// What Hugging Face's ByteFallback makes of a run of bytes that is not UTF-8.
+inline void replace_bytes(std::string& bytes, std::string& out) {
+  for (std::size_t k = 0; k < bytes.size(); ++k) out += utf8::replacement;
+  bytes.clear();
+}
+}  // namespace detail
+
 struct Tokenizer::State {
   using Model = std::variant<ByteLevelBpe, SentencePieceBpe, WordPiece>;
   enum class Role : char { ordinary, added, special };
@@ -173,6 +191,7 @@ GRAFT_FILES Tokenizer::Pair Tokenizer::encode_pair(std::string_view first, std::
 
 GRAFT_FILES std::string Tokenizer::decode(std::span<std::int32_t const> tokens, bool skip_special) const {
   StreamDecoder stream(*this, skip_special);
+  stream.whole_runs_ = true;
   std::string out;
   for (std::int32_t const id : tokens) out += stream.push(id);
   return out += stream.finish();
@@ -207,19 +226,60 @@ GRAFT_FILES void Tokenizer::append_bytes(std::int32_t id, bool first, std::strin
   std::visit([&](auto const& model) { model.decode(token(id), added, first, bytes); }, state_->model);
 }
 
+GRAFT_FILES bool Tokenizer::is_byte(std::int32_t id) const {
+  return std::holds_alternative<SentencePieceBpe>(state_->model) && SentencePieceBpe::is_byte(token(id));
+}
+
 GRAFT_FILES std::string StreamDecoder::push(std::int32_t id) {
   std::string out;
   if (skip_special_ && tokenizer_.is_special(id)) return out;
+  bool const was_in_run = std::exchange(in_run_, tokenizer_.is_byte(id));
+  if (was_in_run && !in_run_) end_run(out);
   tokenizer_.append_bytes(id, first_, pending_);
   first_ = false;
-  utf8::drain(pending_, out);
-  return out;
+  if (!in_run_)
+    utf8::drain(pending_, out);
+  else if (!whole_runs_)
+    drain_run(out);
+  return from_start(std::move(out));
 }
 
 GRAFT_FILES std::string StreamDecoder::finish() {
-  std::string const out = pending_.empty() ? "" : std::string(utf8::replacement);
+  std::string out;
+  if (in_run_)
+    end_run(out);
+  else if (!pending_.empty())
+    out = utf8::replacement;
+  out = from_start(std::move(out));
+  *this = StreamDecoder(tokenizer_, skip_special_);
+  return out;
+}
+
+// Gives whole characters as they come, and from the first wrong byte on U+FFFD for each byte of the run.
+GRAFT_FILES void StreamDecoder::drain_run(std::string& out) {
+  auto const step = run_is_broken_ ? utf8::Step{utf8::Step::Kind::broken, 1} : utf8::step(pending_);
+  if (step.kind == utf8::Step::Kind::unfinished) return;
+  run_is_broken_ = step.kind == utf8::Step::Kind::broken;
+  if (run_is_broken_) return detail::replace_bytes(pending_, out);
+  out += pending_;
   pending_.clear();
-  first_ = true;
+}
+
+GRAFT_FILES void StreamDecoder::end_run(std::string& out) {
+  if (!valid_utf8(pending_)) detail::replace_bytes(pending_, out);
+  out += pending_;
+  pending_.clear();
+  run_is_broken_ = false;
+}
+
+// Without the one space that SentencePiece puts in front of a text.
+GRAFT_FILES std::string StreamDecoder::from_start(std::string out) {
+  bool const strips = tokenizer_.spec_->kind == TokenizerKind::sentencepiece_bpe && tokenizer_.spec_->strip_first_space;
+  if (at_start_ && strips && out.starts_with(' ')) {
+    at_start_ = false;
+    out.erase(0, 1);
+  }
+  at_start_ = at_start_ && out.empty();
   return out;
 }
 #endif
