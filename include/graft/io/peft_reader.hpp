@@ -88,6 +88,7 @@ class PeftReader {
     for (auto const& [path, tensor] : saved_) {
       SavedTensor& saved = module_.saved[path];
       saved.shape = tensor->shape;
+      saved.of_base = of_base_.contains(path);
       saved.values.resize(static_cast<std::size_t>(tensor->elements()));
       decode_finite(file_.path(), *tensor, saved.values.data());
     }
@@ -139,9 +140,9 @@ class PeftReader {
       if (site.tied_to.empty()) continue;
       std::string const head = site.path + ".weight", embedding = site.tied_to + ".weight";
       if (of_base_.contains(head) && (of_base_.contains(embedding) || !saved_.contains(embedding)))
-        saved_[embedding] = saved_[head];
+        saved_[embedding] = saved_[head], of_base_.insert(embedding);
       else if (of_base_.contains(embedding) && !saved_.contains(head))
-        saved_[head] = saved_[embedding];
+        saved_[head] = saved_[embedding], of_base_.insert(head);
     }
   }
 
