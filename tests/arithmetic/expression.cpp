@@ -195,4 +195,21 @@ TEST_CASE("heads are added where their weights sum to 1, else refused or the fir
   CHECK(materialize(a + b, sites, "m", Heads::first).saved.at("score.weight").values == std::vector<float>{1, 2});
 }
 
+TEST_CASE("copies of the base's own tensors stay as they are, whatever the weights") {
+  using B = CpuBackend<float>;
+  auto const sites = make_sites(Shape::separate);
+  Random random(10);
+  auto a = random_module<LoRADelta, B>("a", {}, sites, {0}, random);
+  auto b = random_module<LoRADelta, B>("b", {}, sites, {0}, random);
+  SavedTensor const of_base{{1, 2}, {3, 4}, true};
+  a.saved["lm_head.weight"] = b.saved["lm_head.weight"] = of_base;
+  for (auto const& m : {materialize(0.7 * a + 0.4 * b, sites, "m"), materialize(-a, sites, "m")}) {
+    CHECK(m.saved.at("lm_head.weight").values == of_base.values);
+    CHECK(m.saved.at("lm_head.weight").of_base);
+  }
+  b.saved["lm_head.weight"].values[0] = 5;  // not of the same base
+  CHECK_THROWS_WITH(materialize(a + b, sites, "m"), Catch::Contains("bring their own lm_head.weight sum to 2"));
+  CHECK(materialize(0.5 * a + 0.5 * b, sites, "m").saved.at("lm_head.weight").values == std::vector<float>{4, 4});
+}
+
 }  // namespace

@@ -29,6 +29,12 @@ target_link_libraries(graft_no_exceptions_probes PRIVATE graft::graft graft_deve
 target_compile_options(graft_no_exceptions_probes PRIVATE -O0 -g0 -fno-exceptions -fno-rtti)
 graft_add_build_test(headers.no_exceptions graft_no_exceptions_probes)
 
+# What a host includes that looks for mistakes: a sanitizer, and containers that check themselves.
+add_library(graft_checked_probes OBJECT EXCLUDE_FROM_ALL ${probe_dir}/graft_graft_hpp.cpp)
+target_link_libraries(graft_checked_probes PRIVATE graft::graft graft_development)
+target_compile_options(graft_checked_probes PRIVATE -O0 -g0 -D_GLIBCXX_DEBUG -fsanitize=undefined)
+graft_add_build_test(headers.checked graft_checked_probes)
+
 # Each of the CUDA backend's, in the tests' emulation.
 file(GLOB_RECURSE cuda_headers RELATIVE ${PROJECT_SOURCE_DIR}/include CONFIGURE_DEPENDS
      ${PROJECT_SOURCE_DIR}/include/graft/backend/cuda/*)

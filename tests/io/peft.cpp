@@ -531,7 +531,9 @@ TEST_CASE("replacements of the model's own tensors: modules_to_save and saved em
   CHECK(config_of(folder / "a")["modules_to_save"] == Json::array({"classifier", "lm_head"}));
   auto const again = round_trip(module, sites);
   CHECK(again.saved.at("model.embed_tokens.weight").values[7] == 3);
+  CHECK(again.saved.at("model.embed_tokens.weight").of_base);
   CHECK(again.saved.at("lm_head.weight").shape == std::vector<index_t>{10, 8});
+  CHECK_FALSE(again.saved.at("lm_head.weight").of_base);
   // PEFT lists neither the embedding nor the head when it saves them by itself
   Json config = config_of(folder / "a");
   config["modules_to_save"] = {"classifier"};

@@ -8,7 +8,6 @@
 
 #include <algorithm>
 #include <bit>
-#include <cmath>
 #include <map>
 #include <mutex>
 #include <span>
@@ -197,7 +196,7 @@ std::shared_ptr<AdapterSet<B> const> ModuleBank<B>::resolve(std::span<AdapterUse
           std::find_if(members.begin(), members.end(), [&](auto const& m) { return m.module == found->second; });
       if (same == members.end()) same = members.insert(same, {found->second, R{0}});
       same->weight += static_cast<R>(use.weight);
-      expects(std::isfinite(same->weight), "graft: the weight of adapter ", use.name, " is not finite");
+      expects(is_finite(same->weight), "graft: the weight of adapter ", use.name, " is not finite");
     }
   }
   std::sort(members.begin(), members.end(), [](auto const& a, auto const& b) {
@@ -274,4 +273,5 @@ class Bank<Adapters<Ps...>, B> : public ModuleBank<B> {
 
 #if defined(GRAFT_EXTERN_KERNELS)
 #include <graft/adapter/compiled.hpp>
+#include <graft/core/scalar.hpp>
 #endif

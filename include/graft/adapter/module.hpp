@@ -28,6 +28,7 @@ P policy_at(P const& policy, auto&& matches) {
 struct SavedTensor {
   std::vector<index_t> shape;
   std::vector<float> values;
+  bool of_base = false;  ///< the model's own numbers, which PEFT saves beside an adapted embedding or head
 };
 
 template <class P, class B>

@@ -8,10 +8,10 @@
 
 #include <graft/adapter/adapter_set.hpp>
 #include <graft/adapter/module.hpp>
+#include <graft/core/scalar.hpp>
 
 #include <algorithm>
 #include <array>
-#include <cmath>
 #include <concepts>
 #include <cstddef>
 #include <span>
@@ -137,7 +137,7 @@ std::vector<ModuleTerm<P, B>> collected(std::span<ModuleTerm<P, B> const> terms)
   expects(!terms.empty(), "graft: there is no module to compute with");
   std::vector<ModuleTerm<P, B>> sums;
   for (auto const& term : terms) {
-    expects(std::isfinite(term.weight), "graft: the weight of module ", term.module->name, " is ", term.weight);
+    expects(is_finite(term.weight), "graft: the weight of module ", term.module->name, " is ", term.weight);
     auto const same = std::find_if(sums.begin(), sums.end(), [&](auto const& s) { return s.module == term.module; });
     if (same == sums.end())
       sums.push_back(term);

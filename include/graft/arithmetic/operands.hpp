@@ -4,7 +4,9 @@
 
 #include <graft/arithmetic/expression.hpp>
 
+#include <algorithm>
 #include <cmath>
+#include <cstddef>
 #include <map>
 #include <set>
 #include <span>
@@ -44,26 +46,36 @@ std::map<index_t, std::vector<Part<P, B>>> parts_by_site(std::span<ModuleTerm<P,
   return result;
 }
 
-/// Tensors that replace the model's own: base + sum w (saved - base), which the base drops out of when the w sum to 1.
+/// Tensors that replace the model's own: base + sum w (saved - base). That is the base's where all bring a copy of it;
+/// otherwise the base drops out where the w sum to 1.
 template <class P, class B>
 std::map<std::string, SavedTensor> combined_saved(std::span<ModuleTerm<P, B> const> terms, Heads heads) {
   std::map<std::string, SavedTensor> result;
-  std::map<std::string, double> weights;
+  std::set<std::string> changed;
   for (auto const& term : terms)
     for (auto const& [path, saved] : term.module->saved) {
-      auto const [place, fresh] = result.try_emplace(path, saved);
-      if (heads == Heads::first) continue;
-      auto& sum = place->second;
-      expects(sum.shape == saved.shape, "graft: modules bring tensors ", path, " of different shapes");
-      auto const w = term.weight;
-      weights[path] += w;
-      for (std::size_t k = 0; k < sum.values.size(); ++k)
-        sum.values[k] = static_cast<float>((fresh ? 0.0 : static_cast<double>(sum.values[k])) +
-                                           w * static_cast<double>(saved.values[k]));
+      auto const& first = result.try_emplace(path, saved).first->second;
+      if (!saved.of_base || saved.values != first.values) changed.insert(path);
     }
-  for (auto const& [path, weight] : weights)
+  if (heads == Heads::first) return result;
+  for (auto const& path : changed) {
+    SavedTensor& sum = result.at(path);
+    sum.of_base = false;
+    std::fill(sum.values.begin(), sum.values.end(), 0.f);
+    double weight = 0;
+    for (auto const& term : terms) {
+      auto const found = term.module->saved.find(path);
+      if (found == term.module->saved.end()) continue;
+      auto const& saved = found->second;
+      expects(saved.shape == sum.shape, "graft: modules bring tensors ", path, " of different shapes");
+      weight += term.weight;
+      for (std::size_t k = 0; k < sum.values.size(); ++k)
+        sum.values[k] =
+            static_cast<float>(static_cast<double>(sum.values[k]) + term.weight * static_cast<double>(saved.values[k]));
+    }
     expects(std::abs(weight - 1) <= 1e-6, "graft: the weights of the modules that bring their own ", path, " sum to ",
             weight, "; without the base's tensor they can only be added with a sum of 1, or take the first one's");
+  }
   return result;
 }
 

@@ -20,6 +20,7 @@
 #include <graft/adapter/pedro.hpp>
 #include <graft/adapter/road.hpp>
 #include <graft/arithmetic/operands.hpp>
+#include <graft/core/scalar.hpp>
 
 #include <algorithm>
 #include <cmath>
@@ -81,7 +82,7 @@ void check_alike(std::span<ModuleTerm<P, B> const> terms) {
   auto const& first = *terms.front().module;
   for (auto const& term : terms) {
     auto const& other = *term.module;
-    expects(std::isfinite(term.weight), "graft: the weight of module ", other.name, " is ", term.weight);
+    expects(is_finite(term.weight), "graft: the weight of module ", other.name, " is ", term.weight);
     expects(other.entries.size() == first.entries.size(), "graft: arithmetic on parameters needs the same sites; ",
             first.name, " has ", first.entries.size(), ", ", other.name, " has ", other.entries.size());
     for (std::size_t k = 0; k < first.entries.size(); ++k) {
@@ -147,7 +148,7 @@ template <class P, class B>
 Module<P, B> add(std::span<ModuleTerm<P, B> const> terms, Heads heads = Heads::exact) {
   double sum = 0;
   for (auto const& term : terms) sum += term.weight;
-  expects(std::isfinite(sum) && sum != 0, "graft: weights that sum to ", sum, " cannot be normalised");
+  expects(is_finite(sum) && sum != 0, "graft: weights that sum to ", sum, " cannot be normalised");
   std::vector<ModuleTerm<P, B>> normalised(terms.begin(), terms.end());
   for (auto& term : normalised) term.weight /= sum;
   std::span<ModuleTerm<P, B> const> const shares(normalised);
@@ -167,7 +168,7 @@ Module<P, B> add(std::initializer_list<ModuleTerm<P, B>> terms, Heads heads = He
 template <class P, class B>
 Module<P, B> scaled_negation(Module<P, B> const& module, double s, Factor factor = Factor::b) {
   ModuleTerm<P, B> const term{&module, 1};
-  expects(std::isfinite(s), "graft: the scale of a negation is ", s);
+  expects(is_finite(s), "graft: the scale of a negation is ", s);
   return detail::parameterwise(std::span<ModuleTerm<P, B> const>(&term, 1), Heads::exact,
                                [&](detail::Role const& role, std::span<double const> p, index_t) {
                                  using Kind = detail::Role::Kind;

@@ -5,6 +5,7 @@
 #include <graft/adapter/road.hpp>
 #include <graft/arithmetic/map_block.hpp>
 #include <graft/arithmetic/operands.hpp>
+#include <graft/core/scalar.hpp>
 
 #include <algorithm>
 #include <cmath>
@@ -34,7 +35,7 @@ void write_block(RoAdRotation const& policy, RoAdRotation::State<B>& state, inde
   using R = Real<B>;
   auto const put = [&](index_t at, double cosine, double sine) {
     auto const alpha = static_cast<R>(std::hypot(cosine, sine));
-    if (!(alpha > 0) || !std::isfinite(alpha))
+    if (!(alpha > 0) || !is_finite(alpha))
       place.refuse("would have alpha = ", alpha, ", which RoAd has no encoding for");
     state.alpha[at] = alpha;
     state.theta[at] = static_cast<R>(std::atan2(sine, cosine));

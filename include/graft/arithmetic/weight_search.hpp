@@ -4,6 +4,7 @@
 
 #include <graft/core/error.hpp>
 #include <graft/core/random.hpp>
+#include <graft/core/scalar.hpp>
 #include <graft/core/types.hpp>
 
 #include <algorithm>
@@ -52,7 +53,7 @@ FoundWeights search_weights(index_t count, Score&& score, WeightSearch const& op
     trial.score = evaluate(trial.weights);
     bool const better = trial.score < best.score;  // false for NaN: such weights are never taken
     step *= better ? 1.5 : 0.903602;               // 1.5^(-1/4): in balance at one success in five
-    if (better || !std::isfinite(best.score)) best = trial;
+    if (better || !is_finite(best.score)) best = trial;
   }
   return best;
 }

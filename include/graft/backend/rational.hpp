@@ -79,7 +79,8 @@ inline constexpr std::array gelu_b65_p{2.81184561e-05, 0.5,          0.398500888
 inline constexpr std::array gelu_b65_q{3.0e-10, -0.324737206, 4.7e-11, -0.0366638917, -2.0e-12};
 }  // namespace detail
 
-inline constexpr std::array<RationalFit, 4> gelu_fits{{
+// const, because g++ forms no span of an array in a constant where both UBSan and libstdc++'s checks are on (bug 71962)
+inline std::array<RationalFit, 4> const gelu_fits{{
     {RationalForm::a, detail::gelu_a54_p, detail::gelu_a54_q},
     {RationalForm::b, detail::gelu_b54_p, detail::gelu_b54_q},
     {RationalForm::a, detail::gelu_a65_p, detail::gelu_a65_q},

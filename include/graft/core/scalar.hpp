@@ -10,6 +10,15 @@
 
 namespace graft {
 
+/// Whether x is a number, and whether it is NaN, told by its bits: with -ffast-math the compiler answers std::isfinite
+/// and std::isnan without a look. By reference, because it may also take arguments to be finite.
+inline bool is_finite(double const& x) {
+  return (std::bit_cast<std::uint64_t>(x) & 0x7fffffffffffffffu) < 0x7ff0000000000000u;
+}
+inline bool is_nan(double const& x) {
+  return (std::bit_cast<std::uint64_t>(x) & 0x7fffffffffffffffu) > 0x7ff0000000000000u;
+}
+
 /// bfloat16: the upper half of an f32. Conversion rounds to nearest even and keeps NaN quiet.
 struct bf16 {
   std::uint16_t bits = 0;

@@ -4,11 +4,11 @@
 
 #include <graft/core/error.hpp>
 #include <graft/core/format.hpp>
+#include <graft/core/scalar.hpp>
 #include <graft/io/checked.hpp>
 #include <graft/io/tensor_file.hpp>
 
 #include <algorithm>
-#include <cmath>
 #include <cstddef>
 #include <string>
 #include <vector>
@@ -21,7 +21,7 @@ void decode_finite(std::string const& file, TensorInfo const& tensor, R* to) {
   index_t const count = tensor.elements();
   decode_row(tensor.format, tensor.data, 0, count, to);
   for (index_t k = 0; k < count; ++k)
-    if (!std::isfinite(to[k]))
+    if (!is_finite(to[k]))
       raise<FormatError>(file, ": tensor ", in_quotes(tensor.name), " holds ", to[k], " at place ", k);
 }
 
@@ -36,8 +36,8 @@ std::vector<std::byte> encode_finite(std::string const& name, R const* values, i
   encode_row(format, numbers.data(), count, bytes.data());
   decode_row(format, bytes.data(), 0, count, numbers.data());
   for (index_t k = 0; k < count; ++k)
-    expects(std::isfinite(numbers[static_cast<std::size_t>(k)]), "graft: tensor ", name, " holds ", values[k],
-            " at place ", k, ", which cannot be written as ", format_info(format).name);
+    expects(is_finite(numbers[static_cast<std::size_t>(k)]), "graft: tensor ", name, " holds ", values[k], " at place ",
+            k, ", which cannot be written as ", format_info(format).name);
   return bytes;
 }
 

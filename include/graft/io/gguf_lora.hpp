@@ -12,6 +12,7 @@
 #include <graft/arch/config.hpp>
 #include <graft/core/error.hpp>
 #include <graft/core/format.hpp>
+#include <graft/core/scalar.hpp>
 #include <graft/io/adapter_tensors.hpp>
 #include <graft/io/checked.hpp>
 #include <graft/io/gguf.hpp>
@@ -21,7 +22,6 @@
 #include <graft/io/peft_reader.hpp>
 
 #include <algorithm>
-#include <cmath>
 #include <cstddef>
 #include <cstdlib>
 #include <filesystem>
@@ -124,7 +124,7 @@ class GgufLoraReader {
     for (auto const& pair : file_.pairs) sort_in(pair);
     if (found_.empty()) fail("has no tensor of a LoRA adapter");
     auto const alpha = metadata().template get_or<double>("adapter.lora.alpha", 0);
-    if (!std::isfinite(alpha)) fail("metadata key 'adapter.lora.alpha' is ", alpha);
+    if (!is_finite(alpha)) fail("metadata key 'adapter.lora.alpha' is ", alpha);
     module_.name = std::move(name);
     for (auto const& [site, pair] : found_) add(site, *pair, alpha);
     module_.policy = module_.entries.front().policy;

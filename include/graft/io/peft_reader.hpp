@@ -106,6 +106,7 @@ class PeftReader {
     for (auto const& [path, tensor] : saved_) {
       SavedTensor& saved = module_.saved[path];
       saved.shape = tensor->shape;
+      saved.of_base = of_base_.contains(path);
       saved.values.resize(static_cast<std::size_t>(tensor->elements()));
       decode_finite(file_.path(), *tensor, saved.values.data());
     }

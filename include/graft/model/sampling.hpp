@@ -5,6 +5,7 @@
 #include <graft/core/error.hpp>
 #include <graft/core/highest.hpp>
 #include <graft/core/random.hpp>
+#include <graft/core/scalar.hpp>
 #include <graft/core/types.hpp>
 
 #include <algorithm>
@@ -31,12 +32,12 @@ struct SamplingOptions {
 class Sampler {
  public:
   explicit Sampler(SamplingOptions options = {}) : options_(options), random_(options.seed) {
-    expects(options.temperature >= 0 && std::isfinite(options.temperature), "graft: temperature ", options.temperature,
+    expects(options.temperature >= 0 && is_finite(options.temperature), "graft: temperature ", options.temperature,
             " is not a number from 0 up");
     expects(options.top_k >= 0, "graft: top_k ", options.top_k, " is negative");
     expects(options.top_p > 0 && options.top_p <= 1, "graft: top_p ", options.top_p, " is not in (0, 1]");
     expects(options.min_p >= 0 && options.min_p <= 1, "graft: min_p ", options.min_p, " is not in [0, 1]");
-    expects(options.repeat_penalty > 0 && std::isfinite(options.repeat_penalty), "graft: repeat_penalty ",
+    expects(options.repeat_penalty > 0 && is_finite(options.repeat_penalty), "graft: repeat_penalty ",
             options.repeat_penalty, " is not a positive number");
   }
 
@@ -50,7 +51,7 @@ class Sampler {
     double const highest = static_cast<double>(logits[likeliest]) / options_.temperature;
     candidates_.clear();
     for (std::size_t k = 0; k < logits.size(); ++k) {
-      float const logit = std::isnan(logits[k]) ? -std::numeric_limits<float>::infinity() : logits[k];
+      float const logit = is_nan(logits[k]) ? -std::numeric_limits<float>::infinity() : logits[k];
       candidates_.push_back(
           {logit, static_cast<std::int32_t>(k), std::exp(static_cast<double>(logit) / options_.temperature - highest)});
     }

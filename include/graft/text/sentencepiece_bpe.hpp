@@ -3,6 +3,7 @@
 #pragma once
 
 #include <graft/core/error.hpp>
+#include <graft/core/scalar.hpp>
 #include <graft/text/bpe_merge.hpp>
 #include <graft/text/sentencepiece_merges.hpp>
 #include <graft/text/tokenizer_spec.hpp>
@@ -11,7 +12,6 @@
 
 #include <algorithm>
 #include <array>
-#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -112,7 +112,7 @@ class SentencePieceBpe {
   /// Every way to cut a token into two tokens is a merge, ranked by the score of the whole.
   static MergeTable table_of_scores(TokenizerSpec const& spec, Vocabulary const& ids) {
     for (std::size_t k = 0; k < spec.scores.size(); ++k)
-      if (std::isnan(spec.scores[k]))
+      if (is_nan(spec.scores[k]))
         raise<FormatError>(spec.source, ": token ", k, " has a score that is not a number");
     std::vector<float> scores = spec.scores;
     std::sort(scores.begin(), scores.end(), std::greater<>{});

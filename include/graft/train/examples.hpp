@@ -3,6 +3,7 @@
 #pragma once
 
 #include <graft/core/random.hpp>
+#include <graft/core/scalar.hpp>
 #include <graft/io/json_lines.hpp>
 #include <graft/text/completion.hpp>
 #include <graft/text/tokenizer.hpp>
@@ -113,7 +114,7 @@ inline std::vector<Example> read_classified(std::filesystem::path const& path, T
     if (!line.has("label")) line.fail("needs a \"label\"");
     if (labels.size() == 1) {
       example.target = line.get<double>("label");
-      if (!std::isfinite(*example.target)) line.wrong("label");
+      if (!is_finite(*example.target)) line.wrong("label");
     } else {
       example.label = detail::label_of(line, labels);
     }

@@ -5,6 +5,7 @@
 #include <graft/adapter/gradients.hpp>
 #include <graft/backend/readback.hpp>
 #include <graft/core/error.hpp>
+#include <graft/core/scalar.hpp>
 #include <graft/train/bilevel.hpp>
 #include <graft/train/checkpoint.hpp>
 #include <graft/train/host_copy.hpp>
@@ -261,9 +262,8 @@ class Trainer {
   TrainingProgress reported(TrainingProgress progress) {
     Report const& report = *reports_[static_cast<std::size_t>(progress.step % 2)].get(be_);
     progress.loss = report.sums.mean(), progress.norm = report.norm;
-    expects(std::isfinite(progress.loss) && std::isfinite(progress.norm), "graft: step ", progress.step,
-            " has a loss of ", progress.loss, " and a gradient norm of ", progress.norm,
-            "; a lower learning rate may help");
+    expects(is_finite(progress.loss) && is_finite(progress.norm), "graft: step ", progress.step, " has a loss of ",
+            progress.loss, " and a gradient norm of ", progress.norm, "; a lower learning rate may help");
     return progress;
   }
 
