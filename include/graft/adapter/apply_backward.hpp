@@ -143,6 +143,18 @@ void stage_backward(B& be, Stage stage, Site site, Plan<B> const& plan, RowGroup
     auto const link_scope = be.scope();
     bool const wanted = link.generated || std::any_of(link.members.begin(), link.members.end(),
                                                       [&](auto const& m) { return gradients.trains(*m.module); });
+    auto const back = [&](RowMapRow<R> const& grad) {
+      if (k == 0)
+        row_map_backward(be, link.map, rows, MatrixView<std::remove_const_t<Z> const, Space>(z), dy, grad);
+      else
+        row_map_backward(be, link.map, rows, MatrixView<R const, Space>(before[k]), dy, grad);
+    };
+    if constexpr (!on_host<B>)
+      if (wanted && !link.generated && link.members.size() == 1 && link.members[0].weight == 1) {
+        // the link is the one module's map, whose gradient is added to where it lies
+        back(gradients.find_published(be, *link.members[0].module)->map(side, site.index));
+        continue;
+      }
     auto const zeros = [&](Numbers<R> const& present) {
       if (!wanted || present == nullptr) return static_cast<R*>(nullptr);
       auto const v = be.arena().template vector<R>(link.map.size);
@@ -151,10 +163,7 @@ void stage_backward(B& be, Stage stage, Site site, Plan<B> const& plan, RowGroup
     };
     RowMapRow<R> const grad{zeros(link.map.c1), zeros(link.map.d), zeros(link.map.e),
                             link.map.size,      link.map.group,    nullptr};
-    if (k == 0)
-      row_map_backward(be, link.map, rows, MatrixView<std::remove_const_t<Z> const, Space>(z), dy, grad);
-    else
-      row_map_backward(be, link.map, rows, MatrixView<R const, Space>(before[k]), dy, grad);
+    back(grad);
     if (wanted) link_backward(be, link, side, site, layer, group.request, state, state.vectors(), grad, gradients);
   }
 }

@@ -6,6 +6,7 @@
 #include <graft/backend/cuda/elementwise.cuh>
 #include <graft/backend/row_map.hpp>
 
+#include <array>
 #include <span>
 
 namespace graft {
@@ -13,37 +14,52 @@ namespace cuda {
 
 inline constexpr index_t summed_rows = 32;  ///< rows whose sum a block makes alone
 
-/// out[k] += the sum of parts[0..., k] in their order. parts [b, size]
-template <class Out>
-__global__ void add_parts(MatrixView<float const, DeviceSpace> parts, Out* out) {
+/// parts [b, size] and where their sum is added; null: not wanted.
+struct SummedParts {
+  MatrixView<float, DeviceSpace> parts{};
+  float* out = nullptr;
+};
+template <int Count>
+struct SummedVectors {
+  SummedParts vector[Count];
+};
+
+/// out[k] += the sum of parts[0..., k] in their order, of vector blockIdx.y.
+template <int Count>
+__global__ void add_parts(__grid_constant__ SummedVectors<Count> const sums) {
+  auto const& [parts, out] = sums.vector[blockIdx.y];
   index_t const k = index_t{blockIdx.x} * blockDim.x + threadIdx.x;
-  if (k >= parts.cols) return;
+  if (out == nullptr || k >= parts.cols) return;
   float sum = 0;
   for (index_t b = 0; b < parts.rows; ++b) sum += parts(b, k);
-  out[k] = from_real<Out>(to_real(out[k]) + sum);
+  out[k] += sum;
 }
 
-/// The gradient of a vector that every row reads, in parts of the arena, one for each block of rows; nothing where
-/// nobody wants it.
-template <class Out>
-class SumOverRows {
+/// Gradients of vectors that every row reads, in parts of the arena, one for each block of rows.
+template <int Count>
+class SumsOverRows {
  public:
+  /// Adds to out[k] [size]; null: nobody wants it.
   template <class Act>
-  SumOverRows(CudaBackend<Act>& be, index_t blocks, Out* out, index_t size) : stream_(be.stream()), out_(out) {
-    if (out != nullptr) parts_ = be.arena().template matrix<float>(blocks, size);
+  SumsOverRows(CudaBackend<Act>& be, index_t blocks, std::array<float*, Count> out, index_t size)
+      : stream_(be.stream()), size_(size) {
+    for (int k = 0; k < Count; ++k) {
+      if (out[k] == nullptr) continue;
+      sums_.vector[k] = {be.arena().template matrix<float>(blocks, size), out[k]};
+      any_ = true;
+    }
   }
   /// [blocks, size], each row written by the block that has those rows; null data: not wanted.
-  MatrixView<float, DeviceSpace> parts() const { return parts_; }
+  MatrixView<float, DeviceSpace> parts(int k) const { return sums_.vector[k].parts; }
   void add() const {
-    if (out_ != nullptr)
-      launch(add_parts<Out>, grid_of(ceil_div(parts_.cols, 128)), 128, 0, stream_,
-             MatrixView<float const, DeviceSpace>(parts_), out_);
+    if (any_) launch(add_parts<Count>, grid_of(ceil_div(size_, 128), Count), 128, 0, stream_, sums_);
   }
 
  private:
   cudaStream_t stream_;
-  Out* out_;
-  MatrixView<float, DeviceSpace> parts_{};
+  index_t size_;
+  SummedVectors<Count> sums_{};
+  bool any_ = false;
 };
 
 /// Both norms: y = z w (+ b) with z = (x - mean) s, where RMS norms have no mean. A block has `each` groups of
@@ -101,12 +117,10 @@ void launch_norm_backward(CudaBackend<Act>& be, MatrixView<Act const, DeviceSpac
   index_t const groups = x.cols / weight.size, all = x.rows * groups;
   auto const wanted = [](auto sum) { return sum.empty() ? nullptr : sum.data; };
   index_t const each = dweight.empty() && dbias.empty() ? 1 : summed_rows, blocks = ceil_div(all, each);
-  SumOverRows<float> const weights(be, blocks, wanted(dweight), weight.size),
-      biases(be, blocks, wanted(dbias), weight.size);
+  SumsOverRows<2> const sums(be, blocks, {wanted(dweight), wanted(dbias)}, weight.size);
   launch(norm_backward<centred, Act>, grid_of(blocks), threads_for(weight.size), 0, be.stream(), x, weight,
-         static_cast<float>(eps), groups, each, dy, dx, dx.data == dy.data, weights.parts(), biases.parts());
-  weights.add();
-  biases.add();
+         static_cast<float>(eps), groups, each, dy, dx, dx.data == dy.data, sums.parts(0), sums.parts(1));
+  sums.add();
 }
 
 /// dy = dy f'(x)
@@ -279,11 +293,10 @@ void row_map_backward(CudaBackend<Act>& be, RowMapRow<float const> const& map, s
   auto const scope = be.scope();
   index_t const count = static_cast<index_t>(rows.size()), group = map.group != 0 ? map.group : grad.group;
   index_t const blocks = ceil_div(count, cuda::summed_rows), threads = group != 0 ? map.size / 2 : map.size;
-  cuda::SumOverRows<float> const dc(be, blocks, grad.c1, map.size), dd(be, blocks, grad.d, map.size),
-      de(be, blocks, grad.e, map.size);
+  cuda::SumsOverRows<3> const sums(be, blocks, {grad.c1, grad.d, grad.e}, map.size);
   cuda::launch(cuda::row_map_backward_rows<Z, G>, cuda::grid_of(ceil_div(threads, 128), blocks), 128, 0, be.stream(),
-               map, group, rows.data(), count, z, dy, dc.parts(), dd.parts(), de.parts());
-  dc.add(), dd.add(), de.add();
+               map, group, rows.data(), count, z, dy, sums.parts(0), sums.parts(1), sums.parts(2));
+  sums.add();
 }
 
 }  // namespace graft

@@ -128,9 +128,9 @@ void add_outer_products(CudaBackend<Act>& be, MatrixView<float const, DeviceSpac
                         MatrixView<T const, DeviceSpace> right, float* out) {
   auto const scope = be.scope();
   index_t const piece = std::max(outer_piece, ceil_div(left.rows, outer_pieces)), pieces = ceil_div(left.rows, piece);
-  SumOverRows<float> const sum(be, pieces, out, left.cols * right.cols);
+  SumsOverRows<1> const sum(be, pieces, {out}, left.cols * right.cols);
   auto const grid = grid_of(ceil_div(right.cols, outer_threads), ceil_div(left.cols, outer_ranks), pieces);
-  launch(listed_outer_products<T>, grid, outer_threads, 0, be.stream(), left, rows, right, piece, sum.parts());
+  launch(listed_outer_products<T>, grid, outer_threads, 0, be.stream(), left, rows, right, piece, sum.parts(0));
   sum.add();
 }
 

@@ -14,10 +14,14 @@ namespace cuda {
 
 template <class T>
 struct Clear {
-  static constexpr int columns = 1;
+  static constexpr int columns = 8;
   MatrixView<T, DeviceSpace> x;
+  bool whole;
 
-  __device__ void operator()(index_t row, index_t first) const { x(row, first) = T{}; }
+  __device__ void operator()(index_t row, index_t first) const {
+    float const zeros[columns] = {};
+    store_columns(zeros, first, x.cols, whole, x.row(row));
+  }
 };
 
 /// The same of the listed rows, each of which stands once.
@@ -79,7 +83,7 @@ struct Drop {
 /// x = 0. Elements may be f32, bf16 or f16.
 template <class Act, class T>
 void clear(CudaBackend<Act>& be, MatrixView<T, DeviceSpace> x) {
-  if (!x.empty()) cuda::for_chunks(be, cuda::Clear<T>{x}, x.rows, x.cols);
+  if (!x.empty()) cuda::for_chunks(be, cuda::Clear<T>{x, cuda::aligned16(x)}, x.rows, x.cols);
 }
 template <class Act, class T>
 void clear(CudaBackend<Act>& be, VectorView<T, DeviceSpace> x) {

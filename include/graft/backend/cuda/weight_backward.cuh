@@ -74,9 +74,9 @@ template <class Act>
 void bias_gradient(CudaBackend<Act>& be, MatrixView<Act const, DeviceSpace> dy, VectorView<float, DeviceSpace> db) {
   auto const scope = be.scope();
   index_t const blocks = ceil_div(dy.rows, cuda::summed_rows);
-  cuda::SumOverRows<float> const sums(be, blocks, db.data, db.size);
+  cuda::SumsOverRows<1> const sums(be, blocks, {db.data}, db.size);
   cuda::launch(cuda::sum_columns<Act>, cuda::grid_of(ceil_div(dy.cols, 128), blocks), 128, 0, be.stream(), dy,
-               sums.parts());
+               sums.parts(0));
   sums.add();
 }
 
