@@ -112,8 +112,7 @@ class SentencePieceBpe {
   /// Every way to cut a token into two tokens is a merge, ranked by the score of the whole.
   static MergeTable table_of_scores(TokenizerSpec const& spec, Vocabulary const& ids) {
     for (std::size_t k = 0; k < spec.scores.size(); ++k)
-      if (is_nan(spec.scores[k]))
-        raise<FormatError>(spec.source, ": token ", k, " has a score that is not a number");
+      if (is_nan(spec.scores[k])) raise<FormatError>(spec.source, ": token ", k, " has a score that is not a number");
     std::vector<float> scores = spec.scores;
     std::sort(scores.begin(), scores.end(), std::greater<>{});
     scores.erase(std::unique(scores.begin(), scores.end()), scores.end());
