@@ -53,7 +53,6 @@ struct Module {
   static typename P::template State<B> shaped(SiteTable const& sites, index_t site, P const& here) {
     expects(site >= 0 && site < sites.size(), "graft: there is no site ", site, ", the model has ", sites.size());
     auto const& info = sites[site];
-    expects(parameters_ == nullptr, "graft: a module that has its memory takes no further site, ", info.path);
     expects(here.accepts(info), "graft: a ", P::peft_type, " module cannot sit on ", info.path);
     LayerSites const* layer = info.layer >= 0 && info.layer < static_cast<index_t>(sites.layers().size())
                                   ? &sites.layers()[static_cast<std::size_t>(info.layer)]
@@ -66,6 +65,7 @@ struct Module {
   /// Adds the policy at a site, in any order; its tensors have shapes but no memory until `allocate`.
   Entry& add(SiteTable const& sites, index_t site, P const& here) {
     Entry entry{site, here, shaped(sites, site, here)};
+    expects(parameters_ == nullptr, "graft: a module that has its memory takes no further site, ", sites[site].path);
     auto const place =
         std::lower_bound(entries.begin(), entries.end(), site, [](Entry const& e, index_t s) { return e.site < s; });
     expects(place == entries.end() || place->site != site, "graft: the module already has ", sites[site].path);
