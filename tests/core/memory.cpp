@@ -10,6 +10,10 @@
 #include <fstream>
 #include <string>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 namespace {
 
 using graft::HostSpace;
@@ -31,17 +35,35 @@ bool prefers_huge_pages(void const* address) {
   return false;
 }
 
+bool system_has_huge_pages() {
+  return std::filesystem::exists("/sys/kernel/mm/transparent_hugepage/enabled") &&
+         std::filesystem::exists("/proc/self/smaps");
+}
+
 TEST_CASE("large memory prefers huge pages") {
-  if (!std::filesystem::exists("/sys/kernel/mm/transparent_hugepage/enabled") ||
-      !std::filesystem::exists("/proc/self/smaps"))
-    GRAFT_SKIP("this system has no huge pages, or does not tell");
-  constexpr index_t page = index_t{1} << 21, size = 8 * page;
-  Storage<std::byte, HostSpace> const large(size), small(page / 2);
+  if (!system_has_huge_pages()) GRAFT_SKIP("this system has no huge pages, or does not tell");
+  constexpr index_t size = index_t{16} << 20;
+  Storage<std::byte, HostSpace> const large(size);
   CHECK(prefers_huge_pages(large.data() + size / 2));
-  CHECK_FALSE(prefers_huge_pages(small.data() + page / 4));
   std::fill_n(large.data(), size, std::byte{7});
   CHECK(std::all_of(large.data(), large.data() + size, [](std::byte b) { return b == std::byte{7}; }));
 }
+
+#if defined(__linux__)
+TEST_CASE("whole huge pages are asked for, and nothing around them") {
+  if (!system_has_huge_pages()) GRAFT_SKIP("this system has no huge pages, or does not tell");
+  constexpr std::size_t page = std::size_t{1} << 21, size = 8 * page;
+  void* const all = ::mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  REQUIRE(all != MAP_FAILED);
+  auto const from = reinterpret_cast<std::uintptr_t>(all);
+  auto* const first = reinterpret_cast<std::byte*>((from + page - 1) / page * page);  // seven whole pages from here
+  graft::detail::prefer_huge_pages(first + 1, 2 * page - 2);
+  for (std::size_t k = 0; k < 7; ++k) CHECK_FALSE(prefers_huge_pages(first + k * page));
+  graft::detail::prefer_huge_pages(first + 1, 4 * page);
+  for (std::size_t k = 0; k < 7; ++k) CHECK(prefers_huge_pages(first + k * page) == (k >= 1 && k < 4));
+  ::munmap(all, size);
+}
+#endif
 
 TEST_CASE("asking for huge pages is a hint that takes anything") {
   std::byte some[100] = {std::byte{5}};

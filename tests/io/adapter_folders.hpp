@@ -18,6 +18,7 @@
 #include <algorithm>
 #include <filesystem>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace graft_test {
@@ -54,6 +55,20 @@ graft::Module<P, Backend> sample(P const& policy, graft::SiteTable const& sites,
 template <class P, class Backend>
 std::vector<double> numbers(graft::Module<P, Backend> const& module) {
   return {module.parameters().begin(), module.parameters().end()};
+}
+
+/// Reads what was written, checks that nothing was lost and that a second writing gives the same bytes.
+template <class P, class Backend>
+graft::Module<P, Backend> round_trip(graft::Module<P, Backend> const& module, graft::SiteTable const& sites) {
+  TemporaryFolder folder;
+  graft::write_peft(folder / "first", module, sites);
+  auto [again, warnings] = graft::read_peft<P, Backend>(folder / "first", sites, module.name);
+  for (auto const& warning : warnings) CHECK_THAT(warning, Catch::Contains("that is no site"));
+  CHECK(numbers(again) == numbers(module));
+  graft::write_peft(folder / "second", again, sites);
+  for (auto const* file : {"adapter_config.json", "adapter_model.safetensors"})
+    CHECK(read_bytes(folder / "first" / file) == read_bytes(folder / "second" / file));
+  return std::move(again);
 }
 
 inline Json config_of(std::filesystem::path const& folder) {

@@ -226,8 +226,7 @@ std::uint64_t ModuleBank<B>::publish(B& be, index_t place, std::shared_ptr<Modul
   std::shared_ptr<Published const> replaced;  // gives its memory back behind the lock
   std::lock_guard lock(mutex_);
   std::uint64_t const version = out->version = ++versions_;
-  auto& place_of_name = modules_[out->name];
-  replaced = std::exchange(place_of_name, std::move(out));
+  replaced = std::exchange(modules_[out->name], std::move(out));
   return version;
 }
 

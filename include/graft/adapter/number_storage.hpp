@@ -64,6 +64,8 @@ class NumberStorage {
   using Block = Storage<std::byte, HostSpace>;
   static constexpr index_t smallest = index_t{1} << 16;
 
+  // Not an arena, whose blocks are no larger than what is asked for, because it joins them when it is empty; these
+  // never are.
   template <class T>
   T* take(index_t size) {
     index_t const bytes = static_cast<index_t>(Arena::bytes_of<T>(size));
