@@ -173,13 +173,17 @@ void add_cases(Bench& bench) {
             ->UseManualTime()
             ->Iterations(15)
             ->Unit(benchmark::kMillisecond);
-    for (index_t tokens : {64, 512})
+    auto const prefill = [&](std::string const& prompts, index_t count, index_t tokens, Kind kind) {
       benchmark::RegisterBenchmark(
-          text("prefill/", bench.name, '/', tokens, "/none/", name).c_str(),
-          [=, &bench](benchmark::State& state) { run(state, bench, 1, tokens, Kind::none, precision); })
+          text("prefill/", bench.name, '/', prompts, '/', kind_names[static_cast<int>(kind)], '/', name).c_str(),
+          [=, &bench](benchmark::State& state) { run(state, bench, count, tokens, kind, precision); })
           ->UseManualTime()
           ->Iterations(5)
           ->Unit(benchmark::kMillisecond);
+    };
+    prefill("64", 1, 64, Kind::none);
+    prefill("512", 1, 512, Kind::none);
+    for (Kind kind : {Kind::none, Kind::road, Kind::lora, Kind::mixed}) prefill("8 x 64", 8, 64, kind);
   }
 }
 

@@ -110,8 +110,8 @@ def models(cases):
     rows = []
     for case in cases:
         kind, weights, count, adapters, precision = case["name"].split("/")[:5]
-        what = f"{count} request{'s' * (count != '1')}, {adapters}" if kind == "decode" else f"prefill of {count} tokens"
-        rows.append([f"{weights}, {precision}: {what}", f"{case['ms']:.1f}", f"{case['tokens/s']:.0f}",
+        what = f"{count} request{'s' * (count != '1')}" if kind == "decode" else f"prefill of {count} tokens"
+        rows.append([f"{weights}, {precision}: {what}, {adapters}", f"{case['ms']:.1f}", f"{case['tokens/s']:.0f}",
                      f"{case['read_limit_%']:.0f}", f"{case['instruction_limit_%']:.0f}", f"{case['overhead_%']:+.1f}"])
     return table(["step", "ms", "tokens/s", "% of read limit", "% of instruction's limit",
                   "overhead over the same without adapters, %"], rows)

@@ -123,7 +123,9 @@ struct AdapterSet {
 
   std::vector<Mechanisms> mechanisms;  ///< [sites] without those that are made from the prompt; not on the host
 
-  std::uint64_t fingerprint = 0;  ///< of names, versions and weights; what a KV or prefix cache must be keyed by
+  /// Every module's version and weight, in full: sets of one bank have equal fingerprints where their requests compute
+  /// the same. What a KV or prefix cache must be keyed by; other banks and processes count versions of their own.
+  std::string fingerprint;
   NumberStorage<R> storage;
   std::vector<std::unique_ptr<RowMapRow<R const>[]>> chains;
   /// By stage, then before and after what is generated, then the sums of policies that share a stage.

@@ -208,7 +208,7 @@ std::shared_ptr<AdapterSet<B> const> ModuleBank<B>::resolve(std::span<AdapterUse
   std::lock_guard lock(set_mutex_);
   if (auto const known = sets_[key].lock()) return known;
   auto set = compose_set(std::move(members));
-  set->fingerprint = std::hash<std::string>{}(key);
+  set->fingerprint = key;
   if (sets_.size() > 2 * live_sets_ + 64) {
     std::erase_if(sets_, [](auto const& entry) { return entry.second.expired(); });
     live_sets_ = sets_.size();

@@ -73,6 +73,8 @@ struct RowMapBatch {
     RowMapRow<R const> const* const map = tables[q] + site;
     return map->identity() ? nullptr : map;
   }
+  /// Whether batch row n > 0 has what the row before it has, because both are of one request.
+  bool follows(index_t n) const { return request[n] == request[n - 1]; }
   /// Whether any request has a map here. Where the tables are not in host memory, `present` must say so.
   bool any() const {
     if (present >= 0) return present != 0;
@@ -88,5 +90,14 @@ struct RowMapBatch {
     return true;
   }
 };
+
+/// f(map or null, n, count) for rows [n, n + count) that are of one request, from `first` on, all before `last`.
+template <class R, class F>
+void for_map_runs(RowMapBatch<R> const& maps, index_t first, index_t last, F const& f) {
+  for (index_t n = first, end; n < last; n = end) {
+    for (end = n + 1; end < last && maps.follows(end);) ++end;
+    f(maps.row(n), n, end - n);
+  }
+}
 
 }  // namespace graft

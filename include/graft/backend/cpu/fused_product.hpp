@@ -26,6 +26,7 @@ inline constexpr index_t maps_next = 4;
 template <int cache_level, class Act>
 [[gnu::always_inline]] inline void ask_for_map(RowMapBatch<Act> const& maps, index_t n, index_t first, index_t last) {
   constexpr index_t line = 64;
+  if (n > 0 && maps.follows(n)) return;  // has been asked for
   auto const* const map = maps.row(n);
   if (map == nullptr) return;
   for (auto const* values : {&map->c1, &map->d, &map->e})
@@ -40,6 +41,7 @@ template <int cache_level, class R>
 [[gnu::always_inline]] inline void ask_for_factors(LowRankBatch<R> const& deltas, index_t tile, index_t outputs,
                                                    index_t first, index_t last) {
   if (tile >= deltas.tile_count) return;
+  if (tile > 0 && deltas.tiles[tile].terms == deltas.tiles[tile - 1].terms) return;  // have been asked for
   for (index_t k = 0; k < deltas.tiles[tile].term_count; ++k) {
     auto const& f = deltas.tiles[tile].terms[k].table[deltas.site];
     auto const* row = static_cast<std::byte const*>((f.b_transposed + first).data());
@@ -111,11 +113,13 @@ class Adaptation {
   index_t shares() const { return of_->deltas.tile_count < 8 ? 4 : 1; }
   void map_columns(CpuBackend<Act> const& be, RowMapBatch<Act> const& maps, index_t first, index_t last) const {
     index_t const rows = of_->y.rows;
-    for (index_t n = 0; n < rows; ++n) {
-      if (n + maps_ahead < rows) ask_for_map<2>(maps, n + maps_ahead, first, last);
-      if (n + maps_next < rows) ask_for_map<1>(maps, n + maps_next, first, last);
-      if (auto const* map = maps.row(n)) be.kernels().map_row(*map, of_->y.row(n), first, last);
-    }
+    for_map_runs(maps, 0, rows, [&](auto const* map, index_t n, index_t count) {
+      for (index_t k = n + maps_ahead; k < std::min(rows, n + maps_ahead + count); ++k)
+        ask_for_map<2>(maps, k, first, last);
+      for (index_t k = n + maps_next; k < std::min(rows, n + maps_next + count); ++k)
+        ask_for_map<1>(maps, k, first, last);
+      if (map != nullptr) be.kernels().map_rows(*map, of_->y.row_range(n, count), first, last);
+    });
   }
 
   AdaptedProduct<CpuBackend<Act>> const* of_;

@@ -49,10 +49,10 @@ struct InputRows {
 
   /// Writes rows [first, first + to.rows) behind their maps.
   void map(CpuBackend<Act> const& be, index_t first, MatrixView<Act> to) const {
-    for (index_t m = 0; m < to.rows; ++m) {
-      std::copy_n(x.row(first + m), x.cols, to.row(m));
-      if (auto const* map = maps.row(first + m)) be.kernels().map_row(*map, to.row(m), 0, to.cols);
-    }
+    for (index_t m = 0; m < to.rows; ++m) std::copy_n(x.row(first + m), x.cols, to.row(m));
+    for_map_runs(maps, first, first + to.rows, [&](auto const* map, index_t n, index_t count) {
+      if (map != nullptr) be.kernels().map_rows(*map, to.row_range(n - first, count), 0, to.cols);
+    });
   }
 };
 

@@ -5,17 +5,19 @@
 #include <graft/backend/cpu/cpu_backend.hpp>
 #include <graft/backend/row_map.hpp>
 
+#include <algorithm>
 #include <span>
 
 namespace graft {
 namespace cpu {
 
+/// All columns of all rows of y.
 template <class Act, class T>
-void map_columns(CpuBackend<Act> const& be, RowMapRow<Act const> const& map, T* y, index_t first, index_t last) {
+void map_rows(CpuBackend<Act> const& be, RowMapRow<Act const> const& map, MatrixView<T> y) {
   if constexpr (std::same_as<T, Act>)
-    be.kernels().map_row(map, y, first, last);
+    be.kernels().map_rows(map, y, 0, y.cols);
   else
-    map_row(map, y, first, last);
+    map_rows(map, y, 0, y.cols);
 }
 
 }  // namespace cpu
@@ -27,7 +29,7 @@ void apply_row_map(CpuBackend<Act>& be, RowMapRow<typename CpuBackend<Act>::Real
   auto const count = static_cast<index_t>(rows.size());
   be.executor().run(ceil_div(count, 8), [&](index_t chunk) {
     for (index_t k = 8 * chunk; k < count && k < 8 * chunk + 8; ++k)
-      cpu::map_columns(be, map, y.row(rows[static_cast<std::size_t>(k)]), index_t{0}, y.cols);
+      cpu::map_rows(be, map, y.row_range(rows[static_cast<std::size_t>(k)], 1));
   });
 }
 
@@ -36,8 +38,9 @@ template <class Act, class T>
 void apply_row_map(CpuBackend<Act>& be, RowMapBatch<typename CpuBackend<Act>::Real> const& maps,
                    MatrixView<T> y) noexcept {
   be.executor().run(ceil_div(y.rows, 8), [&](index_t chunk) {
-    for (index_t n = 8 * chunk; n < y.rows && n < 8 * chunk + 8; ++n)
-      if (auto const* map = maps.row(n)) cpu::map_columns(be, *map, y.row(n), index_t{0}, y.cols);
+    for_map_runs(maps, 8 * chunk, std::min(y.rows, 8 * chunk + 8), [&](auto const* map, index_t n, index_t count) {
+      if (map != nullptr) cpu::map_rows(be, *map, y.row_range(n, count));
+    });
   });
 }
 
