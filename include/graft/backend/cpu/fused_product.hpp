@@ -77,6 +77,7 @@ class Adaptation {
     t_ = be.arena().template matrix<Act>(of_->x.rows, of_->deltas.max_rank);
   }
   void shrink(CpuBackend<Act> const& be, index_t task) const {
+    if (task >= shrink_tasks()) return;
     be.kernels().shrink(of_->deltas.tiles[task / shares()], of_->deltas.site, of_->x_delta.cols, x_, task % shares(),
                         shares(), t_);
   }
@@ -145,7 +146,7 @@ void fused_products(CpuBackend<Act>& be, std::span<AdaptedProduct<CpuBackend<Act
     auto const& part = parts[static_cast<std::size_t>(k)];
     auto& adaptation = *new (adaptations + k) cpu::Adaptation<Act>(part);
     adaptation.prepare(be);
-    shrink_tasks += adaptation.shrink_tasks();
+    shrink_tasks = std::max(shrink_tasks, adaptation.shrink_tasks());
     auto const rounding = cpu::rounding_of(be, part.weight->format);
     cpu::InputRows<Act> const input{part.x, part.input};
     // what products read together is rounded once
@@ -160,10 +161,9 @@ void fused_products(CpuBackend<Act>& be, std::span<AdaptedProduct<CpuBackend<Act
                                  part.y,
                                  {part.weight->rows, adaptation.last_chunk()}};
   }
+  // one task for a tile of all products: what they read together is read while it is in cache
   be.executor().run(shrink_tasks, [&](index_t task) {
-    auto const* of = adaptations;
-    for (; task >= of->shrink_tasks(); ++of) task -= of->shrink_tasks();
-    of->shrink(be, task);
+    for (index_t k = 0; k < count; ++k) adaptations[k].shrink(be, task);
   });
   cpu::run_products<Act>(
       be, {products, parts.size()},
