@@ -212,8 +212,21 @@ TEMPLATE_TEST_CASE("a map's bits depend on its row alone: not on place, neighbou
         CHECK(same_bits(row, y.row(n), size));
         std::copy_n(start.row(n), size, row);
         for (index_t first = 0; first < size; first += step)
-          cpu::map_columns(be, *maps[static_cast<std::size_t>(n)], row, first, std::min(size, first + step));
+          cpu::map_columns(be, *maps[static_cast<std::size_t>(n)], matrix_view(row, 1, size), first,
+                           std::min(size, first + step));
         CHECK(same_bits(row, y.row(n), size));
+      }
+      // rows of one request that follow each other, some of them across tasks, and rows that no request has
+      MapBatch<R> shared(maps);
+      for (index_t n = 0; n < count; ++n)
+        shared.rows[static_cast<std::size_t>(n)] = n < 2 ? -1 : static_cast<std::int32_t>(n / 5);
+      Buffer<T> runs = start;
+      apply_row_map(be, shared.batch(), runs.view());
+      for (index_t n = 0; n < count; ++n) {
+        Buffer<T> alone(1, size);
+        std::copy_n(start.row(n), size, alone.row(0));
+        if (n >= 2) apply_row_map(be, MapBatch<R>({maps[static_cast<std::size_t>(n / 5)]}).batch(), alone.view());
+        CHECK(same_bits(runs.row(n), alone.row(0), size));
       }
       // another executor
       ThreadPool pool(3);

@@ -27,7 +27,8 @@ void apply_maps_and_deltas(CpuBackend<Act>& be, RowMapBatch<typename CpuBackend<
   cpu::DeltaScratch<X, R> const scratch(be, any_delta ? x : x.row_range(0, 0), deltas.max_rank);
   auto const map_rows = [&](RowMapBatch<R> const& maps, LowRankTile<R> const& tile) {
     for (index_t m = 0; m < tile.row_count; ++m)
-      if (auto const* map = maps.row(tile.rows[m])) cpu::map_rows(be, *map, y.row_range(tile.rows[m], 1));
+      if (auto const* map = maps.row(tile.rows[m]))
+        cpu::map_columns(be, *map, y.row_range(tile.rows[m], 1), index_t{0}, y.cols);
   };
   be.executor().run(deltas.tile_count, [&](index_t k) {
     if (any_inner) map_rows(inner, deltas.tiles[k]);

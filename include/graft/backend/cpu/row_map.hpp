@@ -11,13 +11,14 @@
 namespace graft {
 namespace cpu {
 
-/// All columns of all rows of y.
+/// Columns [first, last), whole groups, of all rows of y.
 template <class Act, class T>
-void map_rows(CpuBackend<Act> const& be, RowMapRow<Act const> const& map, MatrixView<T> y) {
+void map_columns(CpuBackend<Act> const& be, RowMapRow<Act const> const& map, MatrixView<T> y, index_t first,
+                 index_t last) {
   if constexpr (std::same_as<T, Act>)
-    be.kernels().map_rows(map, y, 0, y.cols);
+    be.kernels().map_rows(map, y, first, last);
   else
-    map_rows(map, y, 0, y.cols);
+    map_rows(map, y, first, last);
 }
 
 }  // namespace cpu
@@ -29,7 +30,7 @@ void apply_row_map(CpuBackend<Act>& be, RowMapRow<typename CpuBackend<Act>::Real
   auto const count = static_cast<index_t>(rows.size());
   be.executor().run(ceil_div(count, 8), [&](index_t chunk) {
     for (index_t k = 8 * chunk; k < count && k < 8 * chunk + 8; ++k)
-      cpu::map_rows(be, map, y.row_range(rows[static_cast<std::size_t>(k)], 1));
+      cpu::map_columns(be, map, y.row_range(rows[static_cast<std::size_t>(k)], 1), index_t{0}, y.cols);
   });
 }
 
@@ -39,7 +40,7 @@ void apply_row_map(CpuBackend<Act>& be, RowMapBatch<typename CpuBackend<Act>::Re
                    MatrixView<T> y) noexcept {
   be.executor().run(ceil_div(y.rows, 8), [&](index_t chunk) {
     for_map_runs(maps, 8 * chunk, std::min(y.rows, 8 * chunk + 8), [&](auto const* map, index_t n, index_t count) {
-      if (map != nullptr) cpu::map_rows(be, *map, y.row_range(n, count));
+      if (map != nullptr) cpu::map_columns(be, *map, y.row_range(n, count), index_t{0}, y.cols);
     });
   });
 }
