@@ -13,6 +13,7 @@
 
 #include <bench/limits.hpp>
 #include <bench/shapes.hpp>
+#include <bench/some_module.hpp>
 
 namespace {
 
@@ -22,16 +23,6 @@ using List = Adapters<IA3Scaling, RoAdRotation, LoRADelta>;
 
 enum class Kind { none, road, ia3, lora, mixed };
 constexpr std::array kind_names{"no adapter", "RoAd", "IA3", "LoRA r=16", "RoAd and LoRA"};
-
-template <class P>
-Module<P, B> random_module(std::string name, P const& policy, SiteTable const& sites) {
-  std::vector<index_t> all;
-  for (index_t k = 0; k < sites.size(); ++k) all.push_back(k);
-  auto module = make_module<P, B>(std::move(name), policy, sites, all);
-  Random random(static_cast<std::uint64_t>(std::hash<std::string>{}(module.name)));
-  for (auto& value : module.parameters()) value = static_cast<float>(random.normal());
-  return module;
-}
 
 /// Everything one case needs; built outside the timed loop. Layers are several, so that no cache holds what one needs.
 struct Case {
@@ -63,9 +54,9 @@ struct Case {
       std::vector<AdapterUse> uses;
       bool const road = kind == Kind::road || (kind == Kind::mixed && n % 2 == 0);
       bool const lora = kind == Kind::lora || (kind == Kind::mixed && n % 2 == 1);
-      if (road) bank.load(backend, random_module(name, RoAdRotation{}, bank.sites()));
-      if (lora) bank.load(backend, random_module(name, LoRADelta{.rank = 16}, bank.sites()));
-      if (kind == Kind::ia3) bank.load(backend, random_module(name, IA3Scaling{}, bank.sites()));
+      if (road) bank.load(backend, bench::some_module(name, RoAdRotation{}, bank.sites()));
+      if (lora) bank.load(backend, bench::some_module(name, LoRADelta{.rank = 16}, bank.sites()));
+      if (kind == Kind::ia3) bank.load(backend, bench::some_module(name, IA3Scaling{}, bank.sites()));
       if (kind != Kind::none) uses.push_back({name});
       states.emplace_back(bank.resolve(uses), bank.sites());
     }

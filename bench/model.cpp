@@ -5,7 +5,9 @@
 // FORMAT:LAYERS, say Q8_0:4: so many layers in LLaMA-2-7B's shapes, with its vocabulary and made-up weights. Every
 // figure stands next to the limits measured in turn with it: of reading, since a step must at least read the weights,
 // and of the instruction that multiplies them.
+#include <graft/adapter/ia3.hpp>
 #include <graft/adapter/lora.hpp>
+#include <graft/adapter/pedro.hpp>
 #include <graft/adapter/road.hpp>
 #include <graft/arch/llama.hpp>
 #include <graft/backend/cpu/cpu.hpp>
@@ -16,29 +18,26 @@
 #include <benchmark/benchmark.h>
 
 #include <algorithm>
+#include <array>
 #include <filesystem>
 #include <optional>
 #include <string>
 
 #include <bench/limits.hpp>
 #include <bench/made_up.hpp>
+#include <bench/some_module.hpp>
 
 namespace {
 
 using namespace graft;
 using B = CpuBackend<>;
-using SmallModel = Model<Llama, Adapters<RoAdRotation, LoRADelta>, B>;
+using bench::some_module;
+using SmallModel = Model<Llama, Adapters<IA3Scaling, RoAdRotation, LoRADelta, PedroGenerator>, B>;
 
-enum class Kind { none, road, lora, mixed };
-constexpr const char* kind_names[] = {"none", "road", "lora", "mixed"};
-
-template <class P>
-Module<P, B> random_module(std::string name, P const& policy, SiteTable const& sites) {
-  auto module = make_module<P, B>(std::move(name), policy, sites, bench::sites_of(sites, SiteKind::linear));
-  index_t k = static_cast<index_t>(module.name.size());
-  for (auto& value : module.parameters()) value = static_cast<float>(k++ % 17 - 8) * 0.002f;
-  return module;
-}
+/// What requests have: of `mixed`, one RoAd, the next LoRA, and so on.
+enum class Kind { none, ia3, road, lora, pedro, mixed };
+constexpr const char* kind_names[] = {"none", "ia3", "road", "lora", "pedro", "mixed"};
+constexpr std::array all_kinds{Kind::none, Kind::ia3, Kind::road, Kind::lora, Kind::pedro, Kind::mixed};
 
 /// The model as it computes in one precision; the weights are the same.
 struct Loaded {
@@ -46,8 +45,11 @@ struct Loaded {
       : model(config, weights, narrow ? AdapterStorage::bf16 : AdapterStorage::full),
         context(model, backend, ContextOptions{.kv_storage = narrow ? KvStorage::bf16 : KvStorage::full}) {
     for (int k = 0; k < 32; ++k) {
-      model.bank().load(backend, random_module(text("road", k), RoAdRotation{}, model.sites()));
-      model.bank().load(backend, random_module(text("lora", k), LoRADelta{.rank = 16}, model.sites()));
+      auto const load = [&](auto const& kind, auto const& policy) {
+        model.bank().load(backend, some_module(text(kind, k), policy, model.sites()));
+      };
+      load("ia3", IA3Scaling{}), load("road", RoAdRotation{});
+      load("lora", LoRADelta{.rank = 16}), load("pedro", PedroGenerator{});
     }
   }
   SmallModel model;
@@ -107,10 +109,9 @@ class Requests {
   Requests(Loaded& loaded, index_t count, Kind kind, index_t past) : loaded_(loaded), past_(past), tokens_(512) {
     for (std::size_t k = 0; k < tokens_.size(); ++k) tokens_[k] = static_cast<std::int32_t>(17 * k % 1000 + 5);
     for (index_t k = 0; k < count; ++k) {
-      bool const road = kind == Kind::road || (kind == Kind::mixed && k % 2 == 0);
-      bool const lora = kind == Kind::lora || (kind == Kind::mixed && k % 2 == 1);
+      Kind const its = kind != Kind::mixed ? kind : k % 2 == 0 ? Kind::road : Kind::lora;
       std::vector<AdapterUse> uses;
-      if (road || lora) uses.push_back({text(road ? "road" : "lora", k)});
+      if (its != Kind::none) uses.push_back({text(kind_names[static_cast<int>(its)], k)});
       sequences_.push_back(loaded.context.start(uses));
     }
     logits_.resize(static_cast<std::size_t>(count * loaded.model.ends().output_width()));
@@ -166,7 +167,7 @@ void add_cases(Bench& bench) {
     std::string const name = precision == Precision::exact ? "exact" : "native";
     if (precision == Precision::native && bench.instruction(precision) == bench::Instruction::fma) continue;
     for (index_t count : {1, 2, 4, 8, 16, 32})
-      for (Kind kind : {Kind::none, Kind::road, Kind::lora, Kind::mixed})
+      for (Kind kind : all_kinds)
         benchmark::RegisterBenchmark(
             text("decode/", bench.name, '/', count, '/', kind_names[static_cast<int>(kind)], '/', name).c_str(),
             [=, &bench](benchmark::State& state) { run(state, bench, count, 1, kind, precision); })
@@ -183,7 +184,7 @@ void add_cases(Bench& bench) {
     };
     prefill("64", 1, 64, Kind::none);
     prefill("512", 1, 512, Kind::none);
-    for (Kind kind : {Kind::none, Kind::road, Kind::lora, Kind::mixed}) prefill("8 x 64", 8, 64, kind);
+    for (Kind kind : all_kinds) prefill("8 x 64", 8, 64, kind);
   }
 }
 

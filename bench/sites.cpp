@@ -20,11 +20,13 @@
 
 #include <bench/limits.hpp>
 #include <bench/shapes.hpp>
+#include <bench/some_module.hpp>
 
 namespace {
 
 using namespace graft;
 using B = CpuBackend<>;
+using bench::some_module;
 
 /// The module of request k of a batch; none: adapters are enabled, and this request has none.
 struct Kind {
@@ -40,16 +42,6 @@ constexpr std::array kinds{Kind{"enabled, unused", {"", "", "", ""}},
                            Kind{"LoRA r=16", {"lora16", "lora16", "lora16", "lora16"}},
                            Kind{"LoRA r=8 to 64", {"lora8", "lora16", "lora32", "lora64"}},
                            Kind{"RoAd, IA3, LoRA, none", {"road", "ia3", "lora16", ""}}};
-
-template <class P>
-Module<P, B> some_module(std::string name, P const& policy, SiteTable const& sites) {
-  std::vector<index_t> all;
-  for (index_t k = 0; k < sites.size(); ++k) all.push_back(k);
-  auto module = make_module<P, B>(std::move(name), policy, sites, all);
-  index_t k = static_cast<index_t>(module.name.size());
-  for (auto& value : module.parameters()) value = static_cast<float>(k++ % 17 - 8) * 0.002f;
-  return module;
-}
 
 /// The layers of a model with random weights.
 class Layers {

@@ -22,6 +22,7 @@
 #include <memory>
 
 #include <bench/limits.hpp>
+#include <bench/some_module.hpp>
 
 /// What callgrind counts, by its name.
 extern "C" [[gnu::noinline]] void counted_step(std::function<void()> const& step) {
@@ -33,22 +34,12 @@ namespace {
 
 using namespace graft;
 using B = CpuBackend<>;
+using bench::some_module;
 using All = Adapters<IA3Scaling, RoAdRotation, LoRADelta, PedroGenerator>;
 
 /// Which models there are, and which rows use adapters.
 enum class Case { without_list, compiled_in, loaded, half_use_them, all_use_them };
 constexpr std::array case_names{"without a list", "compiled in", "loaded", "half use them", "all use them"};
-
-template <class P>
-Module<P, B> some_module(std::string name, P const& policy, SiteTable const& sites) {
-  std::vector<index_t> all;
-  for (index_t k = 0; k < sites.size(); ++k)
-    if (sites[k].layer >= 0 && policy.accepts(sites[k])) all.push_back(k);
-  auto module = make_module<P, B>(std::move(name), policy, sites, all);
-  index_t k = 0;
-  for (auto& value : module.parameters()) value += static_cast<float>(k++ % 17 - 8) * 0.002f;
-  return module;
-}
 
 void load_all(Model<Llama, All, B>& model, B& be, index_t rows) {
   auto& bank = model.bank();
