@@ -19,14 +19,16 @@ void attention_backward(CudaBackend<Act>& be, AttentionShape const& shape, Atten
                         MatrixView<Act, DeviceSpace> dk, MatrixView<Act, DeviceSpace> dv) {
   auto const scope = be.scope();
   cuda::AttentionInputs<Act> const in{
-      cuda::attention_sizes(shape), q, k, v, out, dout, be.arena().template matrix<cuda::RowSums>(q.rows, shape.heads)};
-  auto const run = [&](auto dq_kernel, auto dkv_kernel, index_t rows, unsigned dq_threads, unsigned dkv_threads,
-                       std::size_t shared_bytes) {
+      cuda::attention_sizes(shape), q, k, v, out, dout, be.arena().template matrix<cuda::RowSums>(shape.heads, q.rows)};
+  auto const run = [&](auto dq_kernel, auto dkv_kernel, index_t rows, int threads, std::size_t dq_bytes,
+                       std::size_t dkv_bytes) {
     auto const grid = [&](index_t heads) {
       return cuda::grid_of(ceil_div(spans.max_rows, rows), heads, static_cast<index_t>(spans.size()));
     };
-    cuda::launch(dq_kernel, grid(shape.heads), dq_threads, shared_bytes, be.stream(), in, spans.data(), dq);
-    cuda::launch(dkv_kernel, grid(shape.kv_heads), dkv_threads, shared_bytes, be.stream(), in, spans.data(), dk, dv);
+    cuda::launch(dq_kernel, grid(shape.heads), static_cast<unsigned>(threads), dq_bytes, be.stream(), in, spans.data(),
+                 dq);
+    cuda::launch(dkv_kernel, grid(shape.kv_heads), static_cast<unsigned>(threads), dkv_bytes, be.stream(), in,
+                 spans.data(), dk, dv);
   };
   if constexpr (cuda::tensor_core_capability<Act> < 1000) {
     bool const whole = cuda::aligned16(q) && cuda::aligned16(k) && cuda::aligned16(v) && cuda::aligned16(out) &&
@@ -34,7 +36,8 @@ void attention_backward(CudaBackend<Act>& be, AttentionShape const& shape, Atten
     if (whole && be.capability() >= cuda::tensor_core_capability<Act>) {
       auto const tensor = [&]<int Dim>(std::integral_constant<int, Dim>) {
         run(cuda::attention_dq_tensor<Dim, Act>, cuda::attention_dkv_tensor<Dim, Act>, cuda::owned_rows,
-            cuda::dq_threads, cuda::dkv_threads, cuda::walked_bytes<Act, Dim>);
+            cuda::owner_threads, cuda::walked_bytes<Act, Dim>,
+            cuda::walked_bytes<Act, Dim> + cuda::value_bytes<Act, Dim>);
       };
       switch (shape.head_dim) {
         case 64:
@@ -50,8 +53,7 @@ void attention_backward(CudaBackend<Act>& be, AttentionShape const& shape, Atten
       }
     }
   }
-  run(cuda::attention_dq<Act>, cuda::attention_dkv<Act>, cuda::backward_tile, cuda::backward_threads,
-      cuda::backward_threads, 0);
+  run(cuda::attention_dq<Act>, cuda::attention_dkv<Act>, cuda::backward_tile, cuda::backward_threads, 0, 0);
 }
 
 }  // namespace graft

@@ -133,7 +133,7 @@ __global__ void __launch_bounds__(backward_threads, backward_blocks)
 #pragma unroll
       for (int part = 0; part < backward_dims / 32; ++part) acc[r][part] *= factor;
       if (base == 0 && lane == 0 && warp_row + r < span.rows)
-        in.sums(span.first_row + warp_row + r, head) = {total[r] > 0 ? highest[r] + log2f(total[r]) : INFINITY,
+        in.sums(head, span.first_row + warp_row + r) = {total[r] > 0 ? highest[r] + log2f(total[r]) : INFINITY,
                                                         along[r]};
     }
     add_tile(span, acc, query, q_offset, base, dim, dq);
@@ -167,7 +167,7 @@ __global__ void __launch_bounds__(backward_threads, backward_blocks)
           int const row = backward_rows * warp + r;
           float p = 0, ds = 0;
           if (looks_at(in.sizes.shape, span, query + row, key + lane)) {
-            auto const sums = in.sums(span.first_row + query + row, head);
+            auto const sums = in.sums(head, span.first_row + query + row);
             p = exp2f(score[r] * in.sizes.scale * log2_e - sums.log_total);
             ds = in.sizes.scale * p * (slope[r] - sums.along);
           }

@@ -15,28 +15,35 @@
 
 namespace graft::cuda {
 
-inline constexpr int owned_rows = 64;         ///< queries or keys of a block, 16 of a warp
-inline constexpr unsigned dq_threads = 128;   ///< a warp for each 16 queries
-inline constexpr unsigned dkv_threads = 256;  ///< two warps for each 16 keys: there are few heads of keys
+inline constexpr int owned_rows = 64;      ///< queries or keys of a block, 16 of a warp
+inline constexpr int owner_threads = 128;  ///< a warp for each 16 rows
 template <int Dim>
 inline constexpr int walked_rows = Dim <= 96 ? 64 : 32;  ///< what 64 KiB hold two pairs of
-/// Two pairs of tiles: one is copied while the other is read.
+/// Whether registers hold a warp's values beside its keys and the sums of both.
+template <int Dim>
+inline constexpr bool values_in_registers = Dim <= 96;
+/// Two pairs of tiles, one of which is copied while the other is read; behind them values that registers do not hold.
 template <class Act, int Dim>
 inline constexpr std::size_t walked_bytes = 4 * sizeof(HeadTile<Act, walked_rows<Dim>, Dim>);
+template <class Act, int Dim>
+inline constexpr std::size_t value_bytes = values_in_registers<Dim> ? 0 : sizeof(HeadTile<Act, owned_rows, Dim>);
 
-/// Starts the copy of rows [first, last) of the batch, of one head, into a tile; zeros behind them, because 0 times
-/// what lies there may be NaN.
-template <int Threads, int Rows, int Dim, class Act>
-__device__ inline void copy_rows(MatrixView<Act const, DeviceSpace> from, index_t first, index_t last, index_t offset,
-                                 HeadTile<Act, Rows, Dim>& to) {
+/// Starts the copy of rows [first, last) of a head of two matrices into a pair of tiles; zeros behind them, because 0
+/// times what lies there may be NaN.
+template <int Rows, int Dim, class Act>
+__device__ inline void copy_pair(MatrixView<Act const, DeviceSpace> const& a,
+                                 MatrixView<Act const, DeviceSpace> const& b, index_t first, index_t last,
+                                 index_t offset, HeadTile<Act, Rows, Dim>* to) {
   constexpr int packs = Dim / 8;
-#pragma unroll 4
-  for (int k = static_cast<int>(threadIdx.x); k < Rows * packs; k += Threads) {
-    Act* const at = &to[k / packs][k % packs * 8];
-    if (first + k / packs < last)
-      copy16(from.row(first + k / packs) + offset + k % packs * 8, at);
-    else
-      *aligned_as<uint4>(at) = uint4{0, 0, 0, 0};
+#pragma unroll 1
+  for (int k = static_cast<int>(threadIdx.x); k < Rows * packs; k += owner_threads) {
+    int const r = k / packs, c = k % packs * 8;
+    if (first + r < last) {
+      copy16(a.row(first + r) + offset + c, &to[0][r][c]);
+      copy16(b.row(first + r) + offset + c, &to[1][r][c]);
+    } else {
+      *aligned_as<uint4>(&to[0][r][c]) = *aligned_as<uint4>(&to[1][r][c]) = uint4{0, 0, 0, 0};
+    }
   }
 }
 
@@ -59,7 +66,7 @@ __device__ inline void add_result(float const (&sum)[Dim / 8][4], float const (&
 
 /// dQ of 64 queries of a head, and what softmax leaves of them: block (tile, head, span).
 template <int Dim, class Act>
-__global__ void __launch_bounds__(dq_threads)
+__global__ void __launch_bounds__(owner_threads)
     attention_dq_tensor(AttentionInputs<Act> in, AttentionSpan const* spans, MatrixView<Act, DeviceSpace> dq) {
 #if defined(GRAFT_CUDA_EMULATION) || (defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 750)
   constexpr int rows = walked_rows<Dim>;
@@ -87,16 +94,17 @@ __global__ void __launch_bounds__(dq_threads)
 #pragma unroll
       for (int part = 0; part < 4; ++part) along[part % 2] += dot2<Act>(dout[k][part], out[k][part]);
 #pragma unroll
-    for (int half = 0; half < 2; ++half) along[half] = RunningSoftmax::sum_of_row(along[half]);
+    for (int half = 0; half < 2; ++half) along[half] = row_sum(along[half]);
   }
 
   auto const keys = keys_of(in.sizes.shape, span, first_row, last_row);
+  auto const warp_keys =
+      keys_of(in.sizes.shape, span, warp_row, warp_row + 16 < last_row ? warp_row + 16 : last_row);  // may be none
   int const tiles = static_cast<int>((keys.last - keys.first + rows - 1) / rows);
   auto* const tile = dynamic_shared<HeadTile<Act, rows, Dim>>();
   auto const copy = [&](int j) {
-    index_t const start = span.first_row + keys.first + index_t{j} * rows, last = span.first_row + keys.last;
-    copy_rows<dq_threads, rows, Dim>(in.k, start, last, key_offset, tile[j % 2 * 2]);
-    copy_rows<dq_threads, rows, Dim>(in.v, start, last, key_offset, tile[j % 2 * 2 + 1]);
+    copy_pair<rows, Dim>(in.k, in.v, span.first_row + keys.first + index_t{j} * rows, span.first_row + keys.last,
+                         key_offset, tile + j % 2 * 2);
   };
   float acc[Dim / 8][4] = {};
   RunningSoftmax softmax;
@@ -110,15 +118,11 @@ __global__ void __launch_bounds__(dq_threads)
     index_t const start = keys.first + index_t{j} * rows;
     multiply_rows<rows, Dim, Act>(weight, q, k);
     mask_scores(in.sizes, span, row, last_row, start, weight);
-    float rescale[2];
-    softmax.weigh(weight, rescale);
-#pragma unroll
-    for (int n = 0; n < Dim / 8; ++n)
-#pragma unroll
-      for (int c = 0; c < 4; ++c) acc[n][c] *= rescale[c / 2];
+    softmax.weigh(weight, acc);
 #pragma unroll
     for (int part = 0; part < rows / 16; ++part) {
-      if (!tiles_meet(in.sizes.shape, span, warp_row, 16, start + 16 * part, 16)) continue;
+      index_t const key = start + 16 * part;
+      if (key + 16 <= warp_keys.first || key >= warp_keys.last) continue;
       float slope[2][4] = {};
       multiply_rows<16, Dim, Act>(slope, dout, v + 16 * part);
 #pragma unroll
@@ -132,10 +136,10 @@ __global__ void __launch_bounds__(dq_threads)
   float factor[2];
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    float const total = softmax.sum(half);
+    float const total = row_sum(softmax.total[half]);
     factor[half] = total > 0 ? in.sizes.scale / total : 0.f;
     if (row[half] < last_row && lane % 4 == 0)
-      in.sums(span.first_row + row[half], head) = {total > 0 ? softmax.highest[half] + log2f(total) : INFINITY,
+      in.sums(head, span.first_row + row[half]) = {total > 0 ? softmax.highest[half] + log2f(total) : INFINITY,
                                                    along[half]};
   }
   add_result<Dim, Act>(acc, factor, {begin(dq, row[0]), begin(dq, row[1])});
@@ -143,91 +147,88 @@ __global__ void __launch_bounds__(dq_threads)
 }
 
 /// dK and dV of 64 keys of a head of keys: block (tile, head of keys, span). The heads that share the keys follow each
-/// other. Each 16 keys have two warps, which take the queries of a tile 16 by 16 in turns.
+/// other.
 template <int Dim, class Act>
-__global__ void __launch_bounds__(dkv_threads)
+__global__ void __launch_bounds__(owner_threads)
     attention_dkv_tensor(AttentionInputs<Act> in, AttentionSpan const* spans, MatrixView<Act, DeviceSpace> dk,
                          MatrixView<Act, DeviceSpace> dv) {
 #if defined(GRAFT_CUDA_EMULATION) || (defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 750)
   constexpr int rows = walked_rows<Dim>;
   auto const& span = spans[blockIdx.z];
   auto const& shape = in.sizes.shape;
-  index_t const first_key = index_t{blockIdx.x} * owned_rows;
-  if (first_key >= span.rows) return;
-  index_t const last_key = first_key + owned_rows < span.rows ? first_key + owned_rows : span.rows;
+  int const span_rows = static_cast<int>(span.rows), first_key = static_cast<int>(blockIdx.x) * owned_rows;
+  if (first_key >= span_rows) return;
+  int const last_key = first_key + owned_rows < span_rows ? first_key + owned_rows : span_rows;
   int const kv_head = static_cast<int>(blockIdx.y), lane = static_cast<int>(threadIdx.x) % 32;
-  int const warp = static_cast<int>(threadIdx.x) / 32 % 4, turn = static_cast<int>(threadIdx.x) / 128, t = lane % 4;
-  index_t const warp_key = first_key + warp * 16;
-  index_t const key[2] = {warp_key + lane / 4, warp_key + lane / 4 + 8};
+  int const warp_key = first_key + static_cast<int>(threadIdx.x) / 32 * 16;
+  int const key[2] = {warp_key + lane / 4, warp_key + lane / 4 + 8};
 
-  auto const begin = [&](auto matrix, index_t r) {
+  auto const begin = [&](auto matrix, int r) {
     return r < last_key ? matrix.row(span.first_row + r) + index_t{kv_head} * Dim : nullptr;
   };
   std::uint32_t k[Dim / 16][4], v[Dim / 16][4];
   load_operand<Dim, Act>({begin(in.k, key[0]), begin(in.k, key[1])}, k);
   load_operand<Dim, Act>({begin(in.v, key[0]), begin(in.v, key[1])}, v);
-
-  index_t const first = shape.first_query(first_key), last = shape.last_query(last_key - 1, span.rows);
-  int const tiles_of_head = static_cast<int>((last - first + rows - 1) / rows), tiles = tiles_of_head * in.sizes.shared;
   auto* const tile = dynamic_shared<HeadTile<Act, rows, Dim>>();
-  auto const head_of = [&](int j) { return kv_head * in.sizes.shared + j / tiles_of_head; };
-  auto const start_of = [&](int j) { return first + index_t{j % tiles_of_head} * rows; };
-  auto const copy = [&](int j) {
-    index_t const start = span.first_row + start_of(j), end = span.first_row + last, offset = index_t{head_of(j)} * Dim;
-    copy_rows<dkv_threads, rows, Dim>(in.q, start, end, offset, tile[j % 2 * 2]);
-    copy_rows<dkv_threads, rows, Dim>(in.dout, start, end, offset, tile[j % 2 * 2 + 1]);
+  auto* const warp_values = tile[4] + static_cast<int>(threadIdx.x) / 32 * 16;
+  if constexpr (!values_in_registers<Dim>) store_operand<Dim, Act>(v, warp_values);
+
+  // the queries that look at a key of the block, of the warp, at this lane's
+  auto const first_of = [&](int j) { return static_cast<int>(shape.first_query(j)); };
+  auto const last_of = [&](int j) { return static_cast<int>(shape.last_query(j, span_rows)); };
+  int const first = first_of(first_key), last = last_of(last_key - 1);
+  int const warp_first = first_of(warp_key), warp_last = last_of(warp_key + 15);
+  int const seen_first[2] = {first_of(key[0]), first_of(key[1])};
+  int const seen_last[2] = {key[0] < last_key ? last_of(key[0]) : 0, key[1] < last_key ? last_of(key[1]) : 0};
+  auto const copy = [&](int head, int start, int pair) {
+    copy_pair<rows, Dim>(in.q, in.dout, span.first_row + start, span.first_row + last, index_t{head} * Dim,
+                         tile + 2 * pair);
   };
   float dk_sum[Dim / 8][4] = {}, dv_sum[Dim / 8][4] = {};
   float const scale = in.sizes.scale * log2_e;
-  copy(0);
-  for (int j = 0; j < tiles; ++j) {
-    wait_for_copies();
-    __syncthreads();  // this pair is there; the one before has been read
-    if (j + 1 < tiles) copy(j + 1);
-    int const head = head_of(j);
-    for (int part = turn; part < rows / 16; part += 2) {
-      index_t const query = start_of(j) + 16 * part;
-      if (!tiles_meet(shape, span, query, 16, warp_key, 16)) continue;
-      bool const all = span.mask == nullptr && query + 16 <= span.rows && warp_key + 16 <= span.rows &&
-                       shape.first_key(query + 15) <= warp_key && shape.last_key(query, span.rows) >= warp_key + 16;
-      auto const *const q = tile[j % 2 * 2] + 16 * part, *const dout = tile[j % 2 * 2 + 1] + 16 * part;
-      float weight[2][4] = {}, slope[2][4] = {};  // [key, query]
-      multiply_rows<16, Dim, Act>(weight, k, q);
-      multiply_rows<16, Dim, Act>(slope, v, dout);
+  int const first_head = kv_head * in.sizes.shared, last_head = first_head + in.sizes.shared;
+  int pair = 0;
+  copy(first_head, first, 0);
+  for (int head = first_head; head < last_head; ++head)
+    for (int start = first; start < last; start += rows, pair ^= 1) {
+      wait_for_copies();
+      __syncthreads();  // this pair is there; the one before has been read
+      if (start + rows < last)
+        copy(head, start + rows, pair ^ 1);
+      else if (head + 1 < last_head)
+        copy(head + 1, first, pair ^ 1);
+#pragma unroll 1
+      for (int part = 0; part < rows / 16; ++part) {
+        int const query = start + 16 * part;
+        if (query + 16 <= warp_first || query >= warp_last) continue;
+        auto const *const q = tile[2 * pair] + 16 * part, *const dout = tile[2 * pair + 1] + 16 * part;
+        float weight[2][4] = {}, slope[2][4] = {};  // [key, query]
+        multiply_rows<16, Dim, Act>(weight, k, q);
+        if constexpr (values_in_registers<Dim>)
+          multiply_rows<16, Dim, Act>(slope, v, dout);
+        else
+          multiply_rows<16, Dim, Act>(slope, warp_values, dout);
 #pragma unroll
-      for (int n = 0; n < 2; ++n)
+        for (int n = 0; n < 2; ++n)
 #pragma unroll
-        for (int c = 0; c < 2; ++c) {
-          index_t const i = query + 8 * n + 2 * t + c;
-          auto const sums = i < span.rows ? in.sums(span.first_row + i, head) : RowSums{INFINITY, 0};
+          for (int c = 0; c < 2; ++c) {
+            int const i = query + 8 * n + lane % 4 * 2 + c;
+            auto const sums = i < last ? in.sums(head, span.first_row + i) : RowSums{INFINITY, 0};
 #pragma unroll
-          for (int half = 0; half < 2; ++half) {
-            float &p = weight[n][2 * half + c], &ds = slope[n][2 * half + c];
-            bool const seen = all || looks_at(shape, span, i, key[half]);
-            p = seen ? exp2f(p * scale - sums.log_total) : 0.f;
-            ds = p * (ds - sums.along);
+            for (int half = 0; half < 2; ++half) {
+              float &p = weight[n][2 * half + c], &ds = slope[n][2 * half + c];
+              bool const seen = i >= seen_first[half] && i < seen_last[half] && unmasked(span, i, key[half]);
+              p = seen ? exp2f(p * scale - sums.log_total) : 0.f;
+              ds = p * (ds - sums.along);
+            }
           }
-        }
-      add_rows<Dim, Act>(dv_sum, weight[0], weight[1], dout);
-      add_rows<Dim, Act>(dk_sum, slope[0], slope[1], q);
+        add_rows<Dim, Act>(dv_sum, weight[0], weight[1], dout);
+        add_rows<Dim, Act>(dk_sum, slope[0], slope[1], q);
+      }
     }
-  }
 
-  // the sums of the first turn and those of the second
-  auto* const second = dynamic_shared<float>() + threadIdx.x % 128;
-  auto const finish = [&](float(&sum)[Dim / 8][4], float factor, MatrixView<Act, DeviceSpace> to) {
-    __syncthreads();  // what was there has been read
-    if (turn == 1)
-#pragma unroll
-      for (int n = 0; n < Dim / 2; ++n) second[128 * n] = sum[n / 4][n % 4];
-    __syncthreads();
-    if (turn == 1) return;
-#pragma unroll
-    for (int n = 0; n < Dim / 2; ++n) sum[n / 4][n % 4] += second[128 * n];
-    add_result<Dim, Act>(sum, {factor, factor}, {begin(to, key[0]), begin(to, key[1])});
-  };
-  finish(dk_sum, in.sizes.scale, dk);
-  finish(dv_sum, 1, dv);
+  add_result<Dim, Act>(dk_sum, {in.sizes.scale, in.sizes.scale}, {begin(dk, key[0]), begin(dk, key[1])});
+  add_result<Dim, Act>(dv_sum, {1, 1}, {begin(dv, key[0]), begin(dv, key[1])});
 #endif
 }
 

@@ -61,7 +61,7 @@ template <class Act>
 struct AttentionInputs {
   AttentionSizes sizes;
   MatrixView<Act const, DeviceSpace> q, k, v, out, dout;
-  MatrixView<RowSums, DeviceSpace> sums;  ///< [n, heads]
+  MatrixView<RowSums, DeviceSpace> sums;  ///< [heads, n]
 };
 
 /// Whether query `i` of a span that starts its sequence looks at key `j`.

@@ -165,12 +165,7 @@ __global__ void __launch_bounds__(prefill_threads)
     float score[keys_per_tile / 8][4] = {};
     multiply_rows<keys_per_tile, Dim, Act>(score, query, key_tile);
     mask_scores(sizes, span, row, last_row, keys.first + index_t{j} * keys_per_tile, score);
-    float rescale[2];
-    softmax.weigh(score, rescale);
-#pragma unroll
-    for (int n = 0; n < Dim / 8; ++n)
-#pragma unroll
-      for (int c = 0; c < 4; ++c) acc[n][c] *= rescale[c / 2];
+    softmax.weigh(score, acc);
 
     wait_for_copies();
     __syncthreads();  // values are there; the keys have been read
@@ -181,7 +176,7 @@ __global__ void __launch_bounds__(prefill_threads)
   }
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    float const sum = softmax.sum(half);
+    float const sum = row_sum(softmax.total[half]);
     if (row[half] >= last_row) continue;
     float const inverse = sum > 0 ? 1 / sum : 0.f;  // a row that sees nothing is 0
     Act* const to = out.row(span.first_row + row[half]) + index_t{head} * Dim + 2 * t;

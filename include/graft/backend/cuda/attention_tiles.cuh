@@ -26,20 +26,48 @@ __device__ inline void load_operand(Act const* const (&row)[2], std::uint32_t (&
                         : 0;
 }
 
-/// sum [16, Rows] += a b^T for b the first Rows rows of a tile.
-template <int Rows, int Dim, class Act>
-__device__ inline void multiply_rows(float (&sum)[Rows / 8][4], std::uint32_t const (&a)[Dim / 16][4],
-                                     Act const (*tile)[Dim + 8]) {
-  int const lane = static_cast<int>(threadIdx.x) % 32;
+/// The same rows into a tile.
+template <int Dim, class Act>
+__device__ inline void store_operand(std::uint32_t const (&from)[Dim / 16][4], Act (*tile)[Dim + 8]) {
+  int const g = static_cast<int>(threadIdx.x) % 32 / 4, t = static_cast<int>(threadIdx.x) % 4;
 #pragma unroll
   for (int k = 0; k < Dim / 16; ++k)
 #pragma unroll
-    for (int n = 0; n < Rows / 16; ++n) {
-      std::uint32_t b[4];
-      load_matrices<false>(b, &tile[16 * n + lane / 16 * 8 + lane % 8][16 * k + lane / 8 % 2 * 8]);
-      multiply_add<Act>(sum[2 * n], a[k], {b[0], b[1]});
-      multiply_add<Act>(sum[2 * n + 1], a[k], {b[2], b[3]});
-    }
+    for (int part = 0; part < 4; ++part)
+      *aligned_as<std::uint32_t>(&tile[g + 8 * (part % 2)][16 * k + 8 * (part / 2) + 2 * t]) = from[k][part];
+}
+
+/// sum [16, Rows] += a b^T for columns [16 k, 16 k + 16) of the first Rows rows of a tile.
+template <int Rows, int Dim, class Act>
+__device__ inline void multiply_columns(float (&sum)[Rows / 8][4], std::uint32_t const (&a)[4],
+                                        Act const (*tile)[Dim + 8], int k) {
+  int const lane = static_cast<int>(threadIdx.x) % 32;
+#pragma unroll
+  for (int n = 0; n < Rows / 16; ++n) {
+    std::uint32_t b[4];
+    load_matrices<false>(b, &tile[16 * n + lane / 16 * 8 + lane % 8][16 * k + lane / 8 % 2 * 8]);
+    multiply_add<Act>(sum[2 * n], a, {b[0], b[1]});
+    multiply_add<Act>(sum[2 * n + 1], a, {b[2], b[3]});
+  }
+}
+/// Over all columns, a in registers.
+template <int Rows, int Dim, class Act>
+__device__ inline void multiply_rows(float (&sum)[Rows / 8][4], std::uint32_t const (&a)[Dim / 16][4],
+                                     Act const (*tile)[Dim + 8]) {
+#pragma unroll
+  for (int k = 0; k < Dim / 16; ++k) multiply_columns<Rows, Dim, Act>(sum, a[k], tile, k);
+}
+/// Over all columns, a the first 16 rows of another tile.
+template <int Rows, int Dim, class Act>
+__device__ inline void multiply_rows(float (&sum)[Rows / 8][4], Act const (*left)[Dim + 8],
+                                     Act const (*tile)[Dim + 8]) {
+  int const lane = static_cast<int>(threadIdx.x) % 32;
+#pragma unroll
+  for (int k = 0; k < Dim / 16; ++k) {
+    std::uint32_t a[4];
+    load_matrices<false>(a, &left[lane % 16][16 * k + lane / 16 * 8]);
+    multiply_columns<Rows, Dim, Act>(sum, a, tile, k);
+  }
 }
 
 /// sum [16, Dim] += a b for a [16, 16] in two accumulators, rounded to Act, and b the first 16 rows of a tile.
@@ -68,20 +96,31 @@ __device__ inline void mask_scores(AttentionSizes const& sizes, AttentionSpan co
   int const t = static_cast<int>(threadIdx.x) % 4;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
+    // columns [first, last) by the shape's own rule
     index_t const i = span.first_token + row[half];
-    index_t const first = sizes.shape.first_key(i), last = sizes.shape.last_key(i, span.tokens);
-    bool const all = row[half] < last_row && start >= first && start + 8 * N <= last && span.mask == nullptr;
+    int const first = static_cast<int>(sizes.shape.first_key(i) - start);
+    int const last = row[half] < last_row ? static_cast<int>(sizes.shape.last_key(i, span.tokens) - start) : 0;
+    bool const all = first <= 0 && last >= 8 * N && span.mask == nullptr;
 #pragma unroll
     for (int n = 0; n < N; ++n)
 #pragma unroll
       for (int c = 0; c < 2; ++c) {
         float& s = score[n][2 * half + c];
-        index_t const token = start + 8 * n + 2 * t + c;
-        bool const seen =
-            all || (row[half] < last_row && token >= first && token < last && unmasked(span, row[half], token));
+        int const column = 8 * n + 2 * t + c;
+        bool const seen = all || (column >= first && column < last && unmasked(span, row[half], start + column));
         s = seen ? s * scale : nothing_seen;
       }
   }
+}
+
+/// Over the four lanes of a row.
+__device__ inline float row_sum(float x) {
+  x += __shfl_xor_sync(0xffffffffu, x, 1);
+  return x + __shfl_xor_sync(0xffffffffu, x, 2);
+}
+__device__ inline float row_max(float x) {
+  x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 1));
+  return fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 2));
 }
 
 /// Softmax of a warp's rows, tile by tile.
@@ -89,22 +128,21 @@ struct RunningSoftmax {
   float highest[2] = {nothing_seen, nothing_seen};  ///< exponent of the rows
   float total[2] = {};                              ///< of this lane's keys
 
-  /// Exponents become weights relative to the highest so far. Sums over keys before have to be multiplied with rescale.
-  template <int N>
-  __device__ void weigh(float (&score)[N][4], float (&rescale)[2]) {
+  /// Exponents become weights relative to the highest so far, and so do those that went into sum [16, 8 M] before.
+  template <int N, int M>
+  __device__ void weigh(float (&score)[N][4], float (&sum)[M][4]) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       float high = nothing_seen;
 #pragma unroll
       for (int n = 0; n < N; ++n) high = fmaxf(high, fmaxf(score[n][2 * half], score[n][2 * half + 1]));
-      // the four lanes of a row
-      high = fmaxf(high, __shfl_xor_sync(0xffffffffu, high, 1));
-      high = fmaxf(high, __shfl_xor_sync(0xffffffffu, high, 2));
-      float const new_highest = fmaxf(highest[half], high);
+      float const new_highest = fmaxf(highest[half], row_max(high));
       float const shift = new_highest == nothing_seen ? 0.f : new_highest;
-      rescale[half] = exp2f(highest[half] - shift);  // 0 where nothing was seen before
+      float const rescale = exp2f(highest[half] - shift);  // 0 where nothing was seen before
       highest[half] = new_highest;
-      total[half] *= rescale[half];
+      total[half] *= rescale;
+#pragma unroll
+      for (int m = 0; m < M; ++m) sum[m][2 * half] *= rescale, sum[m][2 * half + 1] *= rescale;
 #pragma unroll
       for (int n = 0; n < N; ++n)
 #pragma unroll
@@ -114,15 +152,6 @@ struct RunningSoftmax {
           total[half] += s;
         }
     }
-  }
-
-  /// The sum of a row's weights over all keys.
-  __device__ float sum(int half) const { return sum_of_row(total[half]); }
-
-  /// Over the four lanes of a row.
-  __device__ static float sum_of_row(float x) {
-    x += __shfl_xor_sync(0xffffffffu, x, 1);
-    return x + __shfl_xor_sync(0xffffffffu, x, 2);
   }
 };
 
