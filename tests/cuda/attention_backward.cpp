@@ -43,12 +43,14 @@ void attend(AttentionShape const& shape, AttentionSpan const& span, Matrix const
     }
 }
 
+/// dq, dk, dv.
 template <class Act>
 struct Gradients {
   Buffer<Act> q, k, v;
 };
 
-/// Everything of a case, on both sides. The first row, and one behind each sequence, belong to nobody and hold NaN.
+/// What a case reads, adds to and should get. The first row, and one behind each sequence, belong to nobody: they hold
+/// NaN, and their gradients stay as they are.
 template <class Act>
 class Check {
  public:
@@ -77,7 +79,8 @@ class Check {
     // smaller than the gradients, so that errors of these weigh
     for (auto* const each : {&before_.q, &before_.k, &before_.v}) fill_normal(each->view(), random_, 0, 0.25);
     Matrix out64(row, q_width);
-    for (auto const& span : spans_) attend(shape_, span, Matrix(q_.view()), Matrix(k_.view()), Matrix(v_.view()), out64);
+    for (auto const& span : spans_)
+      attend(shape_, span, Matrix(q_.view()), Matrix(k_.view()), Matrix(v_.view()), out64);
     for (index_t n = 0; n < row; ++n)
       for (index_t e = 0; e < q_width; ++e) out_.row(n)[e] = static_cast<Act>(static_cast<float>(out64(n, e)));
     Matrix const q64(q_.view()), k64(k_.view()), v64(v_.view()), dout64(dout_.view());
@@ -106,18 +109,19 @@ class Check {
     INFO("head_dim " << c_.dim << ", heads " << c_.heads << " on " << c_.kv_heads);
     auto const one = [&](Buffer<Act> const& result, Buffer<Act> const& before, Matrix const& correct) {
       CHECK(worst_row(result.view(), correct) <= bound());
-      printf("%f ", worst_row(result.view(), correct)/unit_roundoff<Act>());
       CHECK(result.gaps_untouched());
       for (index_t const n : nobody_) CHECK(same_bits(result.row(n), before.row(n), before.view().cols));
     };
-    printf("dim %d: ", (int) c_.dim);
     one(found.q, before_.q, dq64_), one(found.k, before_.k, dk64_), one(found.v, before_.v, dv64_);
-    printf("\n");
   }
 
  private:
+  /// Rounded to Act are what is added to what was there, the output that dout . out is taken from and, on tensor cores,
+  /// p and ds. Each error is about as random as the terms of its row and so at most as large as one rounding of the
+  /// result; together they are sqrt(3) of it, and 2 is for the worst of many rows. Sums in f32 cancel.
   double bound() const {
-    return 8 * unit_roundoff<Act>() + sum_bound(c_.dim) + sum_bound(200);
+    double const rounded = std::same_as<Act, float> ? 0 : 4 * unit_roundoff<Act>();
+    return rounded + sum_bound(c_.dim) + sum_bound(200);
   }
 
   Case c_;

@@ -2,13 +2,14 @@
 // Gradients of attention on tensor cores, for 16-bit activations and the usual head sizes (Dao 2023, arXiv:2307.08691,
 // algorithm 2, but without atomics: every row of dQ, dK and dV has one owner that adds in a fixed order).
 //
-// With s = q . k, p = softmax(s), dp = dout . v and a = dout . out of the row, ds = p (dp - a):
+// With s = scale q . k, p = softmax(s), dp = dout . v and a = dout . out of the row, ds = p (dp - a):
 //     dQ = scale ds K      dK = scale ds^T Q      dV = p^T dout
 // The owner of queries does not need the sum of softmax before its end, because dQ is linear in p: it runs along with
 // the highest score, as in the forward, and is left to the owner of keys. A tile of queries and keys costs seven
 // products instead of the five that atomics need: s, dp and dQ here, s, dp, dV and dK there. A warp's own rows stay in
-// registers, so that two products of 16 x 8 x 16 cost one load of 512 bytes from shared memory. p and ds are rounded to
-// Act where they enter a product.
+// registers, so that two products of 16 x 8 x 16 cost one load of 512 bytes from shared memory (values of 128 columns
+// are a load of their own). p and ds are rounded to Act where they enter a product; in f16 they have to stay in its
+// range, as dout itself. Heads of 256 are left to the plain kernels: the sums of dK and dV would take all registers.
 #pragma once
 
 #include <graft/backend/cuda/attention_tiles.cuh>
@@ -202,6 +203,14 @@ __global__ void __launch_bounds__(owner_threads)
         int const query = start + 16 * part;
         if (query + 16 <= warp_first || query >= warp_last) continue;
         auto const *const q = tile[2 * pair] + 16 * part, *const dout = tile[2 * pair + 1] + 16 * part;
+        RowSums sums[2][2];  // on their way while scores are made
+#pragma unroll
+        for (int n = 0; n < 2; ++n)
+#pragma unroll
+          for (int c = 0; c < 2; ++c) {
+            int const i = query + 8 * n + lane % 4 * 2 + c;
+            sums[n][c] = i < last ? in.sums(head, span.first_row + i) : RowSums{INFINITY, 0};
+          }
         float weight[2][4] = {}, slope[2][4] = {};  // [key, query]
         multiply_rows<16, Dim, Act>(weight, k, q);
         if constexpr (values_in_registers<Dim>)
@@ -213,13 +222,12 @@ __global__ void __launch_bounds__(owner_threads)
 #pragma unroll
           for (int c = 0; c < 2; ++c) {
             int const i = query + 8 * n + lane % 4 * 2 + c;
-            auto const sums = i < last ? in.sums(head, span.first_row + i) : RowSums{INFINITY, 0};
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
               float &p = weight[n][2 * half + c], &ds = slope[n][2 * half + c];
               bool const seen = i >= seen_first[half] && i < seen_last[half] && unmasked(span, i, key[half]);
-              p = seen ? exp2f(p * scale - sums.log_total) : 0.f;
-              ds = p * (ds - sums.along);
+              p = seen ? exp2f(p * scale - sums[n][c].log_total) : 0.f;
+              ds = p * (ds - sums[n][c].along);
             }
           }
         add_rows<Dim, Act>(dv_sum, weight[0], weight[1], dout);
