@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The operations that only training needs, on the device, against the CPU's in double, which tests check with
-// differences: gradients of products, tables and attention, losses, dropout.
+// differences: gradients of products and tables, losses, dropout.
 #include <graft/backend/cpu/cpu.hpp>
 #include <graft/backend/cuda/cuda.cuh>
 #include <tests/catch.hpp>
@@ -117,94 +117,6 @@ TEMPLATE_TEST_CASE("device: gradients of embedding rows add up in their order, w
     CHECK(same_bits(result.view(), repeated.view()));
     CHECK(same_bits(result.row(vocabulary - 1), table.row(vocabulary - 1), size));
   }
-}
-
-struct Attention {
-  index_t heads, kv_heads, dim;
-  std::vector<index_t> lengths;
-  bool causal = true;
-  index_t window = 0;
-  bool masked = false;
-};
-
-template <class Act>
-void check(Attention const& c) {
-  Random random(static_cast<std::uint64_t>(c.dim + c.heads));
-  Device<Act> device;
-  CpuBackend<double> cpu;
-  AttentionShape const shape{c.heads, c.kv_heads, c.dim, 1 / std::sqrt(static_cast<double>(c.dim)), c.causal, c.window};
-  std::vector<AttentionSpan> spans, resident;
-  std::vector<std::vector<std::uint8_t>> masks(c.lengths.size());
-  index_t rows = 1;  // the first row belongs to nobody
-  for (std::size_t s = 0; s < c.lengths.size(); ++s) {
-    index_t const length = c.lengths[s];
-    auto& mask = masks[s];
-    if (c.masked) {
-      for (index_t k = 0; k < length * length; ++k) mask.push_back(pick(random, 0, 3) != 0);
-      std::fill(mask.begin(), mask.begin() + length, std::uint8_t{0});  // a row that sees nothing
-    }
-    spans.push_back({nullptr, rows, length, 0, length, c.masked ? mask.data() : nullptr});
-    resident.push_back({nullptr, rows, length, 0, length, device.put(mask)});
-    rows += length;
-  }
-  index_t const q_width = c.heads * c.dim, k_width = c.kv_heads * c.dim;
-  auto const make = [&](index_t width) { return random_buffer<Act>(random, rows, width, 3); };
-  auto const q = make(q_width), dout = make(q_width), dq = make(q_width), k = make(k_width), v = make(k_width),
-             dk = make(k_width), dv = make(k_width);
-  // the output by the plain formula
-  Matrix const q64(q.view()), k64(k.view()), v64(v.view()), dout64(dout.view());
-  Matrix out64(rows, q_width);
-  for (auto const& span : spans)
-    for (index_t h = 0; h < c.heads; ++h)
-      for (index_t i = 0; i < span.rows; ++i) {
-        index_t const offset = h / (c.heads / c.kv_heads) * c.dim;
-        double total = 0;
-        for (index_t j = shape.first_key(i); j < shape.last_key(i, span.rows); ++j) {
-          if (span.mask != nullptr && span.mask[i * span.rows + j] == 0) continue;
-          double score = 0;
-          for (index_t e = 0; e < c.dim; ++e)
-            score += q64(span.first_row + i, h * c.dim + e) * k64(span.first_row + j, offset + e);
-          double const p = std::exp(score * shape.scale);
-          total += p;
-          for (index_t e = 0; e < c.dim; ++e)
-            out64(span.first_row + i, h * c.dim + e) += p * v64(span.first_row + j, offset + e);
-        }
-        for (index_t e = 0; e < c.dim && total > 0; ++e) out64(span.first_row + i, h * c.dim + e) /= total;
-      }
-  Buffer<Act> out(rows, q_width, 3);
-  for (index_t n = 0; n < rows; ++n)
-    for (index_t e = 0; e < q_width; ++e) out.row(n)[e] = static_cast<Act>(static_cast<float>(out64(n, e)));
-  Matrix dq64(dq.view()), dk64(dk.view()), dv64(dv.view());
-  attention_backward(cpu, shape, spans, in_double(q64), in_double(k64), in_double(v64), in_double(out64),
-                     in_double(dout64), dq64.view(), dk64.view(), dv64.view());
-  auto const dq1 = device.put(dq), dk1 = device.put(dk), dv1 = device.put(dv);
-  attention_backward(device.be, shape, AttentionSpans(device.put(resident), AttentionSpans(std::span(spans))),
-                     read_only(device.put(q)), read_only(device.put(k)), read_only(device.put(v)),
-                     read_only(device.put(out)), read_only(device.put(dout)), dq1, dk1, dv1);
-  INFO("head_dim " << c.dim << ", heads " << c.heads << " on " << c.kv_heads);
-  // what is added is rounded with what was there; dout . out is taken from an output that was rounded
-  double const limit = bound<Act>(c.dim) + bound<float>(200);
-  auto const one = [&](auto const& device_view, Buffer<Act> const& before, Matrix const& correct) {
-    auto const result = device.get(device_view);
-    CHECK(worst_row(result.view(), correct) <= limit);
-    CHECK(result.gaps_untouched());
-    CHECK(same_bits(result.row(0), before.row(0), before.view().cols));
-  };
-  one(dq1, dq, dq64), one(dk1, dk, dk64), one(dv1, dv, dv64);
-}
-
-TEMPLATE_TEST_CASE("device: gradients of attention", "", float, bf16, f16) {
-  check<TestType>({4, 2, 64, {33, 1, 70}});
-  check<TestType>({3, 1, 20, {40}, true, 7});
-}
-TEST_CASE("device: gradients of attention with windows, masks, all keys, wide heads") {
-  check<float>({2, 2, 16, {70, 5}, true, 33});
-  check<float>({2, 1, 16, {50, 40}, true, 0, true});
-  check<float>({2, 2, 16, {50, 40}, false, 0, true});
-  check<float>({2, 2, 7, {65}, false});
-  check<float>({2, 1, 256, {40, 33}});
-  check<bf16>({1, 1, 160, {35}});
-  check<float>({8, 1, 8, {34}});
 }
 
 TEMPLATE_TEST_CASE("device: losses and their gradients", "", float, bf16, f16) {

@@ -77,6 +77,11 @@ struct AttentionShape {
     return causal && window > 0 && i + 1 > window ? i + 1 - window : 0;
   }
   GRAFT_HOST_DEVICE index_t last_key(index_t i, index_t tokens) const { return causal ? i + 1 : tokens; }
+  /// Tokens [first, last) that may look at key j.
+  GRAFT_HOST_DEVICE index_t first_query(index_t j) const { return causal ? j : 0; }
+  GRAFT_HOST_DEVICE index_t last_query(index_t j, index_t tokens) const {
+    return causal && window > 0 && j + window < tokens ? j + window : tokens;
+  }
 };
 
 }  // namespace graft

@@ -1,242 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
-// Gradients of attention on the device: softmax is made again tile by tile, no matrix of scores is kept (Dao et al.
-// 2022, arXiv:2205.14135, algorithm 4). Every row of dQ, dK and dV has one owner that adds in a fixed order, at the
-// price of scores that are computed three times. Plain arithmetic for all types and head sizes.
+// Gradients of attention on the device.
 #pragma once
 
-#include <graft/backend/cuda/attention_keys.cuh>
+#include <graft/backend/cuda/attention_backward_plain.cuh>
+#include <graft/backend/cuda/attention_backward_tensor.cuh>
 
 namespace graft {
-namespace cuda {
-
-inline constexpr int backward_tile = 32;  ///< queries and keys of a tile of scores
-inline constexpr int backward_rows = 4;   ///< of a tile, per warp
-inline constexpr int backward_threads = 32 * backward_tile / backward_rows;
-inline constexpr int backward_dims = 128;  ///< columns of results at a time
-/// Of a multiprocessor at a time: 128 registers for a thread, which is enough where loops are not unrolled further than
-/// the pragmas below say.
-inline constexpr int backward_blocks = 2;
-
-/// 32 x 32 numbers; a column's numbers lie in different banks.
-using Square = float[backward_tile][backward_tile + 1];
-
-/// What the kernels read: rows of the batch, and for each row and head the log of its sum of exponentials (infinity
-/// where it sees nothing) and dout . out, which the first kernel writes.
-template <class Act>
-struct AttentionInputs {
-  AttentionSizes sizes;
-  MatrixView<Act const, DeviceSpace> q, k, v, out, dout;
-  MatrixView<float, DeviceSpace> log_total, along;  ///< [n, heads]
-};
-
-/// Rows [row, row + 32) below last_row and columns [column, column + 32) of a head, 0 elsewhere, by all threads.
-template <class Act>
-__device__ inline void load_square(MatrixView<Act const, DeviceSpace> from, index_t first_row, index_t row,
-                                   index_t last_row, index_t offset, int column, int columns, Square& to) {
-#pragma unroll 2
-  for (int k = static_cast<int>(threadIdx.x); k < backward_tile * backward_tile; k += backward_threads) {
-    int const r = k / backward_tile, c = k % backward_tile;
-    bool const there = row + r < last_row && column + c < columns;
-    to[r][c] = there ? to_real(from(first_row + row + r, offset + column + c)) : 0.f;
-  }
-}
-
-/// A tile's products of 4 rows of a warp with the row of each lane: sum[r] = left[4 warp + r] . right[lane], over all
-/// columns of the head; both in global memory.
-template <class Act>
-__device__ inline void multiply_rows(AttentionSpan const& span, MatrixView<Act const, DeviceSpace> left, index_t query,
-                                     index_t left_offset, MatrixView<Act const, DeviceSpace> right, index_t key,
-                                     index_t right_offset, int dim, Square& a, Square& b, float (&sum)[backward_rows]) {
-  int const warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
-#pragma unroll
-  for (int r = 0; r < backward_rows; ++r) sum[r] = 0;
-  for (int column = 0; column < dim; column += backward_tile) {
-    __syncthreads();  // what was there has been read
-    load_square(left, span.first_row, query, span.rows, left_offset, column, dim, a);
-    load_square(right, span.first_row, key, span.rows, right_offset, column, dim, b);
-    __syncthreads();
-#pragma unroll 4
-    for (int c = 0; c < backward_tile; ++c)
-#pragma unroll
-      for (int r = 0; r < backward_rows; ++r) sum[r] += a[backward_rows * warp + r][c] * b[lane][c];
-  }
-}
-
-/// Whether query `i` of a span looks at key `j`.
-__device__ inline bool looks_at(AttentionShape const& shape, AttentionSpan const& span, index_t i, index_t j) {
-  return i < span.rows && j < span.rows && j >= shape.first_key(i) && j < shape.last_key(i, span.rows) &&
-         unmasked(span, i, j);
-}
-/// Whether any query of a tile looks at any key of another by the shape's own rule.
-__device__ inline bool tiles_meet(AttentionShape const& shape, AttentionSpan const& span, index_t query, index_t key) {
-  index_t const last = query + backward_tile < span.rows ? query + backward_tile : span.rows;
-  return shape.last_key(last - 1, span.rows) > key && shape.first_key(query) < key + backward_tile;
-}
-
-/// log_total and along of 32 queries of a head: block (tile, head, span).
-template <class Act>
-__global__ void __launch_bounds__(backward_threads)
-    attention_sums(AttentionInputs<Act> in, AttentionSpan const* spans) {
-  auto const span = spans[blockIdx.z];
-  index_t const query = index_t{blockIdx.x} * backward_tile;
-  if (query >= span.rows) return;
-  int const head = static_cast<int>(blockIdx.y), dim = in.sizes.head_dim;
-  int const warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
-  index_t const q_offset = index_t{head} * dim, k_offset = index_t{head / in.sizes.shared} * dim;
-  __shared__ Square a, b;
-  float highest[backward_rows], total[backward_rows] = {};
-#pragma unroll
-  for (int r = 0; r < backward_rows; ++r) highest[r] = nothing_seen;
-  for (index_t key = 0; key < span.rows; key += backward_tile) {
-    if (!tiles_meet(in.sizes.shape, span, query, key)) continue;
-    float score[backward_rows];
-    multiply_rows(span, in.q, query, q_offset, in.k, key, k_offset, dim, a, b, score);
-#pragma unroll
-    for (int r = 0; r < backward_rows; ++r) {
-      bool const seen = looks_at(in.sizes.shape, span, query + backward_rows * warp + r, key + lane);
-      float const mine = seen ? score[r] * in.sizes.scale : nothing_seen;
-      float const new_highest = fmaxf(highest[r], warp_max(mine));
-      float const p = warp_sum(seen ? expf(mine - new_highest) : 0.f);
-      total[r] = p + (total[r] == 0 ? 0.f : total[r] * expf(highest[r] - new_highest));
-      highest[r] = new_highest;
-    }
-  }
-#pragma unroll
-  for (int r = 0; r < backward_rows; ++r) {
-    index_t const row = query + backward_rows * warp + r;
-    if (row >= span.rows) continue;
-    index_t const n = span.first_row + row;
-    float along = 0;
-    for (int c = lane; c < dim; c += 32) along += to_real(in.dout(n, q_offset + c)) * to_real(in.out(n, q_offset + c));
-    along = warp_sum(along);
-    if (lane == 0) {
-      in.log_total(n, head) = total[r] > 0 ? highest[r] + logf(total[r]) : INFINITY;
-      in.along(n, head) = along;
-    }
-  }
-}
-
-/// Weights p and slopes ds of a tile of scores, [query][key]; p may be null.
-template <class Act>
-__device__ inline void make_slopes(AttentionInputs<Act> const& in, AttentionSpan const& span, int head, index_t query,
-                                   index_t key, Square& a, Square& b, Square* weights, Square& slopes) {
-  int const warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
-  int const dim = in.sizes.head_dim;
-  index_t const q_offset = index_t{head} * dim, k_offset = index_t{head / in.sizes.shared} * dim;
-  float score[backward_rows], slope[backward_rows];
-  multiply_rows(span, in.q, query, q_offset, in.k, key, k_offset, dim, a, b, score);
-  multiply_rows(span, in.dout, query, q_offset, in.v, key, k_offset, dim, a, b, slope);
-#pragma unroll
-  for (int r = 0; r < backward_rows; ++r) {
-    index_t const row = query + backward_rows * warp + r;
-    float p = 0, ds = 0;
-    if (looks_at(in.sizes.shape, span, row, key + lane)) {
-      index_t const n = span.first_row + row;
-      p = expf(score[r] * in.sizes.scale - in.log_total(n, head));
-      ds = in.sizes.scale * p * (slope[r] - in.along(n, head));
-    }
-    if (weights != nullptr) (*weights)[backward_rows * warp + r][lane] = p;
-    slopes[backward_rows * warp + r][lane] = ds;
-  }
-}
-
-/// Adds a warp's rows of results, a column of every 32 from `base` on per lane, to rows [first, first + 32) of a span.
-template <class Act>
-__device__ inline void add_tile(AttentionSpan const& span, float const (&sum)[backward_rows][backward_dims / 32],
-                                index_t first, index_t offset, int base, int dim, MatrixView<Act, DeviceSpace> to) {
-  int const warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
-#pragma unroll
-  for (int r = 0; r < backward_rows; ++r)
-#pragma unroll
-    for (int part = 0; part < backward_dims / 32; ++part) {
-      index_t const row = first + backward_rows * warp + r;
-      int const column = base + 32 * part + lane;
-      if (row >= span.rows || column >= dim) continue;
-      Act& element = to(span.first_row + row, offset + column);
-      element = from_real<Act>(to_real(element) + sum[r][part]);
-    }
-}
-
-/// dQ of 32 queries of a head: block (tile, head, span). A lane has a column of every 32.
-template <class Act>
-__global__ void __launch_bounds__(backward_threads, backward_blocks)
-    attention_dq(AttentionInputs<Act> in, AttentionSpan const* spans, MatrixView<Act, DeviceSpace> dq) {
-  auto const span = spans[blockIdx.z];
-  index_t const query = index_t{blockIdx.x} * backward_tile;
-  if (query >= span.rows) return;
-  int const head = static_cast<int>(blockIdx.y), dim = in.sizes.head_dim;
-  int const warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
-  index_t const q_offset = index_t{head} * dim, k_offset = index_t{head / in.sizes.shared} * dim;
-  __shared__ Square a, b, slopes;
-  for (int base = 0; base < dim; base += backward_dims) {
-    float acc[backward_rows][backward_dims / 32] = {};
-    for (index_t key = 0; key < span.rows; key += backward_tile) {
-      if (!tiles_meet(in.sizes.shape, span, query, key)) continue;
-      make_slopes(in, span, head, query, key, a, b, nullptr, slopes);
-#pragma unroll
-      for (int part = 0; part < backward_dims / 32; ++part) {
-        int const column = base + 32 * part;
-        if (column >= dim) break;
-        __syncthreads();
-        load_square(in.k, span.first_row, key, span.rows, k_offset, column, dim, b);
-        __syncthreads();
-#pragma unroll 4
-        for (int t = 0; t < backward_tile; ++t)
-#pragma unroll
-          for (int r = 0; r < backward_rows; ++r) acc[r][part] += slopes[backward_rows * warp + r][t] * b[t][lane];
-      }
-    }
-    add_tile(span, acc, query, q_offset, base, dim, dq);
-  }
-}
-
-/// dK and dV of 32 keys of a head of keys: block (tile, head of keys, span). The heads that share the keys follow each
-/// other.
-template <class Act>
-__global__ void __launch_bounds__(backward_threads, backward_blocks)
-    attention_dkv(AttentionInputs<Act> in, AttentionSpan const* spans, MatrixView<Act, DeviceSpace> dk,
-                  MatrixView<Act, DeviceSpace> dv) {
-  auto const span = spans[blockIdx.z];
-  index_t const key = index_t{blockIdx.x} * backward_tile;
-  if (key >= span.rows) return;
-  int const kv_head = static_cast<int>(blockIdx.y), dim = in.sizes.head_dim;
-  int const warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
-  index_t const k_offset = index_t{kv_head} * dim;
-  __shared__ Square a, b, weights, slopes;
-  for (int base = 0; base < dim; base += backward_dims) {
-    float acc_k[backward_rows][backward_dims / 32] = {}, acc_v[backward_rows][backward_dims / 32] = {};
-    for (int head = kv_head * in.sizes.shared; head < (kv_head + 1) * in.sizes.shared; ++head)
-      for (index_t query = 0; query < span.rows; query += backward_tile) {
-        if (!tiles_meet(in.sizes.shape, span, query, key)) continue;
-        make_slopes(in, span, head, query, key, a, b, &weights, slopes);
-        index_t const q_offset = index_t{head} * dim;
-#pragma unroll
-        for (int part = 0; part < backward_dims / 32; ++part) {
-          int const column = base + 32 * part;
-          if (column >= dim) break;
-          __syncthreads();
-          load_square(in.q, span.first_row, query, span.rows, q_offset, column, dim, a);
-          load_square(in.dout, span.first_row, query, span.rows, q_offset, column, dim, b);
-          __syncthreads();
-#pragma unroll 4
-          for (int i = 0; i < backward_tile; ++i)
-#pragma unroll
-            for (int r = 0; r < backward_rows; ++r) {
-              acc_k[r][part] += slopes[i][backward_rows * warp + r] * a[i][lane];
-              acc_v[r][part] += weights[i][backward_rows * warp + r] * b[i][lane];
-            }
-        }
-      }
-    add_tile(span, acc_k, key, k_offset, base, dim, dk);
-    add_tile(span, acc_v, key, k_offset, base, dim, dv);
-  }
-}
-
-}  // namespace cuda
 
 /// The backward of attention over sequences that start in this batch: a span's keys are its own rows (first_token 0,
 /// tokens == rows). q, out, dout, dq [n, heads * head_dim]; k, v, dk, dv [n, kv_heads * head_dim], rows of the batch;
-/// out is attention's result. dq, dk, dv +=. A row that may look at nothing has gradient 0. spans in device memory.
+/// out is attention's result. dq, dk, dv +=. A row that may look at nothing has gradient 0. spans in device memory. On
+/// tensor cores, keys that a row does not see must hold numbers, as attention wants it.
 template <class Act>
 void attention_backward(CudaBackend<Act>& be, AttentionShape const& shape, AttentionSpans const& spans,
                         MatrixView<Act const, DeviceSpace> q, MatrixView<Act const, DeviceSpace> k,
@@ -244,16 +18,42 @@ void attention_backward(CudaBackend<Act>& be, AttentionShape const& shape, Atten
                         MatrixView<Act const, DeviceSpace> dout, MatrixView<Act, DeviceSpace> dq,
                         MatrixView<Act, DeviceSpace> dk, MatrixView<Act, DeviceSpace> dv) {
   auto const scope = be.scope();
-  auto const sums = [&] { return be.arena().template matrix<float>(q.rows, shape.heads); };
-  cuda::AttentionInputs<Act> const in{cuda::attention_sizes(shape), q, k, v, out, dout, sums(), sums()};
-  auto const grid = [&](index_t heads) {
-    return cuda::grid_of(ceil_div(spans.max_rows, cuda::backward_tile), heads, static_cast<index_t>(spans.size()));
+  cuda::AttentionInputs<Act> const in{
+      cuda::attention_sizes(shape), q, k, v, out, dout, be.arena().template matrix<cuda::RowSums>(shape.heads, q.rows)};
+  auto const run = [&](auto dq_kernel, auto dkv_kernel, index_t rows, int threads, std::size_t dq_bytes,
+                       std::size_t dkv_bytes) {
+    auto const grid = [&](index_t heads) {
+      return cuda::grid_of(ceil_div(spans.max_rows, rows), heads, static_cast<index_t>(spans.size()));
+    };
+    cuda::launch(dq_kernel, grid(shape.heads), static_cast<unsigned>(threads), dq_bytes, be.stream(), in, spans.data(),
+                 dq);
+    cuda::launch(dkv_kernel, grid(shape.kv_heads), static_cast<unsigned>(threads), dkv_bytes, be.stream(), in,
+                 spans.data(), dk, dv);
   };
-  cuda::launch(cuda::attention_sums<Act>, grid(shape.heads), cuda::backward_threads, 0, be.stream(), in, spans.data());
-  cuda::launch(cuda::attention_dq<Act>, grid(shape.heads), cuda::backward_threads, 0, be.stream(), in, spans.data(),
-               dq);
-  cuda::launch(cuda::attention_dkv<Act>, grid(shape.kv_heads), cuda::backward_threads, 0, be.stream(), in, spans.data(),
-               dk, dv);
+  if constexpr (cuda::tensor_core_capability<Act> < 1000) {
+    bool const whole = cuda::aligned16(q) && cuda::aligned16(k) && cuda::aligned16(v) && cuda::aligned16(out) &&
+                       cuda::aligned16(dout) && cuda::aligned16(dq) && cuda::aligned16(dk) && cuda::aligned16(dv);
+    if (whole && be.capability() >= cuda::tensor_core_capability<Act>) {
+      auto const tensor = [&]<int Dim>(std::integral_constant<int, Dim>) {
+        run(cuda::attention_dq_tensor<Dim, Act>, cuda::attention_dkv_tensor<Dim, Act>, cuda::owned_rows,
+            cuda::owner_threads, cuda::walked_bytes<Act, Dim>,
+            cuda::walked_bytes<Act, Dim> + cuda::value_bytes<Act, Dim>);
+      };
+      switch (shape.head_dim) {
+        case 64:
+          return tensor(std::integral_constant<int, 64>());
+        case 80:
+          return tensor(std::integral_constant<int, 80>());
+        case 96:
+          return tensor(std::integral_constant<int, 96>());
+        case 128:
+          return tensor(std::integral_constant<int, 128>());
+        default:
+          break;
+      }
+    }
+  }
+  run(cuda::attention_dq<Act>, cuda::attention_dkv<Act>, cuda::backward_tile, cuda::backward_threads, 0, 0);
 }
 
 }  // namespace graft

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the attention kernels share: where a token's keys and values lie, and which of them a row sees.
+// What the attention kernels share: where a token's keys and values lie, and which of them a row sees. Softmax is made
+// of powers of 2.
 #pragma once
 
 #include <graft/backend/attention.hpp>
@@ -11,6 +12,7 @@
 namespace graft::cuda {
 
 inline constexpr float nothing_seen = -INFINITY;
+inline constexpr float log2_e = 1.44269504088896341f;
 
 /// The shape as kernels use it.
 struct AttentionSizes {
@@ -37,6 +39,41 @@ __device__ Act const* slot_of(KvView<Act> const& kv, AttentionSpan const& span, 
 /// Whether the mask lets row `row` of the span see the token; the shape's own rule is asked elsewhere.
 __device__ inline bool unmasked(AttentionSpan const& span, index_t row, index_t token) {
   return span.mask == nullptr || span.mask[row * span.tokens + token] != 0;
+}
+
+/// The keys that rows [first_row, last_row) of a span see between them.
+struct KeyRange {
+  index_t first, last;
+};
+__device__ inline KeyRange keys_of(AttentionShape const& shape, AttentionSpan const& span, index_t first_row,
+                                   index_t last_row) {
+  return {shape.first_key(span.first_token + first_row), shape.last_key(span.first_token + last_row - 1, span.tokens)};
+}
+
+/// What softmax leaves of a row and a head for its gradients.
+struct RowSums {
+  float log_total;  ///< log2 of the sum of 2^(score log2 e); infinity where the row sees nothing
+  float along;      ///< dout . out
+};
+/// What the kernels of gradients read: rows of the batch, and sums, which the kernel of dQ writes and that of dK and dV
+/// reads.
+template <class Act>
+struct AttentionInputs {
+  AttentionSizes sizes;
+  MatrixView<Act const, DeviceSpace> q, k, v, out, dout;
+  MatrixView<RowSums, DeviceSpace> sums;  ///< [heads, n]
+};
+
+/// Whether query `i` of a span that starts its sequence looks at key `j`.
+__device__ inline bool looks_at(AttentionShape const& shape, AttentionSpan const& span, index_t i, index_t j) {
+  return i < span.rows && j < span.rows && j >= shape.first_key(i) && j < shape.last_key(i, span.rows) &&
+         unmasked(span, i, j);
+}
+/// Whether any of `queries` from `query` on looks at any of `keys` from `key` on, by the shape's own rule.
+__device__ inline bool tiles_meet(AttentionShape const& shape, AttentionSpan const& span, index_t query, int queries,
+                                  index_t key, int keys) {
+  index_t const last = query + queries < span.rows ? query + queries : span.rows;
+  return shape.last_key(last - 1, span.rows) > key && shape.first_key(query) < key + keys;
 }
 
 }  // namespace graft::cuda

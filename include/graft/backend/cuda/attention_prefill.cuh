@@ -4,19 +4,9 @@
 // cores for 16-bit activations and the usual head sizes, plain arithmetic for everything.
 #pragma once
 
-#include <graft/backend/cuda/attention_keys.cuh>
-#include <graft/backend/cuda/tensor_core.cuh>
+#include <graft/backend/cuda/attention_tiles.cuh>
 
 namespace graft::cuda {
-
-/// The keys that rows [first_row, last_row) of a span see between them.
-struct KeyRange {
-  index_t first, last;
-};
-__device__ inline KeyRange keys_of(AttentionShape const& shape, AttentionSpan const& span, index_t first_row,
-                                   index_t last_row) {
-  return {shape.first_key(span.first_token + first_row), shape.last_key(span.first_token + last_row - 1, span.tokens)};
-}
 
 inline constexpr int plain_threads = 128, plain_rows = 4;  ///< rows per warp
 inline constexpr int plain_tile = plain_threads / 32 * plain_rows;
@@ -123,8 +113,7 @@ __global__ void __launch_bounds__(prefill_threads)
                    MatrixView<Act const, DeviceSpace> q, MatrixView<Act, DeviceSpace> out) {
 #if defined(GRAFT_CUDA_EMULATION) || (defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 750)
   constexpr int keys_per_tile = prefill_keys<Dim>, packs = Dim / 8;
-  constexpr int stride = Dim + 8;        // 8 rows of 16 bytes then lie in different banks
-  auto const& span = spans[blockIdx.z];  // registers are scarce here
+  auto const& span = spans[blockIdx.z];                                          // registers are scarce here
   index_t const first_row = index_t{gridDim.x - 1 - blockIdx.x} * prefill_rows;  // long tiles first
   if (span.rows == 1 || first_row >= span.rows) return;
   index_t const last_row = first_row + prefill_rows < span.rows ? first_row + prefill_rows : span.rows;
@@ -135,8 +124,8 @@ __global__ void __launch_bounds__(prefill_threads)
   auto const keys = keys_of(sizes.shape, span, first_row, last_row);
   int const tiles =
       keys.last > keys.first ? static_cast<int>((keys.last - keys.first + keys_per_tile - 1) / keys_per_tile) : 0;
-  alignas(16) __shared__ Act key_tile[keys_per_tile][stride];
-  alignas(16) __shared__ Act value_tile[keys_per_tile][stride];
+  alignas(16) __shared__ HeadTile<Act, keys_per_tile, Dim> key_tile;
+  alignas(16) __shared__ HeadTile<Act, keys_per_tile, Dim> value_tile;
   __shared__ Act const* token_data[2][keys_per_tile];  // as slot_of says
 
   auto const find_tokens = [&](int j) {
@@ -144,7 +133,7 @@ __global__ void __launch_bounds__(prefill_threads)
     index_t const token = keys.first + index_t{j} * keys_per_tile + thread;
     token_data[j & 1][thread] = token < keys.last ? slot_of(kv, span, token, offset) : nullptr;
   };
-  auto const copy_tile = [&](int j, index_t from_offset, Act(&to)[keys_per_tile][stride]) {
+  auto const copy_tile = [&](int j, index_t from_offset, HeadTile<Act, keys_per_tile, Dim>& to) {
 #pragma unroll(Dim <= 128 ? 4 : 2)
     for (int k = thread; k < keys_per_tile * packs; k += prefill_threads) {
       Act* const at = &to[k / packs][k % packs * 8];
@@ -155,20 +144,14 @@ __global__ void __launch_bounds__(prefill_threads)
     }
   };
 
-  // this lane's rows of the queries, in registers throughout
   index_t const row[2] = {first_row + warp * 16 + g, first_row + warp * 16 + g + 8};
+  auto const query_row = [&](index_t r) {
+    return r < last_row ? q.row(span.first_row + r) + index_t{head} * Dim : nullptr;
+  };
   std::uint32_t query[Dim / 16][4];
-#pragma unroll
-  for (int k = 0; k < Dim / 16; ++k)
-#pragma unroll
-    for (int part = 0; part < 4; ++part) {
-      index_t const r = row[part % 2];
-      query[k][part] = r < last_row ? *aligned_as<std::uint32_t const>(q.row(span.first_row + r) + index_t{head} * Dim +
-                                                                       16 * k + 8 * (part / 2) + 2 * t)
-                                    : 0;
-    }
-  float const scale = sizes.scale * 1.44269504088896341f;  // exponentials of 2
-  float acc[Dim / 8][4] = {}, highest[2] = {nothing_seen, nothing_seen}, total[2] = {};
+  load_operand<Dim, Act>({query_row(row[0]), query_row(row[1])}, query);
+  float acc[Dim / 8][4] = {};
+  RunningSoftmax softmax;
 
   find_tokens(0);
   __syncthreads();
@@ -180,81 +163,20 @@ __global__ void __launch_bounds__(prefill_threads)
     find_tokens(j + 1);
 
     float score[keys_per_tile / 8][4] = {};
-#pragma unroll
-    for (int k = 0; k < Dim / 16; ++k)
-#pragma unroll
-      for (int n = 0; n < keys_per_tile / 16; ++n) {
-        std::uint32_t b[4];
-        load_matrices<false>(b, &key_tile[16 * n + lane / 16 * 8 + lane % 8][16 * k + lane / 8 % 2 * 8]);
-        multiply_add<Act>(score[2 * n], query[k], {b[0], b[1]});
-        multiply_add<Act>(score[2 * n + 1], query[k], {b[2], b[3]});
-      }
-
-    index_t const start = keys.first + index_t{j} * keys_per_tile;
-    float tile_highest[2] = {nothing_seen, nothing_seen};
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      index_t const i = span.first_token + row[half];
-      index_t const first = sizes.shape.first_key(i), last = sizes.shape.last_key(i, span.tokens);
-      bool const all = row[half] < last_row && start >= first && start + keys_per_tile <= last && span.mask == nullptr;
-#pragma unroll
-      for (int n = 0; n < keys_per_tile / 8; ++n)
-#pragma unroll
-        for (int c = 0; c < 2; ++c) {
-          float& s = score[n][2 * half + c];
-          index_t const token = start + 8 * n + 2 * t + c;
-          bool const seen = all || (row[half] < last_row && token >= first && token < last && token < keys.last &&
-                                    unmasked(span, row[half], token));
-          s = seen ? s * scale : nothing_seen;
-          tile_highest[half] = fmaxf(tile_highest[half], s);
-        }
-    }
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      // the four lanes of a row
-      float high = tile_highest[half];
-      high = fmaxf(high, __shfl_xor_sync(0xffffffffu, high, 1));
-      high = fmaxf(high, __shfl_xor_sync(0xffffffffu, high, 2));
-      float const new_highest = fmaxf(highest[half], high);
-      float const shift = new_highest == nothing_seen ? 0.f : new_highest;
-      float const rescale = exp2f(highest[half] - shift);  // 0 where nothing was seen before
-      highest[half] = new_highest;
-      total[half] *= rescale;
-#pragma unroll
-      for (int n = 0; n < Dim / 8; ++n) acc[n][2 * half] *= rescale, acc[n][2 * half + 1] *= rescale;
-#pragma unroll
-      for (int n = 0; n < keys_per_tile / 8; ++n)
-#pragma unroll
-        for (int c = 0; c < 2; ++c) {
-          float& s = score[n][2 * half + c];
-          s = exp2f(s - shift);
-          total[half] += s;
-        }
-    }
+    multiply_rows<keys_per_tile, Dim, Act>(score, query, key_tile);
+    mask_scores(sizes, span, row, last_row, keys.first + index_t{j} * keys_per_tile, score);
+    softmax.weigh(score, acc);
 
     wait_for_copies();
     __syncthreads();  // values are there; the keys have been read
     if (j + 1 < tiles) copy_tile(j + 1, kv.key_offset, key_tile);
 #pragma unroll
-    for (int k = 0; k < keys_per_tile / 16; ++k) {
-      // scores as they lie in the accumulators are a left operand as it must lie
-      std::uint32_t const a[4] = {
-          pack2<Act>(score[2 * k][0], score[2 * k][1]), pack2<Act>(score[2 * k][2], score[2 * k][3]),
-          pack2<Act>(score[2 * k + 1][0], score[2 * k + 1][1]), pack2<Act>(score[2 * k + 1][2], score[2 * k + 1][3])};
-#pragma unroll
-      for (int n = 0; n < Dim / 16; ++n) {
-        std::uint32_t b[4];
-        load_matrices<true>(b, &value_tile[16 * k + lane % 16][16 * n + lane / 16 * 8]);
-        multiply_add<Act>(acc[2 * n], a, {b[0], b[1]});
-        multiply_add<Act>(acc[2 * n + 1], a, {b[2], b[3]});
-      }
-    }
+    for (int k = 0; k < keys_per_tile / 16; ++k)
+      add_rows<Dim, Act>(acc, score[2 * k], score[2 * k + 1], &value_tile[16 * k]);
   }
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    float sum = total[half];
-    sum += __shfl_xor_sync(0xffffffffu, sum, 1);
-    sum += __shfl_xor_sync(0xffffffffu, sum, 2);
+    float const sum = row_sum(softmax.total[half]);
     if (row[half] >= last_row) continue;
     float const inverse = sum > 0 ? 1 / sum : 0.f;  // a row that sees nothing is 0
     Act* const to = out.row(span.first_row + row[half]) + index_t{head} * Dim + 2 * t;

@@ -29,6 +29,17 @@ __device__ inline std::uint32_t pack2(float first, float second) {
   return from_real<T>(first).bits | static_cast<std::uint32_t>(from_real<T>(second).bits) << 16;
 }
 
+/// Products of the neighbours in two registers, summed.
+template <class T>
+__device__ inline float dot2(std::uint32_t a, std::uint32_t b) {
+  auto const real = [](std::uint32_t bits) {
+    T value;
+    value.bits = static_cast<std::uint16_t>(bits);
+    return to_real(value);
+  };
+  return real(a) * real(b) + real(a >> 16) * real(b >> 16);
+}
+
 /// d += a b^T for a [16, 16], b [8, 16] of T, d [16, 8] f32. With g = lane / 4 and t = lane % 4, the lane holds
 ///     d: (g, 2t), (g, 2t + 1), (g + 8, 2t), (g + 8, 2t + 1)
 ///     a: pairs of columns from (g, 2t), (g + 8, 2t), (g, 2t + 8), (g + 8, 2t + 8)
