@@ -4,6 +4,10 @@
 
 #include <graft/backend/cuda/maps_and_deltas.cuh>
 #include <graft/backend/cuda/product.cuh>
+#include <graft/backend/fused_rows.hpp>
+
+#include <array>
+#include <cstddef>
 
 namespace graft {
 
@@ -25,6 +29,34 @@ void fused_product(CudaBackend<Act>& be, Weight const& weight, VectorView<float 
     product(be, x, weight, bias, y);
     if (inner != nullptr) apply_row_map(be, *inner, y);
     if (outer != nullptr) apply_row_map(be, *outer, y);
+  }
+}
+
+/// Several products of one x (see JoinedProduct) as one, beside it the shrinking of all their deltas.
+template <class Act, std::size_t N>
+void joined_products(CudaBackend<Act>& be, Weight const& weight, MatrixView<Act const, DeviceSpace> x,
+                     std::array<JoinedProduct<CudaBackend<Act>>, N> const& parts, MatrixView<Act, DeviceSpace> y) {
+  auto const scope = be.scope();
+  auto const multiply = [&] { product(be, x, weight, {}, y); };
+  std::array<MatrixView<float, DeviceSpace>, N> t{};
+  bool any = false;
+  for (std::size_t k = 0; k < N; ++k)
+    if (parts[k].deltas.any()) t[k] = cuda::shrunk_rows(be, parts[k].deltas, x.rows), any = true;
+  if (any)
+    be.beside(
+        [&](cudaStream_t stream) {
+          for (std::size_t k = 0; k < N; ++k)
+            if (parts[k].deltas.any()) cuda::shrink_rows(stream, parts[k].deltas, x, t[k]);
+        },
+        multiply);
+  else
+    multiply();
+  for (std::size_t k = 0; k < N; ++k) {
+    auto const& part = parts[k];
+    if (part.deltas.any())
+      cuda::launch_maps_and_deltas(be, cuda::present_maps(part.inner), part.deltas, {}, t[k], part.y);
+    else
+      apply_row_map(be, part.inner, part.y);
   }
 }
 
