@@ -32,32 +32,30 @@ void fused_product(CudaBackend<Act>& be, Weight const& weight, VectorView<float 
   }
 }
 
-/// Several products of one x (see JoinedProduct) as one, beside it the shrinking of all their deltas.
+/// Several products of one x (see JoinedProduct) as one, beside it the shrinking of all their deltas, then one kernel
+/// for all that have any.
 template <class Act, std::size_t N>
 void joined_products(CudaBackend<Act>& be, Weight const& weight, MatrixView<Act const, DeviceSpace> x,
                      std::array<JoinedProduct<CudaBackend<Act>>, N> const& parts, MatrixView<Act, DeviceSpace> y) {
   auto const scope = be.scope();
-  auto const multiply = [&] { product(be, x, weight, {}, y); };
-  std::array<MatrixView<float, DeviceSpace>, N> t{};
-  bool any = false;
-  for (std::size_t k = 0; k < N; ++k)
-    if (parts[k].deltas.any()) t[k] = cuda::shrunk_rows(be, parts[k].deltas, x.rows), any = true;
-  if (any)
-    be.beside(
-        [&](cudaStream_t stream) {
-          for (std::size_t k = 0; k < N; ++k)
-            if (parts[k].deltas.any()) cuda::shrink_rows(stream, parts[k].deltas, x, t[k]);
-        },
-        multiply);
-  else
-    multiply();
-  for (std::size_t k = 0; k < N; ++k) {
-    auto const& part = parts[k];
-    if (part.deltas.any())
-      cuda::launch_maps_and_deltas(be, cuda::present_maps(part.inner), part.deltas, {}, t[k], part.y);
-    else
-      apply_row_map(be, part.inner, part.y);
+  cuda::ShrunkSites<static_cast<int>(N)> shrunk;
+  cuda::UnfinishedProducts<static_cast<int>(N), Act> unfinished;
+  index_t count = 0;
+  for (auto const& part : parts) {
+    if (!part.deltas.any()) continue;
+    auto const t = cuda::shrunk_rows(be, part.deltas, x.rows);
+    shrunk.site[count] = {part.deltas, t};
+    unfinished.product[count++] = {cuda::present_maps(part.inner), part.deltas, {}, t, part.y};
   }
+  auto const multiply = [&] { product(be, x, weight, {}, y); };
+  if (count > 0) {
+    be.beside([&](cudaStream_t stream) { cuda::shrink_rows(stream, shrunk, count, x); }, multiply);
+    cuda::launch_maps_and_deltas(be, unfinished, count);
+  } else {
+    multiply();
+  }
+  for (auto const& part : parts)
+    if (!part.deltas.any()) apply_row_map(be, part.inner, part.y);
 }
 
 }  // namespace graft

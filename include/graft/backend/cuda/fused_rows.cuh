@@ -17,7 +17,7 @@ __device__ void load_mapped_whole(RowMapRow<float const> const& map, T const* ro
   auto const stored = [first](Numbers<float> const& vector) {
     return Stored<N, S>(vector != nullptr ? vector.template as<S>() + first : nullptr);
   };
-  Stored<N, T> const own(row + first), other(map.d != nullptr ? row + partner(first, map.group) : nullptr);
+  Stored<N, T> const own(row + first), other(map.d != nullptr ? row + partner_column(first, map.group) : nullptr);
   auto const c1 = stored(map.c1), d = stored(map.d), e = stored(map.e);
 #pragma unroll
   for (int k = 0; k < N; ++k) to[k] = to_real(from_real<T>(map_float(own[k], other[k], c1[k], d[k], e[k])));
@@ -41,7 +41,7 @@ __device__ void load_mapped(RowMapRow<float const> const* map, T const* row, ind
   if (map->d != nullptr)
 #pragma unroll
     for (int k = 0; k < N; ++k)
-      if (first + k < cols) other[k] = to_real(row[partner(first + k, map->group)]);
+      if (first + k < cols) other[k] = to_real(row[partner_column(first + k, map->group)]);
 #pragma unroll
   for (int k = 0; k < N; ++k) to[k] = to_real(from_real<T>(map_float(to[k], other[k], c1[k], d[k], e[k])));
 }
@@ -174,7 +174,8 @@ struct MappedRow {
   /// Columns [first, first + N), aligned to whole loads.
   template <int N>
   __device__ void load(index_t first, float (&to)[N]) const {
-    load_mapped(map.identity() ? nullptr : &map, row, first, cols, true, to);
+    if (map.identity()) return load_columns(row, first, cols, true, to);
+    load_mapped(&map, row, first, cols, true, to);
   }
 };
 
@@ -201,13 +202,14 @@ template <int N, class Act>
 __global__ void __launch_bounds__(head_threads)
     norm_rotate_store_heads(float const* q_norm, float const* k_norm, float eps,
                             MatrixView<Act const, DeviceSpace> cosine, MatrixView<Act const, DeviceSpace> sine,
-                            index_t head_dim, KvView<Act> kv, AttentionSpan const* spans, index_t max_rows,
-                            MappedRows<Act> q, MappedRows<Act> k, MappedRows<Act> v, MatrixView<Act, DeviceSpace> out) {
+                            int head_dim, int heads, int kv_heads, KvView<Act> kv, AttentionSpan const* spans,
+                            unsigned max_rows, MappedRows<Act> q, MappedRows<Act> k, MappedRows<Act> v,
+                            MatrixView<Act, DeviceSpace> out) {
   constexpr int lanes = head_lanes<N>, at_once = heads_at_once<N>;
   auto const span = spans[blockIdx.x / max_rows];
   index_t const r = blockIdx.x % max_rows, n = span.first_row + r;
   if (r >= span.rows) return;
-  index_t const heads = q.x.cols / head_dim, kv_heads = k.x.cols / head_dim, all = heads + 2 * kv_heads;
+  index_t const all = heads + 2 * kv_heads;
   auto const *q_map = map_of(q.maps, n), *k_map = map_of(k.maps, n), *v_map = map_of(v.maps, n);
   index_t first = index_t{blockIdx.y} * at_once, last = first + at_once < all ? first + at_once : all;
   auto const chained = [](RowMapRow<float const> const* map) { return map != nullptr && map->next != nullptr; };
@@ -218,9 +220,11 @@ __global__ void __launch_bounds__(head_threads)
     if (chained(k_map)) map_row(*k_map, k.x.row(n), 0, k.x.cols), k_map = nullptr;
     if (chained(v_map)) map_row(*v_map, v.x.row(n), 0, v.x.cols), v_map = nullptr;
   }
-  index_t const token = span.first_token + r, slot = token % kv.page_tokens;
+  index_t const token = span.first_token + r;
   bool const stored = token >= 0;  // else the row fills up the batch
-  std::int32_t const page = stored ? span.pages[token / kv.page_tokens] : -1;
+  auto const at = static_cast<unsigned>(token), page_tokens = static_cast<unsigned>(kv.page_tokens);
+  index_t const slot = at % page_tokens;
+  std::int32_t const page = stored ? span.pages[at / page_tokens] : -1;
   if (!stored && last > heads) last = heads;
   index_t const own = N * (threadIdx.x % lanes), step = N * lanes;
   for (index_t start = first; start < last; start += at_once) {
@@ -336,11 +340,13 @@ MatrixView<Act, DeviceSpace> norm_rotate_store(CudaBackend<Act>& be, VectorView<
   auto const rows = [](Unmapped<CudaBackend<Act>> const& u) {
     return cuda::MappedRows<Act>{u.x, cuda::present_maps(u.maps)};
   };
+  index_t const heads = q.x.cols / head_dim, kv_heads = k.x.cols / head_dim;
   auto const run = [&](auto kernel, int heads_at_once) {
     auto const grid = cuda::grid_of(static_cast<index_t>(spans.size()) * spans.max_rows,
-                                    ceil_div((q.x.cols + 2 * k.x.cols) / head_dim, heads_at_once));
+                                    ceil_div(heads + 2 * kv_heads, heads_at_once));
     cuda::launch(kernel, grid, cuda::head_threads, 0, be.stream(), q_norm.data, k_norm.data, static_cast<float>(eps),
-                 cosine, sine, head_dim, kv, spans.data(), spans.max_rows, rows(q), rows(k), rows(v), out);
+                 cosine, sine, static_cast<int>(head_dim), static_cast<int>(heads), static_cast<int>(kv_heads), kv,
+                 spans.data(), static_cast<unsigned>(spans.max_rows), rows(q), rows(k), rows(v), out);
   };
   constexpr int pack = 8;
   if (head_dim % pack == 0 && cosine.cols % pack == 0 && cuda::aligned16(cosine) && cuda::aligned16(sine) &&
