@@ -18,6 +18,8 @@
 #include <graft/backend/cuda/cuda.cuh>
 #include <graft/model/context.hpp>
 
+#include <algorithm>
+#include <array>
 #include <cstdio>
 #include <functional>
 #include <map>
@@ -140,7 +142,7 @@ class Bench {
         modules_(model_, be_) {
     for (auto const& [name, weight] : weights_.tensors)
       if (name != "model.embed_tokens.weight") weight_bytes_ += static_cast<double>(weight.bytes());
-    for (auto const* linear : linears()) parameters_ += static_cast<double>(linear->weight.rows * linear->weight.cols);
+    for (auto const& w : multiplied()) parameters_ += static_cast<double>(w.rows * w.cols);
   }
 
   void decode() {
@@ -243,23 +245,32 @@ class Bench {
  private:
   index_t past() const { return small_ ? 3 : 512; }
 
-  std::vector<Linear<B> const*> linears() const {
-    std::vector<Linear<B> const*> all;
+  /// Weights of the layers as they are multiplied: those that lie together as one.
+  std::vector<Weight> multiplied() const {
+    std::vector<Weight> all;
+    auto const add = [&](auto const&... linears) {
+      if (Weight const joined = joined_weight(std::array{&linears...}); !joined.empty())
+        all.push_back(joined);
+      else
+        (all.push_back(linears.weight), ...);
+    };
     for (auto const& layer : model_.layers()) {
       auto const& b = layer.block();
-      all.insert(all.end(), {&b.q, &b.k, &b.v, &b.o, &b.gate, &b.up, &b.down});
+      add(b.q, b.k, b.v), add(b.o), add(b.gate, b.up), add(b.down);
     }
     return all;
   }
   /// All products inside the layers, as the model asks for them.
   std::function<void()> products(index_t rows) {
-    index_t const size = rows * std::max(sizes_.width, sizes_.ffn);
-    x_ = Storage<bf16, DeviceSpace>(size), y_ = Storage<bf16, DeviceSpace>(size);
-    bench::fill(be_, x_.data(), 2 * size);
-    return [this, rows] {
-      for (auto const* linear : linears())
-        product(be_, matrix_view<DeviceSpace>(static_cast<bf16 const*>(x_.data()), rows, linear->weight.cols),
-                linear->weight, linear->bias, matrix_view<DeviceSpace>(y_.data(), rows, linear->weight.rows));
+    auto const weights = multiplied();
+    index_t widest_in = 0, widest_out = 0;
+    for (auto const& w : weights) widest_in = std::max(widest_in, w.cols), widest_out = std::max(widest_out, w.rows);
+    x_ = Storage<bf16, DeviceSpace>(rows * widest_in), y_ = Storage<bf16, DeviceSpace>(rows * widest_out);
+    bench::fill(be_, x_.data(), 2 * rows * widest_in);
+    return [this, rows, weights] {
+      for (auto const& w : weights)
+        product(be_, matrix_view<DeviceSpace>(static_cast<bf16 const*>(x_.data()), rows, w.cols), w,
+                VectorView<float const, DeviceSpace>{}, matrix_view<DeviceSpace>(y_.data(), rows, w.rows));
     };
   }
 

@@ -13,7 +13,8 @@
 #     --bench      bench/cuda_operations.cu, cuda_model.cu and cuda_train.cu
 #     --peers      transformers + peft, bench/peers/device_peft.py; needs them, and torch, in python3 (or $PYTHON)
 #
-# A stage ends after ten minutes at the latest ($GRAFT_STAGE_SECONDS); one that is run again goes on from what is built.
+# A stage ends after ten minutes at the latest ($GRAFT_STAGE_SECONDS); one that is run again goes on from what is built
+# and, where files of tests are run one by one, from those that have not passed since.
 # Each leaves STAGE.log, the last two STAGE.jsonl with a result per line; device.json is all of it in one file, from
 # which bench/device_page.py makes the tables and plots of docs/performance.md.
 #
@@ -76,8 +77,9 @@ run() {
 test_files() {
   local name=$1 seconds=$2 file
   shift 2
-  for file in tests/cuda/*.cpp; do
+  for file in $(ls -S tests/cuda/*.cpp); do  # long ones first
     file=$(basename "$file" .cpp)
+    if [ "$state/$name:$file" -nt "$build/tests/test_cuda_device" ] && [ "$(cat "$state/$name:$file")" = 0 ]; then continue; fi
     while [ "$(jobs -rp | wc -l)" -ge "$at_once" ]; do wait -n || true; done
     (
       if [ "$seconds" -gt "$(left)" ]; then seconds=$(left); fi

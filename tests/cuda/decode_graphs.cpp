@@ -219,6 +219,16 @@ TEST_CASE("recorded decode steps: batches, adapters and contexts change between 
   CHECK(graft_test::finish() == "");
 }
 
+TEST_CASE("weights that read one input lie one behind the other, so that they are one product") {
+  Pair pair;
+  for (auto const& layer : pair.model.layers()) {
+    auto const& block = layer.block();
+    CHECK(joined_weight(std::array{&block.q, &block.k, &block.v}).rows == 64);
+    CHECK(joined_weight(std::array{&block.gate, &block.up}).rows == 96);
+    CHECK(joined_weight(std::array{&block.gate, &block.down}).empty());
+  }
+}
+
 TEST_CASE("recorded decode steps serve adapters that are kept in bf16") {
   Pair pair(1, 32, AdapterStorage::bf16);
   pair.load("road", RoAdRotation{.group_size = 8});

@@ -157,9 +157,9 @@ TEMPLATE_TEST_CASE("device: mapped gates and inputs in one kernel", "", float, b
 }
 
 template <class Act>
-void check_heads(index_t head_dim, index_t angles, bool normed, bool mapped) {
+void check_heads(index_t head_dim, index_t angles, bool normed, bool mapped, index_t heads = 4) {
   Random random(static_cast<std::uint64_t>(head_dim));
-  index_t const heads = 4, kv_heads = 2, page_tokens = 4, width = kv_heads * head_dim, rows = 9;
+  index_t const kv_heads = 2, page_tokens = 4, width = kv_heads * head_dim, rows = 9;
   Device<Act> device;
   auto const q = random_buffer<Act>(random, rows, heads * head_dim), k = random_buffer<Act>(random, rows, width),
              v = random_buffer<Act>(random, rows, width);
@@ -198,7 +198,8 @@ void check_heads(index_t head_dim, index_t angles, bool normed, bool mapped) {
   rotate(device.be, read_only(cosine), read_only(sine), head_dim, q2);
   rotate(device.be, read_only(cosine), read_only(sine), head_dim, k2);
   store_kv(device.be, kv2, on_device, read_only(k2), read_only(v2));
-  INFO("head_dim " << head_dim << ", angles " << angles << ", norms " << normed << ", maps " << mapped);
+  INFO("heads " << heads << ", head_dim " << head_dim << ", angles " << angles << ", norms " << normed << ", maps "
+                << mapped);
   CHECK(worst_row(device.get(rotated).view(), device.get(q2).view()) <= bound<Act>());
   auto const one = device.get(static_cast<Act const*>(data1), 5 * page_size);
   auto const two = device.get(static_cast<Act const*>(data2), 5 * page_size);
@@ -216,6 +217,8 @@ TEMPLATE_TEST_CASE("device: norms of heads, rotation and the cache in one kernel
   check_heads<TestType>(10, 5, true, false);
   check_heads<TestType>(96, 48, false, true);  // groups of 64 reach over heads
   check_heads<TestType>(96, 16, true, true);
+  check_heads<TestType>(96, 20, true, true);      // angles that no load of 8 divides
+  check_heads<TestType>(96, 48, true, true, 18);  // more heads than a block has at once
 }
 
 }  // namespace

@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // Low-rank deltas on the device, alone and between row maps, against stack-and-mask in double: all factors of a batch
 // one below the other, t = x A^T over all of them, foreign entries set to zero, y += t B^T.
+#include <graft/backend/cuda/fused_product.cuh>
 #include <graft/backend/cuda/maps_and_deltas.cuh>
+#include <graft/backend/resident_weight.hpp>
 #include <tests/catch.hpp>
 #include <tests/cuda/on_device.hpp>
 
+#include <array>
 #include <cmath>
 #include <deque>
 
@@ -269,6 +272,46 @@ TEMPLATE_TEST_CASE("device: maps and deltas in one pass equal the three steps", 
   check_all<TestType>(64, 64, 64, false, 1);
   check_all<TestType>(576, 576, 96, true, 4);  // groups that reach over chunks of columns
   check_all<TestType>(576, 64, 64, false, 4);
+}
+
+TEMPLATE_TEST_CASE("device: products whose weights lie one behind the other, as one", "", float, bf16) {
+  using B = CudaBackend<TestType>;
+  using View = MatrixView<TestType const, DeviceSpace>;
+  Random random(6);
+  constexpr index_t rows = 11, inputs = 96, outputs[] = {64, 128, 192}, total = 384;
+  Device<TestType> device;
+  Buffer<TestType> x(rows, inputs), weights(total, inputs);
+  fill_normal(x.view(), random);
+  fill_normal(weights.view(), random, 0, 0.1);
+  View const x_device = device.put(x);
+  Weight const all{reinterpret_cast<std::byte const*>(device.put(weights).data), format_of<TestType>, total, inputs};
+  std::deque<Deltas> deltas;
+  Maps maps;
+  for (index_t n = 0; n < rows; ++n)
+    for (index_t k = 0; k < 2; ++k) {
+      auto const* const map = n % 5 == 0 ? nullptr : maps.add(random, outputs[k], 32, true, k == 0);
+      (k == 0 ? maps.inner : maps.outer).push_back(map);
+    }
+  for (index_t k = 0; k < 3; ++k) {
+    deltas.emplace_back(random, inputs, outputs[k], std::vector<index_t>{4, 3, 8});
+    mixed_lists(deltas.back(), rows);
+  }
+  // maps and deltas; maps alone; deltas alone
+  RowMapBatch<float> const inner[] = {device.put_maps(maps.inner), device.put_maps(maps.outer), {}};
+  LowRankBatch<float> const low_rank[] = {deltas[0].put(device), {}, deltas[2].put(device)};
+  auto const together = device.be.arena().template matrix<TestType>(rows, total);
+  std::array<JoinedProduct<B>, 3> parts;
+  for (index_t k = 0, first = 0; k < 3; first += outputs[k++])
+    parts[static_cast<std::size_t>(k)] = {inner[k], low_rank[k], together.col_range(first, outputs[k])};
+  joined_products(device.be, all, x_device, parts, together);
+  for (index_t k = 0, first = 0; k < 3; first += outputs[k++]) {
+    auto const y = device.be.arena().template matrix<TestType>(rows, outputs[k]);
+    fused_product(device.be, all.row_range(first, outputs[k]), {}, x_device, x_device,
+                  inner[k].any() ? &inner[k] : nullptr, low_rank[k].any() ? &low_rank[k] : nullptr, nullptr, y);
+    INFO("part " << k);
+    Matrix const expected(device.get(y).view());
+    CHECK(worst_row(device.get(together).view().col_range(first, outputs[k]), expected) <= bound<TestType>(deltas[0]));
+  }
 }
 
 TEST_CASE("device: a row's result does not depend on its neighbours") {

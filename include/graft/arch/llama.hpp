@@ -96,12 +96,12 @@ struct Llama {
     block.post_norm = dense.load(w, path + ".post_attention_layernorm.weight", c.width);
     block.q_norm = dense.load_if_present(w, attention + "q_norm.weight", c.head_dim);
     block.k_norm = dense.load_if_present(w, attention + "k_norm.weight", c.head_dim);
-    block.q = dense.linear(w, sites, attention + "q_proj");
-    block.k = dense.linear(w, sites, attention + "k_proj");
-    block.v = dense.linear(w, sites, attention + "v_proj");
+    auto const [q, k, v] =
+        dense.linears(w, sites, std::array{attention + "q_proj", attention + "k_proj", attention + "v_proj"});
+    auto const [gate, up] = dense.linears(w, sites, std::array{mlp + "gate_proj", mlp + "up_proj"});
+    block.q = q, block.k = k, block.v = v;
     block.o = dense.linear(w, sites, attention + "o_proj");
-    block.gate = dense.linear(w, sites, mlp + "gate_proj");
-    block.up = dense.linear(w, sites, mlp + "up_proj");
+    block.gate = gate, block.up = up;
     block.down = dense.linear(w, sites, mlp + "down_proj");
     auto const& layer = sites.layers()[static_cast<std::size_t>(l)];
     block.rotated_q = {layer.rotated_query.site, layer.rotated_query.size, layer.rotated_query.size};

@@ -6,10 +6,13 @@
 #include <graft/backend/resident_weight.hpp>
 #include <graft/layer/linear.hpp>
 
+#include <array>
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <string>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 namespace graft {
@@ -44,9 +47,7 @@ class DenseVectors {
   using Vector = VectorView<R const, typename B::Space>;
 
   Weight matrix(WeightMap const& weights, std::string const& name, index_t rows, index_t cols) {
-    auto [weight, keep] = resident_weight<B>(weights.matrix(name, rows, cols));
-    if (keep != nullptr) keep_.push_back(std::move(keep));
-    return matrices_[name] = weight;
+    return matrices_[name] = keep(resident_weight<B>(weights.matrix(name, rows, cols)));
   }
   Vector load(WeightMap const& weights, std::string const& name, index_t size) {
     Weight const w = weights.matrix(name, 1, size);
@@ -65,11 +66,25 @@ class DenseVectors {
   /// W and, where the file has one, b of the module with this path. With `tied`, that weight instead of the file's.
   Linear<B> linear(WeightMap const& weights, SiteTable const& sites, std::string const& path,
                    Weight const* tied = nullptr) {
-    index_t const index = sites.find(path);
-    expects(index >= 0, "graft: no site is called ", path);
-    auto const& info = sites[index];
-    return {tied != nullptr ? *tied : matrix(weights, path + ".weight", info.out, info.in),
-            load_if_present(weights, path + ".bias", info.out), sites.bind(path, info.in, info.out)};
+    if (tied == nullptr) return linears(weights, sites, std::array{path})[0];
+    return with_bias(weights, sites, path, *tied);
+  }
+  /// Those of modules that read the same input: where weights are copied, in one piece of memory (JoinsProducts).
+  template <std::size_t N>
+  std::array<Linear<B>, N> linears(WeightMap const& weights, SiteTable const& sites,
+                                   std::array<std::string, N> const& paths) {
+    std::array<Weight, N> from;
+    for (std::size_t k = 0; k < N; ++k) {
+      auto const& info = site(sites, paths[k]);
+      from[k] = weights.matrix(paths[k] + ".weight", info.out, info.in);
+    }
+    auto const resident = keep(resident_weights<B>(from));
+    std::array<Linear<B>, N> all;
+    for (std::size_t k = 0; k < N; ++k) {
+      matrices_[paths[k] + ".weight"] = resident[k];
+      all[k] = with_bias(weights, sites, paths[k], resident[k]);
+    }
+    return all;
   }
 
   /// The matrix loaded under this name, or null.
@@ -84,6 +99,21 @@ class DenseVectors {
   }
 
  private:
+  template <class T>
+  T keep(std::pair<T, std::shared_ptr<void const>> resident) {
+    if (resident.second != nullptr) keep_.push_back(std::move(resident.second));
+    return resident.first;
+  }
+  static SiteInfo const& site(SiteTable const& sites, std::string const& path) {
+    index_t const index = sites.find(path);
+    expects(index >= 0, "graft: no site is called ", path);
+    return sites[index];
+  }
+  Linear<B> with_bias(WeightMap const& weights, SiteTable const& sites, std::string const& path, Weight const& weight) {
+    auto const& info = site(sites, path);
+    return {weight, load_if_present(weights, path + ".bias", info.out), sites.bind(path, info.in, info.out)};
+  }
+
   std::vector<Storage<R, typename B::Space>> storage_;
   std::vector<std::shared_ptr<void const>> keep_;
   std::unordered_map<std::string, Vector> by_name_;

@@ -10,6 +10,7 @@
 #include <graft/backend/weight.hpp>
 #include <graft/core/view.hpp>
 
+#include <array>
 #include <span>
 
 namespace graft {
@@ -32,6 +33,23 @@ struct AdaptedProduct {
 template <class B>
 concept FusesProducts = requires(B& be, std::span<AdaptedProduct<B> const> products) {
   fused_products(be, products);
+};
+
+/// One of several products of one x whose weights lie one behind the other, as a single weight [sum of o, i], and have
+/// no biases: y = inner(x W^T) + deltas(x), y being its columns of the single product's result.
+template <class B>
+struct JoinedProduct {
+  RowMapBatch<typename B::Real> inner;  ///< these two may be of no row
+  LowRankBatch<typename B::Real> deltas;
+  MatrixView<typename B::Act, typename B::Space> y;  ///< [n, o]
+};
+
+/// Whether a backend does such products as one: joined_products(be, weight, x, parts, y), y [n, sum of o].
+template <class B>
+concept JoinsProducts = requires(B& be, Weight const& weight, MatrixView<typename B::Act const, typename B::Space> x,
+                                 std::array<JoinedProduct<B>, 2> const& parts,
+                                 MatrixView<typename B::Act, typename B::Space> y) {
+  joined_products(be, weight, x, parts, y);
 };
 
 /// What a product made, and row maps that are still to be applied: the operation that reads it next does so.

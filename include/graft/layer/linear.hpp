@@ -7,7 +7,9 @@
 #include <graft/backend/weight.hpp>
 
 #include <array>
+#include <cstddef>
 #include <span>
+#include <utility>
 
 namespace graft {
 
@@ -111,7 +113,49 @@ Unmapped<B> linear_unmapped(B& be, Linear<B> const& layer, Plan<B> const& plan,
   }
 }
 
-/// The same for several layers that read one x, side by side where the backend can.
+/// The weights of several layers as one, where they lie one behind the other and no layer has a bias; else empty.
+template <class B, std::size_t N>
+Weight joined_weight(std::array<Linear<B> const*, N> const& layers) {
+  Weight all = layers[0]->weight;
+  all.rows = 0;
+  for (auto const* layer : layers) {
+    Weight const& w = layer->weight;
+    if (w.data != all.data + all.bytes() || w.format != all.format || w.cols != all.cols || w.row_order != nullptr ||
+        !layer->bias.empty())
+      return {};
+    all.rows += w.rows;
+  }
+  return all;
+}
+
+/// y of several layers that read one x, by one product; false where the backend, the weights or maps of their inputs
+/// do not allow it.
+template <class B, std::size_t N>
+bool joined_unmapped(B& be, std::array<Linear<B> const*, N> const& layers, Plan<B> const& plan,
+                     MatrixView<typename B::Act const, typename B::Space> x, std::array<Unmapped<B>, N>& y) {
+  if constexpr (JoinsProducts<B> && maps_can_wait<B>) {
+    Weight const weight = joined_weight(layers);
+    if (weight.empty()) return false;
+    for (auto const* layer : layers)
+      if (has_input_maps(layer->site, plan)) return false;
+    auto const all = be.arena().template matrix<typename B::Act>(x.rows, weight.rows);
+    std::array<JoinedProduct<B>, N> products;
+    index_t first = 0;
+    for (std::size_t k = 0; k < N; ++k) {
+      index_t const site = layers[k]->site.index, outputs = layers[k]->site.out;
+      auto const inner = plan.maps(Stage::output_inner, site), outer = plan.maps(Stage::output_outer, site);
+      auto const deltas = plan.low_rank(site);
+      bool const inner_waits = !deltas.any() && !outer.any();
+      y[k] = {all.col_range(std::exchange(first, first + outputs), outputs), inner_waits ? inner : outer};
+      products[k] = {inner_waits ? RowMapBatch<Real<B>>{} : inner, deltas, y[k].x};
+    }
+    joined_products(be, weight, x, products, all);
+    return true;
+  }
+  return false;
+}
+
+/// The same for several layers that read one x: as one product, or side by side, where the backend can.
 template <class B, std::size_t N>
 std::array<Unmapped<B>, N> linear_unmapped(B& be, std::array<Linear<B> const*, N> const& layers, Plan<B> const& plan,
                                            MatrixView<typename B::Act const, typename B::Space> x) {
@@ -123,7 +167,7 @@ std::array<Unmapped<B>, N> linear_unmapped(B& be, std::array<Linear<B> const*, N
     std::array<AdaptedProduct<B>, N> products;
     for (std::size_t k = 0; k < N; ++k) products[k] = adapted_product(be, *layers[k], plan, x, y[k].x);
     fused_products(be, std::span<AdaptedProduct<B> const>(products));
-  } else {
+  } else if (!joined_unmapped(be, layers, plan, x, y)) {
     for (std::size_t k = 0; k < N; ++k) y[k] = linear_unmapped(be, *layers[k], plan, x);
   }
   return y;

@@ -71,6 +71,7 @@ struct MatrixLayout {
 };
 struct Preference {
   std::uint64_t workspace = 0;
+  std::uint32_t alignment[4] = {256, 256, 256, 256};  // of A, B, C and D
 };
 struct Lt {
   std::size_t heuristics = 0;  // asked for
@@ -114,6 +115,13 @@ inline bool shapes_match(MatmulDesc const& desc, MatrixLayout const& a, MatrixLa
   return ld && k == k_b && d.rows == m && d.cols == n && c.rows == m && c.cols == n;
 }
 
+/// What an address is aligned to, up to what memory of the device is; of null as much.
+inline std::uint64_t alignment_of(void const* data) {
+  std::uint64_t alignment = 256;
+  while (reinterpret_cast<std::uintptr_t>(data) % alignment != 0) alignment /= 2;
+  return alignment;
+}
+
 }  // namespace emulation
 
 using cublasLtHandle_t = emulation::Lt*;
@@ -131,7 +139,9 @@ struct cublasLtMatmulHeuristicResult_t {
   int reserved[4];
 };
 
+/// Takes memory of the device.
 inline cublasStatus_t cublasLtCreate(cublasLtHandle_t* handle) {
+  if (emulation::not_in_capture() != cudaSuccess) return CUBLAS_STATUS_NOT_INITIALIZED;
   return *handle = &emulation::lt(), CUBLAS_STATUS_SUCCESS;
 }
 inline cublasStatus_t cublasLtDestroy(cublasLtHandle_t) { return CUBLAS_STATUS_SUCCESS; }
@@ -187,7 +197,10 @@ inline cublasStatus_t cublasLtMatmulPreferenceSetAttribute(cublasLtMatmulPrefere
     std::memcpy(&preference->workspace, value, bytes);
     return CUBLAS_STATUS_SUCCESS;
   }
-  return bytes == sizeof(std::uint32_t) ? CUBLAS_STATUS_SUCCESS : CUBLAS_STATUS_INVALID_VALUE;
+  if (bytes != sizeof(std::uint32_t)) return CUBLAS_STATUS_INVALID_VALUE;
+  if (name >= CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES && name <= CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES)
+    std::memcpy(&preference->alignment[name - CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES], value, bytes);
+  return CUBLAS_STATUS_SUCCESS;
 }
 inline cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t handle, cublasLtMatmulDesc_t desc,
                                                      cublasLtMatrixLayout_t a, cublasLtMatrixLayout_t b,
@@ -200,6 +213,9 @@ inline cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t handle, cu
   if (!emulation::supported(*desc, *a, *b, *c, *d)) return CUBLAS_STATUS_NOT_SUPPORTED;
   results[0] = {};
   results[0].algo.data[0] = 0x67726166;
+  // what was promised to be aligned may be read as such: kept with the algorithm, asked for with every product
+  for (int k = 0; k < 4; ++k) results[0].algo.data[1 + k] = preference->alignment[k];
+  results[0].algo.data[5] = desc->epilogue == CUBLASLT_EPILOGUE_BIAS ? emulation::alignment_of(desc->bias) : 1;
   results[0].workspaceSize = std::min<std::uint64_t>(preference->workspace, 1024);
   return *found = 1, CUBLAS_STATUS_SUCCESS;
 }
@@ -222,8 +238,14 @@ inline cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t desc
   };
   float const scale = *static_cast<float const*>(alpha), keep = *static_cast<float const*>(beta);
   std::size_t const bias_bytes = d_layout->rows * emulation::size_of(d_layout->type);
-  if (desc->epilogue == CUBLASLT_EPILOGUE_BIAS && reinterpret_cast<std::uintptr_t>(desc->bias) % 16 != 0) {
-    emulation::Device::get().fail("cublasLtMatmul: a bias that is not aligned to 16 bytes may fault on a GPU");
+  void const* const addresses[] = {a, b, c, d, desc->epilogue == CUBLASLT_EPILOGUE_BIAS ? desc->bias : nullptr};
+  for (int k = 0; algo != nullptr && k < 5; ++k)
+    if (emulation::alignment_of(addresses[k]) < algo->data[1 + k]) {
+      emulation::Device::get().fail("cublasLtMatmul: an address is aligned to less than the algorithm was chosen for");
+      return CUBLAS_STATUS_INVALID_VALUE;
+    }
+  if (workspace_bytes != 0 && emulation::alignment_of(workspace) < 256) {
+    emulation::Device::get().fail("cublasLtMatmul: the workspace is not aligned to 256 bytes");
     return CUBLAS_STATUS_INVALID_VALUE;
   }
   if (!inside(a, *a_layout) || !inside(b, *b_layout) || !inside(d, *d_layout) || (keep != 0 && !inside(c, *c_layout)) ||

@@ -49,6 +49,7 @@ enum cudaError_t {
   cudaErrorLaunchFailure = 719,
   cudaErrorNotSupported = 801,
   cudaErrorStreamCaptureUnsupported = 900,
+  cudaErrorStreamCaptureInvalidated = 901,
   cudaErrorStreamCaptureUnjoined = 904,
   cudaErrorStreamCaptureIsolation = 905,
 };
@@ -77,6 +78,8 @@ inline char const* cudaGetErrorName(cudaError_t error) {
       return "cudaErrorNotSupported";
     case cudaErrorStreamCaptureUnsupported:
       return "cudaErrorStreamCaptureUnsupported";
+    case cudaErrorStreamCaptureInvalidated:
+      return "cudaErrorStreamCaptureInvalidated";
     case cudaErrorStreamCaptureUnjoined:
       return "cudaErrorStreamCaptureUnjoined";
     case cudaErrorStreamCaptureIsolation:
@@ -155,9 +158,11 @@ enum cudaStreamCaptureMode {
 };
 
 namespace emulation {
-/// Before the host waits or allocates: not allowed while a stream is captured.
+/// Before the host waits or allocates: not allowed while a stream is captured, which is then lost.
 inline cudaError_t not_in_capture() {
-  return Device::get().capturing() ? cudaErrorStreamCaptureUnsupported : cudaSuccess;
+  if (!Device::get().capturing()) return cudaSuccess;
+  Device::get().break_captures();
+  return cudaErrorStreamCaptureUnsupported;
 }
 }  // namespace emulation
 
@@ -263,9 +268,10 @@ inline cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph)
     forked->capture = nullptr;
     forked->last.clear();
   }
-  if ((*graph)->joined(std::exchange(stream->last, {}))) return cudaSuccess;
+  bool const broken = (*graph)->broken;
+  if ((*graph)->joined(std::exchange(stream->last, {})) && !broken) return cudaSuccess;
   delete std::exchange(*graph, nullptr);
-  return cudaErrorStreamCaptureUnjoined;
+  return broken ? cudaErrorStreamCaptureInvalidated : cudaErrorStreamCaptureUnjoined;
 }
 inline cudaError_t cudaGraphInstantiate(cudaGraphExec_t* executable, cudaGraph_t graph,
                                         unsigned long long /*flags*/ = 0) {
@@ -364,7 +370,12 @@ inline cudaError_t cudaMemcpyAsync(void* to, void const* from, std::size_t bytes
   };
   bool const captured = device.stream(stream).capture != nullptr;
   device.calls.copies += !captured;
-  if (pageable(from) && !captured) {
+  if (captured && (pageable(from) || pageable(to))) {
+    device.fail("a copy from or to pageable memory is captured, which would be read or written when the graph runs");
+    device.break_captures();
+    return cudaErrorStreamCaptureUnsupported;
+  }
+  if (pageable(from)) {
     std::vector<std::byte> staged(static_cast<std::byte const*>(from), static_cast<std::byte const*>(from) + bytes);
     device.enqueue(stream, [to, bytes, staged = std::move(staged)] {
       std::memcpy(to, staged.data(), bytes);
@@ -375,7 +386,7 @@ inline cudaError_t cudaMemcpyAsync(void* to, void const* from, std::size_t bytes
       std::memcpy(to, from, bytes);
       return std::string();
     });
-    if (pageable(to) && !captured) device.drain(device.stream(stream));
+    if (pageable(to)) device.drain(device.stream(stream));
   }
   return cudaPeekAtLastError();
 }
@@ -397,7 +408,10 @@ inline cudaError_t cudaMemsetAsync(void* to, int value, std::size_t bytes, cudaS
   });
   return cudaSuccess;
 }
-inline cudaError_t cudaMemset(void* to, int value, std::size_t bytes) { return cudaMemsetAsync(to, value, bytes); }
+inline cudaError_t cudaMemset(void* to, int value, std::size_t bytes) {
+  if (auto const error = emulation::not_in_capture()) return error;
+  return cudaMemsetAsync(to, value, bytes);
+}
 
 // ---- kernels
 

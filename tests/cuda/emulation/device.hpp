@@ -45,6 +45,7 @@ struct Graph {
   };
   std::vector<Node> nodes;
   std::vector<Stream*> forked;
+  bool broken = false;  // something was asked for meanwhile that must not be
 
   /// Whether all that streams were forked for comes before `last`.
   bool joined(std::vector<std::size_t> last) const {
@@ -110,7 +111,6 @@ class Device {
   Properties properties;
   Lots lots;
   bool eager = std::getenv("GRAFT_EMULATION_EAGER") != nullptr;  ///< work is done when it is enqueued: for debuggers
-  bool last_capture_broken = false;
 
   /// Restarts all lots: the order of threads, blocks and streams.
   void seed(std::uint64_t number) {
@@ -141,8 +141,14 @@ class Device {
     }
     if (s.blocking && &s != &default_) drain(default_);
     if (&s == &default_)
-      for (Stream* const other : streams_)
-        if (other->blocking) drain(*other);
+      for (Stream* const other : streams_) {
+        if (!other->blocking) continue;
+        if (other->capture != nullptr) {
+          fail("the default stream would wait for one that is captured");
+          break_captures();
+        }
+        drain(*other);
+      }
     s.queue.push_back(std::move(work));
     // seldom, and then several at once: opening the memory costs more than most kernels
     auto const waiting = static_cast<unsigned>(s.queue.size());
@@ -191,9 +197,12 @@ class Device {
     while (!ticket.done && !ticket.stream->queue.empty()) step(*ticket.stream);
   }
   bool capturing() const {
-    bool any = default_.capture != nullptr;
-    for (Stream* const s : streams_) any = any || s->capture != nullptr;
-    return any;
+    return std::any_of(streams_.begin(), streams_.end(), [](Stream* s) { return s->capture != nullptr; });
+  }
+  /// Something that must not be asked for during a capture was: its graph is lost.
+  void break_captures() {
+    for (Stream* const s : streams_)
+      if (s->capture != nullptr) s->capture->broken = true;
   }
 
   void fail(std::string const& sentence) {

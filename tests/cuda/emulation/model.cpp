@@ -331,7 +331,7 @@ TEST_CASE("work is done in a stream's order, late, and waits for events of other
   finished();
 }
 
-TEST_CASE("a captured graph runs again with what memory holds then; allocating in it is refused") {
+TEST_CASE("a captured graph runs again with what memory holds then") {
   Array<float> x(32);
   cudaMemset(x.data, 0, 128);
   cudaStream_t stream;
@@ -340,9 +340,6 @@ TEST_CASE("a captured graph runs again with what memory holds then; allocating i
   cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal);
   launch(add_one, 1, 32, 0, stream, x.data);
   launch(add_one, 1, 32, 0, stream, x.data);
-  void* memory = nullptr;
-  CHECK(cudaMalloc(&memory, 10) == cudaErrorStreamCaptureUnsupported);
-  CHECK(cudaStreamSynchronize(stream) == cudaErrorStreamCaptureUnsupported);
   cudaGraph_t graph;
   cudaStreamEndCapture(stream, &graph);
   cudaGraphExec_t executable;
@@ -353,6 +350,88 @@ TEST_CASE("a captured graph runs again with what memory holds then; allocating i
   cudaGraphExecDestroy(executable);
   cudaGraphDestroy(graph);
   cudaStreamDestroy(stream);
+  finished();
+}
+
+TEST_CASE("what must not be asked for during a capture is refused, and the capture is lost") {
+  Array<float> x(32);
+  std::vector<float> host(32);
+  void *memory = nullptr, *pinned = nullptr;
+  REQUIRE(cudaHostAlloc(&pinned, 128, cudaHostAllocDefault) == cudaSuccess);
+  cudaStream_t stream, blocking;
+  cudaEvent_t event;
+  cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking);
+  cudaStreamCreate(&blocking);
+  cudaEventCreateWithFlags(&event, cudaEventDisableTiming);
+  auto const ends_with = [&](cudaStream_t on, auto const& ask) {
+    REQUIRE(cudaStreamBeginCapture(on, cudaStreamCaptureModeThreadLocal) == cudaSuccess);
+    launch(add_one, 1, 32, 0, on, x.data);
+    ask();
+    cudaGetLastError();
+    cudaGraph_t graph = nullptr;
+    cudaError_t const end = cudaStreamEndCapture(on, &graph);
+    cudaGraphDestroy(graph);
+    return end;
+  };
+  auto const refused = [&](auto const& ask) {
+    CHECK(ends_with(stream, [&] { CHECK(ask() == cudaErrorStreamCaptureUnsupported); }) ==
+          cudaErrorStreamCaptureInvalidated);
+  };
+  refused([&] { return cudaMalloc(&memory, 10); });
+  refused([&] { return cudaFree(x.data); });
+  refused([&] { return cudaHostAlloc(&memory, 10, cudaHostAllocDefault); });
+  refused([&] { return cudaStreamSynchronize(stream); });
+  refused([&] { return cudaEventSynchronize(event); });
+  refused([&] { return cudaEventQuery(event); });
+  refused([&] { return cudaMemset(x.data, 0, 128); });
+  refused([&] { return cudaMemcpy(x.data, host.data(), 128, cudaMemcpyHostToDevice); });
+  refused([&] { return cudaMemcpyAsync(x.data, host.data(), 128, cudaMemcpyHostToDevice, stream); });
+  refused([&] { return cudaMemcpyAsync(host.data(), x.data, 128, cudaMemcpyDeviceToHost, stream); });
+  auto const copies = [&] {
+    CHECK(cudaMemcpyAsync(x.data, pinned, 128, cudaMemcpyHostToDevice, stream) == cudaSuccess);
+  };
+  CHECK(ends_with(stream, copies) == cudaSuccess);
+  auto const on_default = [&] { cudaMemsetAsync(x.data, 0, 128, nullptr); };
+  CHECK(ends_with(stream, on_default) == cudaSuccess);
+  CHECK(ends_with(blocking, on_default) == cudaErrorStreamCaptureInvalidated);
+  cudaEventDestroy(event);
+  cudaStreamDestroy(blocking);
+  cudaStreamDestroy(stream);
+  cudaFreeHost(pinned);
+  finished();
+}
+
+TEST_CASE("a product at addresses that are aligned to less than its algorithm was chosen for is refused") {
+  graft::BasicArena<graft::DeviceSpace> arena;
+  Array<float> x(8 * 8), y(8 * 8 + 8);
+  cublasLtHandle_t handle = nullptr;
+  cublasLtMatmulDesc_t desc = nullptr;
+  cublasLtMatrixLayout_t layout = nullptr;
+  cublasLtMatmulPreference_t preference = nullptr;
+  cublasLtCreate(&handle);
+  cublasLtMatmulDescCreate(&desc, CUBLAS_COMPUTE_32F, CUDA_R_32F);
+  cublasLtMatrixLayoutCreate(&layout, CUDA_R_32F, 8, 8, 8);
+  cublasLtMatmulPreferenceCreate(&preference);
+  float const one = 1, zero = 0;
+  auto const multiply = [&](std::uint32_t promised, float* to) {
+    for (auto const name : {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES})
+      cublasLtMatmulPreferenceSetAttribute(preference, name, &promised, sizeof promised);
+    cublasLtMatmulHeuristicResult_t result;
+    int found = 0;
+    REQUIRE(cublasLtMatmulAlgoGetHeuristic(handle, desc, layout, layout, layout, layout, preference, 1, &result,
+                                           &found) == CUBLAS_STATUS_SUCCESS);
+    auto const status = cublasLtMatmul(handle, desc, &one, x.data, layout, x.data, layout, &zero, to, layout, to,
+                                       layout, &result.algo, nullptr, 0, nullptr);
+    cudaDeviceSynchronize();
+    return status;
+  };
+  CHECK(multiply(256, y.data) == CUBLAS_STATUS_SUCCESS);
+  CHECK(multiply(4, y.data + 1) == CUBLAS_STATUS_SUCCESS);
+  CHECK(multiply(16, y.data + 1) == CUBLAS_STATUS_INVALID_VALUE);
+  cublasLtMatmulPreferenceDestroy(preference);
+  cublasLtMatrixLayoutDestroy(layout);
+  cublasLtMatmulDescDestroy(desc);
+  cublasLtDestroy(handle);
   finished();
 }
 

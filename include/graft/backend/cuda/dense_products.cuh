@@ -64,7 +64,8 @@ class DenseProducts {
                   int{transpose_a == Transpose::yes} | int{transpose_b == Transpose::yes} << 1 |
                       int{bias != nullptr} << 2 | int{accumulate} << 3 | int{data_type<Act>()} << 4 |
                       int{data_type<Out>()} << 9,
-                  alignment_of(a.data) | alignment_of(b.data) << 8 | alignment_of(c.data) << 16};
+                  alignment_of(a.data) | alignment_of(b.data) << 8 | alignment_of(c.data) << 16,
+                  bias != nullptr ? alignment_of(bias, 256) : 0};
     auto found = plans_.find(key);
     if (found == plans_.end()) {
       auto plan = std::make_unique<Plan>();
@@ -78,8 +79,8 @@ class DenseProducts {
       set(*plan, CUBLASLT_MATMUL_DESC_TRANSA, transpose_b == Transpose::yes ? CUBLAS_OP_T : CUBLAS_OP_N);
       set(*plan, CUBLASLT_MATMUL_DESC_TRANSB, transpose_a == Transpose::yes ? CUBLAS_OP_T : CUBLAS_OP_N);
       set(*plan, CUBLASLT_MATMUL_DESC_EPILOGUE, bias != nullptr ? CUBLASLT_EPILOGUE_BIAS : CUBLASLT_EPILOGUE_DEFAULT);
-      // cuBLASLt looks at the address, not behind it: no later bias of the shape is aligned to less
-      if (bias != nullptr) set(*plan, CUBLASLT_MATMUL_DESC_BIAS_POINTER, reinterpret_cast<void const*>(bias_alignment));
+      // cuBLASLt looks at its address, for which it has no preference of its own: hence a part of the key
+      if (bias != nullptr) set(*plan, CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias);
       choose(*plan, key);
       found = plans_.emplace(key, std::move(plan)).first;
     }
@@ -98,7 +99,8 @@ class DenseProducts {
   index_t shapes() const { return static_cast<index_t>(plans_.size()); }
 
  private:
-  using Key = std::array<std::int64_t, 8>;  // m, n, k, three strides, kinds, alignments
+  // m, n, k, three strides, kinds, alignments of the matrices and of the bias
+  using Key = std::array<std::int64_t, 9>;
 
   struct DestroyDesc {
     using pointer = cublasLtMatmulDesc_t;
@@ -124,12 +126,10 @@ class DenseProducts {
   // NVIDIA's advice for Hopper; other chips' kernels ask for less, and what is not asked for is not taken
   static constexpr std::size_t most_workspace = std::size_t{32} << 20;
 
-  static constexpr std::uintptr_t bias_alignment = 16;
-
-  // No kernel loads more than 16 bytes at once.
-  static std::int64_t alignment_of(void const* data) {
+  // Up to `most`; of matrices no kernel asks for more than 16 bytes.
+  static std::int64_t alignment_of(void const* data, std::int64_t most = 16) {
     auto const address = reinterpret_cast<std::uintptr_t>(data);
-    std::int64_t alignment = 16;
+    std::int64_t alignment = most;
     while (address % static_cast<std::uintptr_t>(alignment) != 0) alignment /= 2;
     return alignment;
   }
@@ -170,7 +170,7 @@ class DenseProducts {
     cublasStatus_t const status =
         cublasLtMatmulAlgoGetHeuristic(handle_, plan.desc.get(), plan.a.get(), plan.b.get(), plan.c.get(), plan.c.get(),
                                        preference.get(), 1, &result, &found);
-    if (status != CUBLAS_STATUS_SUCCESS || found == 0)
+    if (status != CUBLAS_STATUS_SUCCESS || found == 0 || result.state != CUBLAS_STATUS_SUCCESS)
       raise<CudaError>("cublasLtMatmulAlgoGetHeuristic: ", cublasLtGetStatusName(status), " for a product of ", key[0],
                        " x ", key[2], " and ", key[2], " x ", key[1]);
     plan.algorithm = result.algo;

@@ -4,6 +4,10 @@
 
 #include <graft/backend/cuda/maps_and_deltas.cuh>
 #include <graft/backend/cuda/product.cuh>
+#include <graft/backend/fused_rows.hpp>
+
+#include <array>
+#include <cstddef>
 
 namespace graft {
 
@@ -26,6 +30,32 @@ void fused_product(CudaBackend<Act>& be, Weight const& weight, VectorView<float 
     if (inner != nullptr) apply_row_map(be, *inner, y);
     if (outer != nullptr) apply_row_map(be, *outer, y);
   }
+}
+
+/// Several products of one x (see JoinedProduct) as one, beside it the shrinking of all their deltas, then one kernel
+/// for all that have any.
+template <class Act, std::size_t N>
+void joined_products(CudaBackend<Act>& be, Weight const& weight, MatrixView<Act const, DeviceSpace> x,
+                     std::array<JoinedProduct<CudaBackend<Act>>, N> const& parts, MatrixView<Act, DeviceSpace> y) {
+  auto const scope = be.scope();
+  cuda::ShrunkSites<static_cast<int>(N)> shrunk;
+  cuda::UnfinishedProducts<static_cast<int>(N), Act> unfinished;
+  index_t count = 0;
+  for (auto const& part : parts) {
+    if (!part.deltas.any()) continue;
+    auto const t = cuda::shrunk_rows(be, part.deltas, x.rows);
+    shrunk.site[count] = {part.deltas, t};
+    unfinished.product[count++] = {cuda::present_maps(part.inner), part.deltas, {}, t, part.y};
+  }
+  auto const multiply = [&] { product(be, x, weight, {}, y); };
+  if (count > 0) {
+    be.beside([&](cudaStream_t stream) { cuda::shrink_rows(stream, shrunk, count, x); }, multiply);
+    cuda::launch_maps_and_deltas(be, unfinished, count);
+  } else {
+    multiply();
+  }
+  for (auto const& part : parts)
+    if (!part.deltas.any()) apply_row_map(be, part.inner, part.y);
 }
 
 }  // namespace graft

@@ -17,7 +17,7 @@ __device__ void load_mapped_whole(RowMapRow<float const> const& map, T const* ro
   auto const stored = [first](Numbers<float> const& vector) {
     return Stored<N, S>(vector != nullptr ? vector.template as<S>() + first : nullptr);
   };
-  Stored<N, T> const own(row + first), other(map.d != nullptr ? row + partner(first, map.group) : nullptr);
+  Stored<N, T> const own(row + first), other(map.d != nullptr ? row + partner_column(first, map.group) : nullptr);
   auto const c1 = stored(map.c1), d = stored(map.d), e = stored(map.e);
 #pragma unroll
   for (int k = 0; k < N; ++k) to[k] = to_real(from_real<T>(map_float(own[k], other[k], c1[k], d[k], e[k])));
@@ -41,7 +41,7 @@ __device__ void load_mapped(RowMapRow<float const> const* map, T const* row, ind
   if (map->d != nullptr)
 #pragma unroll
     for (int k = 0; k < N; ++k)
-      if (first + k < cols) other[k] = to_real(row[partner(first + k, map->group)]);
+      if (first + k < cols) other[k] = to_real(row[partner_column(first + k, map->group)]);
 #pragma unroll
   for (int k = 0; k < N; ++k) to[k] = to_real(from_real<T>(map_float(to[k], other[k], c1[k], d[k], e[k])));
 }
@@ -153,44 +153,30 @@ __global__ void activate_gated_mapped_rows(Activation f, RowMapBatch<float> gate
   }
 }
 
-inline constexpr int head_warps = 4;
+inline constexpr int head_threads = 128;
+/// Threads of a head when each has packs of N columns.
+template <int N>
+inline constexpr int head_lanes = N == 1 ? 32 : 8;
+template <int N>
+inline constexpr int heads_at_once = head_threads / head_lanes<N>;
 
-/// A row of q, k or v as its heads see it: behind its map (no successors) and, with a weight, its norm.
+/// A row of q, k or v behind its map, which has no successors.
 template <class Act>
-struct MappedHead {
+struct MappedRow {
   Act const* row;
+  index_t cols;
   RowMapRow<float const> map;  ///< a copy, which no store can change
-  index_t offset;              ///< the head's first column
-  float const* weight;         ///< [head_dim] or null
-  float scale = 1;             ///< of the norm
 
-  __device__ MappedHead(Act const* of, RowMapRow<float const> const* by, index_t first, float const* norm_weight)
-      : row(of), offset(first), weight(norm_weight) {
+  __device__ MappedRow(MatrixView<Act, DeviceSpace> x, index_t n, RowMapRow<float const> const* by)
+      : row(x.row(n)), cols(x.cols) {
     if (by != nullptr) map = *by;
   }
-  /// S is what the map is stored in; its loads do not wait for each other.
-  template <class S>
-  __device__ float mapped_by(index_t j) const {
-    auto const stored = [j](Numbers<float> const& vector) {
-      return Stored<1, S>(vector != nullptr ? vector.template as<S>() + j : nullptr);
-    };
-    Stored<1, Act> const own(row + j), other(map.d != nullptr ? row + partner(j, map.group) : nullptr);
-    auto const c1 = stored(map.c1), d = stored(map.d), e = stored(map.e);
-    return to_real(from_real<Act>(map_float(own[0], other[0], c1[0], d[0], e[0])));
+  /// Columns [first, first + N), aligned to whole loads.
+  template <int N>
+  __device__ void load(index_t first, float (&to)[N]) const {
+    if (map.identity()) return load_columns(row, first, cols, true, to);
+    load_mapped(&map, row, first, cols, true, to);
   }
-  __device__ float mapped(index_t c) const {
-    index_t const j = offset + c;
-    if (map.identity()) return to_real(row[j]);
-    return map.narrow() ? mapped_by<bf16>(j) : mapped_by<float>(j);
-  }
-  /// By all lanes of the head's warp.
-  __device__ void norm(index_t head_dim, float eps) {
-    if (weight == nullptr) return;
-    float squares = 0;
-    for (index_t c = threadIdx.x % 32; c < head_dim; c += 32) squares += mapped(c) * mapped(c);
-    scale = 1 / sqrtf(warp_sum(squares) / static_cast<float>(head_dim) + eps);
-  }
-  __device__ float operator()(index_t c) const { return weight != nullptr ? mapped(c) * scale * weight[c] : mapped(c); }
 };
 
 /// q, k or v and its maps.
@@ -200,19 +186,32 @@ struct MappedRows {
   RowMapBatch<float> maps;
 };
 
-/// One warp per head of a row: those of q, of k, of v. Block (row of a span, 4 heads).
-template <class Act>
-__global__ void norm_rotate_store_heads(float const* q_norm, float const* k_norm, float eps,
-                                        MatrixView<Act const, DeviceSpace> cosine,
-                                        MatrixView<Act const, DeviceSpace> sine, index_t head_dim, KvView<Act> kv,
-                                        AttentionSpan const* spans, index_t max_rows, MappedRows<Act> q,
-                                        MappedRows<Act> k, MappedRows<Act> v, MatrixView<Act, DeviceSpace> out) {
+/// v = v scale weight[first...]: a head's norm, where there is one.
+template <int N>
+__device__ inline void scale_columns(float (&v)[N], float scale, float const* weight, index_t first) {
+  if (weight == nullptr) return;
+  float w[N];
+  load(weight + first, w);
+#pragma unroll
+  for (int k = 0; k < N; ++k) v[k] = v[k] * scale * w[k];
+}
+
+/// The heads of a row: those of q, of k, of v, each by its own lanes, which load N columns at once. Block (row of a
+/// span, some heads). N > 1: heads, angles and all that is read lie in whole packs.
+template <int N, class Act>
+__global__ void __launch_bounds__(head_threads)
+    norm_rotate_store_heads(float const* q_norm, float const* k_norm, float eps,
+                            MatrixView<Act const, DeviceSpace> cosine, MatrixView<Act const, DeviceSpace> sine,
+                            int head_dim, int heads, int kv_heads, KvView<Act> kv, AttentionSpan const* spans,
+                            unsigned max_rows, MappedRows<Act> q, MappedRows<Act> k, MappedRows<Act> v,
+                            MatrixView<Act, DeviceSpace> out) {
+  constexpr int lanes = head_lanes<N>, at_once = heads_at_once<N>;
   auto const span = spans[blockIdx.x / max_rows];
   index_t const r = blockIdx.x % max_rows, n = span.first_row + r;
   if (r >= span.rows) return;
-  index_t const heads = q.x.cols / head_dim, kv_heads = k.x.cols / head_dim, all = heads + 2 * kv_heads;
+  index_t const all = heads + 2 * kv_heads;
   auto const *q_map = map_of(q.maps, n), *k_map = map_of(k.maps, n), *v_map = map_of(v.maps, n);
-  index_t first = index_t{blockIdx.y} * head_warps, last = first + head_warps < all ? first + head_warps : all;
+  index_t first = index_t{blockIdx.y} * at_once, last = first + at_once < all ? first + at_once : all;
   auto const chained = [](RowMapRow<float const> const* map) { return map != nullptr && map->next != nullptr; };
   if (chained(q_map) || chained(k_map) || chained(v_map)) {
     if (blockIdx.y != 0) return;  // one block has the row, because successors pair columns of other heads
@@ -221,31 +220,50 @@ __global__ void norm_rotate_store_heads(float const* q_norm, float const* k_norm
     if (chained(k_map)) map_row(*k_map, k.x.row(n), 0, k.x.cols), k_map = nullptr;
     if (chained(v_map)) map_row(*v_map, v.x.row(n), 0, v.x.cols), v_map = nullptr;
   }
-  index_t const token = span.first_token + r, slot = token % kv.page_tokens, lane = threadIdx.x % 32;
+  index_t const token = span.first_token + r;
   bool const stored = token >= 0;  // else the row fills up the batch
-  std::int32_t const page = stored ? span.pages[token / kv.page_tokens] : -1;
-  index_t const angles = cosine.cols;
+  auto const at = static_cast<unsigned>(token), page_tokens = static_cast<unsigned>(kv.page_tokens);
+  index_t const slot = at % page_tokens;
+  std::int32_t const page = stored ? span.pages[at / page_tokens] : -1;
   if (!stored && last > heads) last = heads;
-  for (index_t head = first + threadIdx.x / 32; head < last; head += head_warps) {
-    if (head >= heads + kv_heads) {
-      index_t const offset = (head - heads - kv_heads) * head_dim;
-      MappedHead<Act> const value{v.x.row(n), v_map, offset, nullptr};
-      Act* const to = kv.value(page, slot) + offset;
-      for (index_t c = lane; c < head_dim; c += 32) to[c] = from_real<Act>(value(c));
-      continue;
+  index_t const own = N * (threadIdx.x % lanes), step = N * lanes;
+  for (index_t start = first; start < last; start += at_once) {
+    index_t const head = start + threadIdx.x / lanes;
+    bool const there = head < last, is_query = head < heads, is_value = head >= heads + kv_heads;
+    index_t const offset = (is_query ? head : is_value ? head - heads - kv_heads : head - heads) * head_dim;
+    MappedRow<Act> const x(is_query ? q.x : is_value ? v.x : k.x, n, is_query ? q_map : is_value ? v_map : k_map);
+    float const* const weight = is_query ? q_norm : is_value ? nullptr : k_norm;
+    float scale = 1;
+    if (q_norm != nullptr || k_norm != nullptr) {
+      float squares = 0;
+      if (there && weight != nullptr)
+        for (index_t c = own; c < head_dim; c += step) {
+          float some[N];
+          x.load(offset + c, some);
+#pragma unroll
+          for (int j = 0; j < N; ++j) squares += some[j] * some[j];
+        }
+      scale = 1 / sqrtf(lanes_sum<lanes>(squares) / static_cast<float>(head_dim) + eps);
     }
-    bool const is_query = head < heads;
-    index_t const offset = (is_query ? head : head - heads) * head_dim;
-    Act* const to = (is_query ? out.row(n) : kv.key(page, slot)) + offset;
-    MappedHead<Act> value{is_query ? q.x.row(n) : k.x.row(n), is_query ? q_map : k_map, offset,
-                          is_query ? q_norm : k_norm};
-    value.norm(head_dim, eps);
-    for (index_t c = lane; c < angles; c += 32) {  // a lane has both of a pair
-      float const a = value(c), b = value(c + angles), co = to_real(cosine(n, c)), si = to_real(sine(n, c));
-      to[c] = from_real<Act>(a * co - b * si);
-      to[c + angles] = from_real<Act>(b * co + a * si);
+    if (!there) continue;
+    Act* const to = (is_query ? out.row(n) : is_value ? kv.value(page, slot) : kv.key(page, slot)) + offset;
+    bool const whole = N == 1 || aligned16(to);         // pages lie where the cache puts them
+    index_t const angles = is_value ? 0 : cosine.cols;  // the rest of a head is only copied
+    for (index_t c = own; c < angles; c += step) {      // a lane has both of a pair
+      float a[N], b[N], co[N], si[N], low[N], high[N];
+      x.load(offset + c, a), x.load(offset + c + angles, b);
+      load(cosine.row(n) + c, co), load(sine.row(n) + c, si);
+      scale_columns(a, scale, weight, c), scale_columns(b, scale, weight, c + angles);
+#pragma unroll
+      for (int j = 0; j < N; ++j) low[j] = a[j] * co[j] - b[j] * si[j], high[j] = b[j] * co[j] + a[j] * si[j];
+      store_columns(low, c, head_dim, whole, to), store_columns(high, c + angles, head_dim, whole, to);
     }
-    for (index_t c = 2 * angles + lane; c < head_dim; c += 32) to[c] = from_real<Act>(value(c));
+    for (index_t c = 2 * angles + own; c < head_dim; c += step) {
+      float some[N];
+      x.load(offset + c, some);
+      scale_columns(some, scale, weight, c);
+      store_columns(some, c, head_dim, whole, to);
+    }
   }
 }
 
@@ -319,14 +337,23 @@ MatrixView<Act, DeviceSpace> norm_rotate_store(CudaBackend<Act>& be, VectorView<
                                                Unmapped<CudaBackend<Act>> const& q, Unmapped<CudaBackend<Act>> const& k,
                                                Unmapped<CudaBackend<Act>> const& v) {
   auto const out = be.arena().template matrix<Act>(q.x.rows, q.x.cols);
-  auto const grid = cuda::grid_of(static_cast<index_t>(spans.size()) * spans.max_rows,
-                                  ceil_div((q.x.cols + 2 * k.x.cols) / head_dim, cuda::head_warps));
   auto const rows = [](Unmapped<CudaBackend<Act>> const& u) {
     return cuda::MappedRows<Act>{u.x, cuda::present_maps(u.maps)};
   };
-  cuda::launch(cuda::norm_rotate_store_heads<Act>, grid, 32 * cuda::head_warps, 0, be.stream(), q_norm.data,
-               k_norm.data, static_cast<float>(eps), cosine, sine, head_dim, kv, spans.data(), spans.max_rows, rows(q),
-               rows(k), rows(v), out);
+  index_t const heads = q.x.cols / head_dim, kv_heads = k.x.cols / head_dim;
+  auto const run = [&](auto kernel, int heads_at_once) {
+    auto const grid = cuda::grid_of(static_cast<index_t>(spans.size()) * spans.max_rows,
+                                    ceil_div(heads + 2 * kv_heads, heads_at_once));
+    cuda::launch(kernel, grid, cuda::head_threads, 0, be.stream(), q_norm.data, k_norm.data, static_cast<float>(eps),
+                 cosine, sine, static_cast<int>(head_dim), static_cast<int>(heads), static_cast<int>(kv_heads), kv,
+                 spans.data(), static_cast<unsigned>(spans.max_rows), rows(q), rows(k), rows(v), out);
+  };
+  constexpr int pack = 8;
+  if (head_dim % pack == 0 && cosine.cols % pack == 0 && cuda::aligned16(cosine) && cuda::aligned16(sine) &&
+      cuda::aligned16(q.x) && cuda::aligned16(k.x) && cuda::aligned16(v.x) && cuda::aligned16(q_norm.data, k_norm.data))
+    run(cuda::norm_rotate_store_heads<pack, Act>, cuda::heads_at_once<pack>);
+  else
+    run(cuda::norm_rotate_store_heads<1, Act>, cuda::heads_at_once<1>);
   return out;
 }
 

@@ -109,10 +109,23 @@ __device__ void multiply_tile(FactorRow const (&factor)[shrink_ranks], int used,
   put(m, p, total * scale);
 }
 
-/// t[n, r] for the rows of tile blockIdx.x and ranks [4 blockIdx.y, + 4).
-template <class X>
+/// Up to N sites of a batch that read one x, each with its deltas and its t [n, ranks].
+template <int N>
+struct ShrunkSites {
+  struct Site {
+    LowRankBatch<float> deltas;
+    MatrixView<float, DeviceSpace> t{};
+  };
+  Site site[N];
+};
+
+/// t[n, r] for the rows of tile blockIdx.x, ranks [4 blockIdx.y, + 4) and site blockIdx.z.
+template <int N, class X>
 __global__ void __launch_bounds__(shrink_threads, shrink_blocks)
-    shrink(LowRankBatch<float> deltas, MatrixView<X const, DeviceSpace> x, MatrixView<float, DeviceSpace> t) {
+    shrink(__grid_constant__ ShrunkSites<N> const sites, MatrixView<X const, DeviceSpace> x) {
+  auto const& own = sites.site[N == 1 ? 0 : blockIdx.z];
+  auto const& deltas = own.deltas;
+  auto const& t = own.t;
   auto const tile = deltas.tiles[blockIdx.x];
   index_t const first_rank = index_t{blockIdx.y} * shrink_ranks, ranks = rank_of(tile, deltas.site);
   if (tile.row_count == 0 || first_rank >= ranks) return;
@@ -143,12 +156,17 @@ MatrixView<float, DeviceSpace> shrunk_rows(CudaBackend<Act>& be, LowRankBatch<fl
   return be.arena().template matrix<float>(rows, deltas.max_rank);
 }
 
-/// t of every row with deltas. x [n, i]
+/// t of every row with deltas at the first `count` sites. x [n, i]
+template <int N, class X>
+void shrink_rows(cudaStream_t stream, ShrunkSites<N> const& sites, index_t count, MatrixView<X const, DeviceSpace> x) {
+  auto const& any = sites.site[0].deltas;  // tiles and ranks are the batch's, whatever the site
+  auto const grid = grid_of(any.tile_count, ceil_div(any.max_rank, shrink_ranks), count);
+  launch(shrink<N, X>, grid, shrink_threads, 0, stream, sites, x);
+}
 template <class X>
 void shrink_rows(cudaStream_t stream, LowRankBatch<float> const& deltas, MatrixView<X const, DeviceSpace> x,
                  MatrixView<float, DeviceSpace> t) {
-  auto const grid = grid_of(deltas.tile_count, ceil_div(deltas.max_rank, shrink_ranks));
-  launch(shrink<X>, grid, shrink_threads, 0, stream, deltas, x, t);
+  shrink_rows(stream, ShrunkSites<1>{{{deltas, t}}}, 1, x);
 }
 
 }  // namespace graft::cuda

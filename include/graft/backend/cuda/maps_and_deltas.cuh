@@ -5,6 +5,8 @@
 #include <graft/backend/cuda/low_rank.cuh>
 #include <graft/backend/cuda/row_map.cuh>
 
+#include <algorithm>
+
 namespace graft {
 namespace cuda {
 
@@ -151,11 +153,29 @@ __device__ void whole_row(TileMaps const& maps, LowRankTile<float> const& tile, 
   if (maps.map[1][m] != nullptr) map_row(*maps.map[1][m], row, 0, y.cols);
 }
 
-/// y = outer(inner(y) + t B^T) for tile blockIdx.x and chunk blockIdx.y; with t empty, no deltas. Rows without any are
-/// not touched.
-template <class Y>
-__global__ void maps_and_deltas(RowMapBatch<float> inner, LowRankBatch<float> deltas, RowMapBatch<float> outer,
-                                MatrixView<float const, DeviceSpace> t, MatrixView<Y, DeviceSpace> y) {
+/// y = outer(inner(y) + t B^T) of up to N products of a batch; with t empty, no deltas.
+template <int N, class Y>
+struct UnfinishedProducts {
+  struct Product {
+    RowMapBatch<float> inner;
+    LowRankBatch<float> deltas;
+    RowMapBatch<float> outer;
+    MatrixView<float const, DeviceSpace> t{};
+    MatrixView<Y, DeviceSpace> y{};
+  };
+  Product product[N];
+};
+
+/// Tile blockIdx.x and chunk blockIdx.y of product blockIdx.z. Rows without any adapter are not touched.
+template <int N, class Y>
+__global__ void maps_and_deltas(__grid_constant__ UnfinishedProducts<N, Y> const products) {
+  auto const& product = products.product[N == 1 ? 0 : blockIdx.z];
+  auto const& inner = product.inner;
+  auto const& deltas = product.deltas;
+  auto const& outer = product.outer;
+  auto const& t = product.t;
+  auto const& y = product.y;
+  if (index_t{blockIdx.y} * delta_chunk >= y.cols) return;  // others are wider
   __shared__ TileMaps maps;
   alignas(16) __shared__ float shared[tile_rows][delta_chunk];
   alignas(16) __shared__ float piece[delta_ranks][tile_rows];
@@ -191,13 +211,19 @@ __global__ void maps_and_deltas(RowMapBatch<float> inner, LowRankBatch<float> de
     if (!maps.divided[m]) whole_row(maps, tile, m, deltas.site, ranks, t, y);
 }
 
+/// The first `count` of them.
+template <class Act, int N, class Y>
+void launch_maps_and_deltas(CudaBackend<Act>& be, UnfinishedProducts<N, Y> const& products, index_t count = N) {
+  index_t widest = 0;
+  for (index_t k = 0; k < count; ++k) widest = std::max(widest, products.product[k].y.cols);
+  auto const grid = grid_of(products.product[0].deltas.tile_count, ceil_div(widest, delta_chunk), count);
+  launch(maps_and_deltas<N, Y>, grid, delta_threads, 0, be.stream(), products);
+}
 template <class Act, class Y>
 void launch_maps_and_deltas(CudaBackend<Act>& be, RowMapBatch<float> const& inner, LowRankBatch<float> const& deltas,
                             RowMapBatch<float> const& outer, MatrixView<float, DeviceSpace> t,
                             MatrixView<Y, DeviceSpace> y) {
-  auto const grid = grid_of(deltas.tile_count, ceil_div(y.cols, delta_chunk));
-  launch(maps_and_deltas<Y>, grid, delta_threads, 0, be.stream(), inner, deltas, outer,
-         MatrixView<float const, DeviceSpace>(t), y);
+  launch_maps_and_deltas(be, UnfinishedProducts<1, Y>{{{inner, deltas, outer, t, y}}});
 }
 
 }  // namespace cuda

@@ -20,6 +20,12 @@ __device__ inline float map_float(float y, float other, float c1, float d, float
   return __fadd_rn(__fadd_rn(y, __fmaf_rn(c1, y, __fmul_rn(d, other))), e);
 }
 
+/// The partner of column j: with divisions of 32 bits, which are a few instructions instead of a call.
+__device__ inline index_t partner_column(index_t j, index_t group) {
+  auto const half = static_cast<unsigned>(group) / 2;
+  return static_cast<unsigned>(j) % static_cast<unsigned>(group) < half ? j + half : j - half;
+}
+
 /// Elements [first, last) of a map without d, N at a time; threads of the block share them.
 template <int N, class T>
 __device__ void map_alone(RowMapRow<float const> const& map, T* y, index_t first, index_t last) {

@@ -79,11 +79,15 @@ __device__ inline T* dynamic_shared() {
 
 // ---- reductions: fixed trees, so that the same numbers give the same bits; every thread gets the result
 
-/// Over the 32 lanes of a full warp.
-__device__ inline float warp_sum(float x) {
-  for (int distance = 16; distance > 0; distance /= 2) x += __shfl_xor_sync(0xffffffffu, x, distance);
+/// Over `lanes` neighbours, a power of two, of a full warp.
+template <int lanes>
+__device__ inline float lanes_sum(float x) {
+#pragma unroll
+  for (int distance = lanes / 2; distance > 0; distance /= 2) x += __shfl_xor_sync(0xffffffffu, x, distance);
   return x;
 }
+/// Over the 32 lanes of a full warp.
+__device__ inline float warp_sum(float x) { return lanes_sum<32>(x); }
 __device__ inline float warp_max(float x) {
   for (int distance = 16; distance > 0; distance /= 2) {
     float const other = __shfl_xor_sync(0xffffffffu, x, distance);
