@@ -114,10 +114,7 @@ __device__ inline void mask_scores(AttentionSizes const& sizes, AttentionSpan co
 }
 
 /// Over the four lanes of a row.
-__device__ inline float row_sum(float x) {
-  x += __shfl_xor_sync(0xffffffffu, x, 1);
-  return x + __shfl_xor_sync(0xffffffffu, x, 2);
-}
+__device__ inline float row_sum(float x) { return lanes_sum<4>(x); }
 __device__ inline float row_max(float x) {
   x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 1));
   return fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 2));
