@@ -7,16 +7,16 @@
     bench/peers/run.py --into docs/performance.md
 
 Every side is a process that keeps its model and answers worker.py's calls; they take turns, so that a slow minute of the
-machine hits all. A row is the median over the rounds; a ratio is the median of the rounds' own ratios, with the lowest
+machine hits all, and wait stopped. A row is the median over the rounds; a ratio is the median of the rounds' own ratios, with the lowest
 and the highest. --only PART... measures these and keeps the other rows of --json's file.
 """
 import argparse
 import functools
 import json
 import os
+import signal
 import statistics
 import subprocess
-import time
 from pathlib import Path
 
 import table
@@ -33,7 +33,8 @@ BESIDE = {"int8": ("Q8_0", "native"), "int4": ("Q4_0", "native"), "bfloat16": ("
 
 
 class Side:
-    """One process and what it was opened with; `with` opens it, and ends it."""
+    """One process and what it was opened with; `with` opens it, and ends it. Between calls it is stopped: threads of
+    some peers go on asking for work."""
 
     def __init__(self, arguments, program, model, adapters=None, **options):
         commands = {
@@ -50,11 +51,13 @@ class Side:
         self.about = None
 
     def call(self, do, **fields):
+        self.process.send_signal(signal.SIGCONT)
         self.process.stdin.write(json.dumps({"do": do, **fields}) + "\n")
         self.process.stdin.flush()
         line = self.process.stdout.readline()
         if not line:
             raise RuntimeError(f"{self.process.args} ended with status {self.process.wait()}")
+        self.process.send_signal(signal.SIGSTOP)
         return json.loads(line)
 
     def __enter__(self):
@@ -65,6 +68,7 @@ class Side:
         self.close()
 
     def close(self):
+        self.process.send_signal(signal.SIGCONT)
         self.process.stdin.close()
         self.process.wait()
         self.process.stdout.close()
@@ -121,7 +125,6 @@ class Bench:
         for _ in range(self.arguments.rounds):
             answers.append([])
             for side in sides:
-                time.sleep(0.05)  # threads of the last side that still spin go to sleep
                 answers[-1].append(call(side))
         return answers
 
