@@ -7,8 +7,9 @@
     bench/peers/run.py --into docs/performance.md
 
 Every side is a process that keeps its model and answers worker.py's calls; they take turns, so that a slow minute of the
-machine hits all, and wait stopped. A row is the median over the rounds; a ratio is the median of the rounds' own ratios, with the lowest
-and the highest. --only PART... measures these and keeps the other rows of --json's file.
+machine hits all, and are stopped while they wait. A row is the median over the rounds; a ratio is the median of the
+rounds' own ratios, with the lowest and the highest. --only PART... measures these and keeps the other rows of --json's
+file.
 """
 import argparse
 import functools
