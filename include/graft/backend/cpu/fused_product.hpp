@@ -114,13 +114,15 @@ class Adaptation {
   index_t shares() const { return of_->deltas.tile_count < 8 ? 4 : 1; }
   void map_columns(CpuBackend<Act> const& be, RowMapBatch<Act> const& maps, index_t first, index_t last) const {
     index_t const rows = of_->y.rows;
-    for_map_runs(maps, 0, rows, [&](auto const* map, index_t n, index_t count) {
-      for (index_t k = n + maps_ahead; k < std::min(rows, n + maps_ahead + count); ++k)
-        ask_for_map<2>(maps, k, first, last);
-      for (index_t k = n + maps_next; k < std::min(rows, n + maps_next + count); ++k)
-        ask_for_map<1>(maps, k, first, last);
-      if (map != nullptr) be.kernels().map_rows(*map, of_->y.row_range(n, count), first, last);
-    });
+    for (index_t n = 0, end; n < rows; n = end) {
+      end = n;
+      do {
+        if (end + maps_ahead < rows) ask_for_map<2>(maps, end + maps_ahead, first, last);
+        if (end + maps_next < rows) ask_for_map<1>(maps, end + maps_next, first, last);
+      } while (++end < rows && maps.follows(end));
+      if (auto const* map = maps.row(n))
+        be.kernels().map_rows(*map, of_->y.row(n), end - n, of_->y.stride, first, last);
+    }
   }
 
   AdaptedProduct<CpuBackend<Act>> const* of_;

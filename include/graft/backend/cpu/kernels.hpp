@@ -97,7 +97,7 @@ struct Kernels {
                  index_t shares, MatrixView<R> t);
   void (*expand)(LowRankTile<R> const& tile, index_t site, index_t outputs, MatrixView<R const> t, index_t first,
                  index_t last, MatrixView<R> y);
-  void (*map_rows)(RowMapRow<R const> const& map, MatrixView<R> y, index_t first, index_t last);
+  void (*map_rows)(RowMapRow<R const> const& map, R* y, index_t rows, index_t stride, index_t first, index_t last);
   void (*rms_norm_row)(R const* x, R const* weight, R eps, index_t count, R* y);
   void (*layer_norm_row)(R const* x, R const* weight, R const* bias, R eps, index_t count, R* y);
   void (*activate_row)(Activation f, index_t count, R* x);

@@ -51,7 +51,7 @@ struct InputRows {
   void map(CpuBackend<Act> const& be, index_t first, MatrixView<Act> to) const {
     for (index_t m = 0; m < to.rows; ++m) std::copy_n(x.row(first + m), x.cols, to.row(m));
     for_map_runs(maps, first, first + to.rows, [&](auto const* map, index_t n, index_t count) {
-      if (map != nullptr) be.kernels().map_rows(*map, to.row_range(n - first, count), 0, to.cols);
+      if (map != nullptr) be.kernels().map_rows(*map, to.row(n - first), count, to.stride, 0, to.cols);
     });
   }
 };
