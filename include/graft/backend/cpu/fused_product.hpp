@@ -114,7 +114,7 @@ class Adaptation {
   index_t shares() const { return of_->deltas.tile_count < 8 ? 4 : 1; }
   void map_columns(CpuBackend<Act> const& be, RowMapBatch<Act> const& maps, index_t first, index_t last) const {
     index_t const rows = of_->y.rows;
-    for (index_t n = 0, end; n < rows; n = end) {
+    for (index_t n = 0, end; n < rows; n = end) {  // as for_map_runs, asking for what is ahead of every row
       end = n;
       do {
         if (end + maps_ahead < rows) ask_for_map<2>(maps, end + maps_ahead, first, last);
