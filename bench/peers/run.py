@@ -189,11 +189,11 @@ def against_llama(bench, weights, model):
             bench.many_requests(section, weights, "llama.cpp, an adapter on each thread", [ours, peer], "lora", 4)
 
 
-def beside(bench, kind, modules=None):
+def beside(bench, kind, modules=None, **options):
     """graft's side beside a peer's type, and the name of its weights."""
     weights, precision = BESIDE[kind]
     model = convert(bench.arguments, bench.bf16, WORK / f"{weights.lower()}.gguf", weights.lower())
-    return Side(bench.arguments, "graft", model, modules, precision=precision), weights
+    return Side(bench.arguments, "graft", model, modules, precision=precision, **options), weights
 
 
 def against_ctranslate2(bench, kind):
@@ -244,8 +244,8 @@ def against_peft(bench, kind, dtype, compiled):
 
 def training(bench, method, dtype, recompute, compiled):
     """One step at a time, in turn; every side's peak is that of its whole process. graft trains on the bf16 file: exactly
-    beside f32, in native precision beside bf16."""
-    graft, _ = beside(bench, dtype)
+    beside f32, in native precision beside bf16. Its weights stay in the file: a step multiplies each by many rows."""
+    graft, _ = beside(bench, dtype, compact=False)
     with graft as ours, Side(bench.arguments, "torch", WORK / "bf16", dtype=dtype, compile=compiled) as theirs:
         sides = [ours, theirs]
         for side in sides:
@@ -263,10 +263,11 @@ def training(bench, method, dtype, recompute, compiled):
 
 def loading(bench):
     """A new process each time; starting Python and importing is not counted."""
-    for weights, model in (("Q4_1", bench.q4_1), ("bf16", bench.bf16)):
+    for weights, model, compact in (("Q4_1", bench.q4_1, False), ("bf16", bench.bf16, False),
+                                    ("bf16, made compact", bench.bf16, True)):
 
         def load(program):
-            side = Side(bench.arguments, program, model, precision="native")
+            side = Side(bench.arguments, program, model, precision="native", compact=compact)
             answer = side.call("load", text=SENTENCE, **side.opening)
             side.close()
             return answer

@@ -43,7 +43,7 @@ CLI::Validator whole_number(std::int64_t least);
 struct ModelOptions {
   std::string model;
   std::vector<std::string> adapters;  ///< NAME=PATH
-  std::string device = "cpu", precision = "exact", adapter_storage{}, kv_storage{};
+  std::string device = "cpu", precision = "exact", adapter_storage{}, kv_storage{}, weight_storage{};
   index_t threads = 0;
   bool json = false;
 

@@ -4,6 +4,7 @@
 
 #include <examples/cli/engine.hpp>
 
+#include <graft/arch/compact_weights.hpp>
 #include <graft/io/gguf_lora.hpp>
 
 namespace graft::cli {
@@ -15,7 +16,7 @@ class ArchitectureEngine final : public Engine {
 
   ArchitectureEngine(ModelFiles files, EngineOptions const& options)
       : owner_(options),
-        model_(std::move(files.config), std::move(files.weights), options.adapters),
+        model_(files.config, prepared(std::move(files.weights), files.config, options), options.adapters),
         context_(model_, owner_.backend(), {.kv_storage = options.kv}) {}
 
   ModelConfig const& config() const override { return model_.config(); }
@@ -83,6 +84,13 @@ class ArchitectureEngine final : public Engine {
   }
 
  private:
+  using CommandModel = Model<Arch, CommandAdapters, B>;
+
+  WeightMap prepared(WeightMap weights, ModelConfig const& config, EngineOptions const& options) {
+    if constexpr (std::same_as<B, CommandBackend>)
+      if (options.compact_weights) compact_weights(owner_.backend(), CommandModel::sites_of(config), weights);
+    return weights;
+  }
   // [wanted, output width] of all requests as one batch; want(request, its first row, wanted) lists the rows.
   template <class Request>
   std::vector<float> logits_of(std::span<Request const> requests, auto&& want) {
@@ -109,8 +117,8 @@ class ArchitectureEngine final : public Engine {
   }
 
   Owner owner_;
-  Model<Arch, CommandAdapters, B> model_;
-  Context<Model<Arch, CommandAdapters, B>> context_;
+  CommandModel model_;
+  Context<CommandModel> context_;
 };
 
 template <class Arch, class Owner>

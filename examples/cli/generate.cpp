@@ -5,6 +5,7 @@
 #include <graft/text/completion.hpp>
 #include <graft/text/model_tokenizer.hpp>
 
+#include <algorithm>
 #include <cstdio>
 #include <optional>
 
@@ -22,6 +23,8 @@ struct Options {
 };
 
 constexpr index_t longest_continuation = 1 << 20;
+/// Tokens after which weights have been worth making compact: it takes about as long as they then save.
+constexpr index_t worth_compact = 128;
 
 struct Request {
   GenerationRequest generation;
@@ -95,7 +98,13 @@ void run(Options const& options) {
   checked_use([&] { return Sampler(options.sampling); });
   Tokenizer const tokenizer(read_tokenizer(options.model.model));
   auto requests = read_requests(options, tokenizer);
-  auto const engine = options.model.open();
+  auto model = options.model;
+  if (model.weight_storage.empty()) {
+    bool const many = std::any_of(requests.begin(), requests.end(),
+                                  [](auto const& request) { return request.generation.max_tokens >= worth_compact; });
+    model.weight_storage = many ? "compact" : "file";
+  }
+  auto const engine = model.open();
   std::vector<GenerationRequest> generations;
   for (auto const& request : requests) {
     generations.push_back(request.generation);

@@ -68,6 +68,16 @@ inline Isa detected_isa() {
 #endif
 }
 
+/// Whether a processor of level vnni can also move bytes apart and together (AVX512-VBMI2), as all but the first do.
+inline bool has_vbmi2() {
+#if GRAFT_CAN_TARGET
+  static bool const has = (__builtin_cpu_init(), __builtin_cpu_supports("avx512vbmi2"));
+  return has;
+#else
+  return false;
+#endif
+}
+
 /// What a backend starts with: the processor's best, or what the environment variable GRAFT_ISA names, which must not
 /// be more than the processor has.
 inline Isa default_isa() {

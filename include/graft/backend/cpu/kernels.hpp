@@ -136,6 +136,17 @@ struct NativeKernels {
                      RowsAhead const& then, MatrixView<float> y) = nullptr;
   void (*bf16_transposed)(MatrixView<bf16 const> dy, Weight const& w, index_t o, index_t first,
                           MatrixView<float> dx) = nullptr;
+  /// bf16_chunk, bit for bit, by the weight's compact form.
+  void (*compact_chunk)(MatrixView<bf16 const> x, Weight const& w, VectorView<float const> bias, index_t o0, index_t o1,
+                        RowsAhead const& then, MatrixView<float> y) = nullptr;
+};
+
+/// Makes pieces of CompactWeight out of slices of 16 rows; null where products would not use them.
+struct CompactKernels {
+  /// How many exponents do not lie in (base, base + 7].
+  index_t (*count)(bf16 const* const* row, index_t inputs, std::uint8_t base) = nullptr;
+  /// Writes the piece, and zeros to a whole line.
+  void (*write)(bf16 const* const* row, index_t inputs, std::uint8_t base, std::byte* to) = nullptr;
 };
 
 /// The kernels of a level; double has those of the baseline alone. Templates, so that a program compiles what it uses.
@@ -146,6 +157,8 @@ BackwardKernels<R> const& backward_kernels(Isa isa);
 /// The native products of a level.
 template <class R>
 NativeKernels native_kernels(Isa isa);
+template <class R>
+CompactKernels compact_kernels(Isa isa);
 
 }  // namespace graft::cpu
 
@@ -194,6 +207,10 @@ GRAFT_TARGET_BEGIN("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,
 #define GRAFT_LEVEL_VNNI 1
 #include <graft/backend/cpu/level/all.inc>
 GRAFT_TARGET_END
+
+GRAFT_TARGET_BEGIN("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16,avx512vbmi2")
+#include <graft/backend/cpu/level/compact.inc>
+GRAFT_TARGET_END
 #endif
 
 namespace graft::cpu {
@@ -230,11 +247,25 @@ NativeKernels native_kernels([[maybe_unused]] Isa isa) {
       return {vnni::round_to_integers, amx_rows,         vnni::round_to_tiles,
               vnni::integer_chunk,     vnni::tile_chunk, vnni::bf16_transposed};
     if (isa == Isa::vnni)
-      return {vnni::round_to_integers, 1, vnni::round_row_to_bf16, vnni::integer_chunk, vnni::bf16_chunk,
-              vnni::bf16_transposed};
+      return {vnni::round_to_integers,
+              1,
+              vnni::round_row_to_bf16,
+              vnni::integer_chunk,
+              vnni::bf16_chunk,
+              vnni::bf16_transposed,
+              has_vbmi2() ? vnni::compact_chunk : nullptr};
     if (isa >= Isa::avx2) return {avx2::round_to_integers, 1, nullptr, avx2::integer_chunk, nullptr, nullptr};
 #endif
   }
+  return {};
+}
+
+template <class R>
+CompactKernels compact_kernels([[maybe_unused]] Isa isa) {
+#if GRAFT_CAN_TARGET
+  if constexpr (std::same_as<R, float>)
+    if (isa == Isa::vnni && has_vbmi2()) return {vnni::count_escapes, vnni::write_piece};
+#endif
   return {};
 }
 
@@ -245,6 +276,8 @@ template BackwardKernels<float> const& backward_kernels<float>(Isa);
 template BackwardKernels<double> const& backward_kernels<double>(Isa);
 template NativeKernels native_kernels<float>(Isa);
 template NativeKernels native_kernels<double>(Isa);
+template CompactKernels compact_kernels<float>(Isa);
+template CompactKernels compact_kernels<double>(Isa);
 #endif
 
 }  // namespace graft::cpu

@@ -1,0 +1,34 @@
+// SPDX-License-Identifier: Apache-2.0
+// A whole model's weights in their compact form.
+#pragma once
+
+#include <graft/adapter/site.hpp>
+#include <graft/arch/weights.hpp>
+#include <graft/backend/cpu/compact.hpp>
+
+#include <algorithm>
+#include <vector>
+
+namespace graft {
+
+/// Gives the matrices in bf16 that the model's linear sites multiply with a compact form (graft::compact), which lives
+/// as long as `weights` or a model made from it. Decoding, which reads every weight for every token, is then up to 1.5
+/// times as fast and its results are the same, bit for bit. To be called before a Model is made. Returns the bytes the
+/// forms take: 0 where there is nothing to gain, which is so in other formats, in exact precision, and on processors
+/// without AVX512-BF16 and VBMI2 or with AMX.
+template <class Act>
+index_t compact_weights(CpuBackend<Act>& be, SiteTable const& sites, WeightMap& weights) {
+  if (be.precision() != Precision::native) return 0;
+  std::vector<Weight*> multiplied;
+  for (auto const& site : sites.all()) {
+    if (site.kind != SiteKind::linear) continue;
+    auto const found = weights.tensors.find((site.tied_to.empty() ? site.path : site.tied_to) + ".weight");
+    if (found != weights.tensors.end()) multiplied.push_back(&found->second);
+  }
+  auto const forms = compact(be, multiplied);
+  if (forms == nullptr) return 0;
+  weights.keep.push_back(forms);
+  return forms->size();
+}
+
+}  // namespace graft
