@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // A whole model: prefill and greedy decoding of 1 to 32 requests, without adapters and with different ones, in exact
-// precision and as the command serves in native precision, with adapters, keys and values in bf16.
+// precision and as the command serves in native precision, with adapters, keys and values in bf16, from the weights and
+// from their compact forms where they have them.
 //     bench/model MODEL.gguf | FORMAT:LAYERS [--benchmark_...]
 // FORMAT:LAYERS, say Q8_0:4: so many layers in LLaMA-2-7B's shapes, with its vocabulary and made-up weights. Every
 // figure stands next to the limits measured in turn with it: of reading, since a step must at least read the weights,
@@ -9,6 +10,7 @@
 #include <graft/adapter/lora.hpp>
 #include <graft/adapter/pedro.hpp>
 #include <graft/adapter/road.hpp>
+#include <graft/arch/compact_weights.hpp>
 #include <graft/arch/llama.hpp>
 #include <graft/backend/cpu/cpu.hpp>
 #include <graft/io/model_files.hpp>
@@ -56,22 +58,34 @@ struct Loaded {
   Context<SmallModel> context;
 };
 
+/// How the model computes; all have the same weights.
+enum class Mode { exact, native, compact };
+constexpr const char* mode_names[] = {"exact", "native", "native, compact"};
+constexpr Precision precision_of(Mode mode) { return mode == Mode::exact ? Precision::exact : Precision::native; }
+
 struct Bench {
   Bench(std::string weights_name, ModelConfig const& config, WeightMap const& weights)
-      : name(std::move(weights_name)),
-        pool(bench::threads()),
-        backend(pool),
-        read_limit(pool, memory_of(weights)),
-        exact(config, weights, backend, false),
-        native(config, weights, backend, true) {
+      : name(std::move(weights_name)), pool(bench::threads()), backend(pool) {
     auto const& head = weights.tensors.at(config.tied ? config.prefix + "embed_tokens.weight" : "lm_head.weight");
+    double bytes = static_cast<double>(head.bytes());
     for (auto const& [path, weight] : weights.tensors)
       if (path.find("layers.") != std::string::npos) {
         bytes += static_cast<double>(weight.bytes());
         if (weight.rows > 1) of_layers += 2.0 * static_cast<double>(weight.rows * weight.cols), format = weight.format;
       }
     of_head = 2.0 * static_cast<double>(head.rows * head.cols);
-    bytes += static_cast<double>(head.bytes());
+    auto const memory = memory_of(weights);
+    with[0].emplace(config, weights, backend, false, memory, bytes);
+    with[1].emplace(config, weights, backend, true, memory, bytes);
+    auto made_compact = weights;
+    backend.set_precision(Precision::native);
+    if (index_t const forms = compact_weights(backend, SmallModel::sites_of(config), made_compact)) {
+      std::byte const* first = nullptr;  // where the forms lie, in one piece
+      for (auto const& [path, weight] : made_compact.tensors)
+        if (!weight.compact.empty() && (first == nullptr || weight.compact.data < first)) first = weight.compact.data;
+      with[2].emplace(config, made_compact, backend, true,
+                      bench::ReadLimit::Memory{{first, static_cast<std::size_t>(forms)}}, static_cast<double>(forms));
+    }
   }
   static bench::ReadLimit::Memory memory_of(WeightMap const& weights) {
     bench::ReadLimit::Memory all;
@@ -86,21 +100,28 @@ struct Bench {
         joined.back() = {joined.back().data(), tensor.data() + tensor.size()};
     return joined;
   }
-  Loaded& with(Precision precision) { return precision == Precision::exact ? exact : native; }
   bench::Instruction instruction(Precision precision) const {
     if (precision == Precision::native && format == Format::bf16) return bench::Instruction::bf16;
     if (precision == Precision::native && cpu::in_integers(format)) return bench::Instruction::integers;
     return bench::Instruction::fma;
   }
 
+  /// A model in one mode, and what a step of it reads.
+  struct InMode {
+    InMode(ModelConfig const& config, WeightMap const& weights, B& be, bool narrow,
+           bench::ReadLimit::Memory const& memory, double read)
+        : loaded(config, weights, be, narrow), read_limit(be.executor(), memory), bytes(read) {}
+    Loaded loaded;
+    bench::ReadLimit read_limit;
+    double bytes;  ///< of the weights a step reads
+  };
+
   std::string name;
   ThreadPool pool;
   B backend;
-  bench::ReadLimit read_limit;
-  Loaded exact, native;
-  double bytes = 0;                   ///< of the weights a step reads
-  double of_layers = 0, of_head = 0;  ///< operations of the products, per token and per row of logits
-  Format format = Format::f32;        ///< of the layers' weights
+  std::array<std::optional<InMode>, 3> with;  ///< by Mode; compact where there are forms
+  double of_layers = 0, of_head = 0;          ///< operations of the products, per token and per row of logits
+  Format format = Format::f32;                ///< of the layers' weights
 };
 
 /// `requests` sequences with a past, each with an adapter of its own.
@@ -136,22 +157,24 @@ class Requests {
   std::vector<float> logits_;
 };
 
-void run(benchmark::State& state, Bench& bench, index_t count, index_t new_tokens, Kind kind, Precision precision) {
+void run(benchmark::State& state, Bench& bench, index_t count, index_t new_tokens, Kind kind, Mode mode) {
+  Precision const precision = precision_of(mode);
   bench.backend.set_precision(precision);
+  auto& with = *bench.with[static_cast<std::size_t>(mode)];
   index_t const past = new_tokens > 1 ? 0 : 64;
-  Requests adapted(bench.with(precision), count, kind, past), plain(bench.with(precision), count, Kind::none, past);
+  Requests adapted(with.loaded, count, kind, past), plain(with.loaded, count, Kind::none, past);
   adapted.run(new_tokens), plain.run(new_tokens);
   double const operations =
       static_cast<double>(count * new_tokens) * bench.of_layers + static_cast<double>(count) * bench.of_head;
   std::vector<double> seconds, without, of_read, of_instruction;
   for (auto _ : state) {  // in turn, so that all meet the same machine
-    double const read = bench.read_limit();
+    double const read = with.read_limit();
     double const compute = bench::operation_limit(bench.pool, bench.backend.isa(), bench.instruction(precision));
     double const one = bench::seconds_of([&] { adapted.run(new_tokens); });
     state.SetIterationTime(one);
     seconds.push_back(one);
     without.push_back(bench::seconds_of([&] { plain.run(new_tokens); }));
-    of_read.push_back(100 * bench.bytes / one / read);
+    of_read.push_back(100 * with.bytes / one / read);
     of_instruction.push_back(compute > 0 ? 100 * operations / one / compute : 0);
   }
   double const typical = bench::median(seconds);
@@ -163,21 +186,22 @@ void run(benchmark::State& state, Bench& bench, index_t count, index_t new_token
 }
 
 void add_cases(Bench& bench) {
-  for (Precision precision : {Precision::exact, Precision::native}) {
-    std::string const name = precision == Precision::exact ? "exact" : "native";
-    if (precision == Precision::native && bench.instruction(precision) == bench::Instruction::fma) continue;
+  for (Mode const mode : {Mode::exact, Mode::native, Mode::compact}) {
+    std::string const name = mode_names[static_cast<std::size_t>(mode)];
+    if (mode != Mode::exact && bench.instruction(Precision::native) == bench::Instruction::fma) continue;
+    if (!bench.with[static_cast<std::size_t>(mode)]) continue;
     for (index_t count : {1, 2, 4, 8, 16, 32})
       for (Kind kind : all_kinds)
         benchmark::RegisterBenchmark(
             text("decode/", bench.name, '/', count, '/', kind_names[static_cast<int>(kind)], '/', name).c_str(),
-            [=, &bench](benchmark::State& state) { run(state, bench, count, 1, kind, precision); })
+            [=, &bench](benchmark::State& state) { run(state, bench, count, 1, kind, mode); })
             ->UseManualTime()
             ->Iterations(15)
             ->Unit(benchmark::kMillisecond);
     auto const prefill = [&](std::string const& prompts, index_t count, index_t tokens, Kind kind) {
       benchmark::RegisterBenchmark(
           text("prefill/", bench.name, '/', prompts, '/', kind_names[static_cast<int>(kind)], '/', name).c_str(),
-          [=, &bench](benchmark::State& state) { run(state, bench, count, tokens, kind, precision); })
+          [=, &bench](benchmark::State& state) { run(state, bench, count, tokens, kind, mode); })
           ->UseManualTime()
           ->Iterations(5)
           ->Unit(benchmark::kMillisecond);

@@ -148,8 +148,12 @@ def sites_plot(cases):
 
 
 def model_plot(cases):
+    modes = [case["name"].split("/") for case in cases]
+    fastest = {name: "native, compact" if any(parts[1] == name and parts[4] == "native, compact" for parts in modes)
+               else "native" for name in {parts[1] for parts in modes}}
+
     def label(parts):
-        chosen = parts[0] == "decode" and parts[4] == "native" and parts[3] != "mixed"
+        chosen = parts[0] == "decode" and parts[4] == fastest[parts[1]] and parts[3] != "mixed"
         return f"{parts[1]}: {parts[3]}" if chosen else None
 
     return lines(by_count(cases, label, lambda case: case["tokens/s"]), "requests, each its own module", "tokens/s")

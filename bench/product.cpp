@@ -21,7 +21,7 @@ ThreadPool& pool() {
 /// Copies of one weight, more than a cache holds.
 class Rotated {
  public:
-  Rotated(Format format, index_t out, index_t in)
+  Rotated(CpuBackend<>& be, Format format, bool made_compact, index_t out, index_t in)
       : format_(format),
         out_(out),
         in_(in),
@@ -38,27 +38,39 @@ class Rotated {
         std::memcpy(bytes_.data() + k * stored, bytes_.data() + (k - 32) * stored, static_cast<std::size_t>(stored));
       }
     }
+    for (index_t at = 0; at + size_ <= bytes_.size(); at += size_)
+      weights_.push_back({bytes_.data() + at, format_, out_, in_, nullptr});
+    std::vector<Weight*> all;
+    for (auto& weight : weights_) all.push_back(&weight);
+    if (made_compact) forms_ = compact(be, all);
   }
-  Weight next() {
-    at_ = at_ + 2 * size_ > bytes_.size() ? 0 : at_ + size_;
-    return {bytes_.data() + at_, format_, out_, in_, nullptr};
+  Weight next() { return weights_[at_ = (at_ + 1) % weights_.size()]; }
+  bench::ReadLimit::Memory memory() const {
+    auto const& read = forms_ != nullptr ? *forms_ : bytes_;
+    return {{read.data(), static_cast<std::size_t>(read.size())}};
   }
-  bench::ReadLimit::Memory memory() const { return {{bytes_.data(), static_cast<std::size_t>(bytes_.size())}}; }
-  double bytes() const { return static_cast<double>(size_); }
+  /// Of one of them.
+  double bytes() const {
+    if (forms_ == nullptr) return static_cast<double>(size_);
+    return static_cast<double>(forms_->size()) / static_cast<double>(weights_.size());
+  }
 
  private:
   Format format_;
   index_t out_, in_;
-  index_t size_, at_ = 0;
+  index_t size_;
   Storage<std::byte, HostSpace> bytes_;  // as graft takes it, in huge pages where there are any
+  std::vector<Weight> weights_;
+  std::shared_ptr<Storage<std::byte, HostSpace> const> forms_;
+  std::size_t at_ = 0;
 };
 
-void run(benchmark::State& state, bench::Shape const& shape, Format format, index_t rows, Isa isa,
+void run(benchmark::State& state, bench::Shape const& shape, Format format, bool made_compact, index_t rows, Isa isa,
          Precision precision) {
   CpuBackend<> be(pool());
   be.set_isa(isa);
   be.set_precision(precision);
-  Rotated weights(format, shape.out, shape.in);
+  Rotated weights(be, format, made_compact, shape.out, shape.in);
   std::vector<float> x(static_cast<std::size_t>(rows * shape.in)), y(static_cast<std::size_t>(rows * shape.out));
   Random random(2);
   for (auto& value : x) value = static_cast<float>(random.normal());
@@ -88,14 +100,16 @@ int main(int argc, char** argv) {
             // the same kernels
             if (native && isa == Isa::amx && format != Format::bf16) continue;
             if (!native && isa >= Isa::avx512 && isa != detected_isa()) continue;
-            benchmark::RegisterBenchmark(
-                text("product/", shape.name, "/", format_info(format).name, "/", rows, "/", isa_name(isa), "/",
-                     native ? "native" : "exact")
-                    .c_str(),
-                [=](benchmark::State& state) { run(state, shape, format, rows, isa, precision); })
-                ->UseManualTime()
-                ->Iterations(rows > 64 ? 7 : 25)
-                ->Unit(benchmark::kMicrosecond);
+            bool const has_form = native && format == Format::bf16 && cpu::compact_kernels<float>(isa).count != nullptr;
+            for (bool const made_compact : has_form ? std::vector{false, true} : std::vector{false})
+              benchmark::RegisterBenchmark(
+                  text("product/", shape.name, "/", format_info(format).name, made_compact ? " compact/" : "/", rows,
+                       "/", isa_name(isa), "/", native ? "native" : "exact")
+                      .c_str(),
+                  [=](benchmark::State& state) { run(state, shape, format, made_compact, rows, isa, precision); })
+                  ->UseManualTime()
+                  ->Iterations(rows > 64 ? 7 : 25)
+                  ->Unit(benchmark::kMicrosecond);
           }
   benchmark::Initialize(&argc, argv);
   if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 1;
