@@ -177,6 +177,9 @@ TEST_CASE("weights that would not be smaller, or that no kernel would read so, s
   StoredWeight const stored(Format::bf16, 64, 64, random);
   be.set_isa(Isa::baseline);
   CHECK(Compact(be, stored.weight).weight.compact.empty());
+  SliceExecutor slice(0, 2);
+  auto part = native(slice);
+  CHECK_THROWS_WITH(Compact(part, stored.weight), Catch::Contains("one slice of several"));
   CpuBackend<double> wide;
   Weight weight = stored.weight;
   std::array const list{&weight};

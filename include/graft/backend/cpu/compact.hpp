@@ -58,9 +58,12 @@ void for_pieces(Weight const& w, index_t strip, F const& f) {
 
 /// Gives weights in bf16 a compact form where the backend's products can read it and it is smaller by an eighth at
 /// least; leaves others alone. What it returns keeps the forms; null where there are none. The weights themselves stay
-/// as they are, and are read by everything else.
+/// as they are, and are read by everything else. ContractError where the backend's executor does not wait: a slice of a
+/// foreign pool would make a part of the forms.
 template <class Act>
 std::shared_ptr<Storage<std::byte, HostSpace> const> compact(CpuBackend<Act>& be, std::span<Weight* const> weights) {
+  expects(be.executor().waits(), "graft: weights are made compact by all threads together; the backend's executor is ",
+          "one slice of several");
   auto const kernels = cpu::compact_kernels<Act>(be.isa());
   if (kernels.count == nullptr) return nullptr;
   constexpr index_t line = CompactWeight::line;
