@@ -57,9 +57,9 @@ void for_pieces(Weight const& w, index_t strip, F const& f) {
 }  // namespace cpu
 
 /// Gives weights in bf16 a compact form where the backend's products can read it and it is smaller by an eighth at
-/// least; leaves others alone. What it returns keeps the forms; null where there are none. The weights themselves stay
-/// as they are, and are read by everything else. ContractError where the backend's executor does not wait: a slice of a
-/// foreign pool would make a part of the forms.
+/// least; leaves others alone. What it returns keeps the forms; null where there are none, or no memory for them. The
+/// weights themselves stay as they are, and are read by everything else. ContractError where the backend's executor
+/// does not wait: a slice of a foreign pool would make a part of the forms.
 template <class Act>
 std::shared_ptr<Storage<std::byte, HostSpace> const> compact(CpuBackend<Act>& be, std::span<Weight* const> weights) {
   expects(be.executor().waits(), "graft: weights are made compact by all threads together; the backend's executor is ",
@@ -99,7 +99,9 @@ std::shared_ptr<Storage<std::byte, HostSpace> const> compact(CpuBackend<Act>& be
   }
   if (forms.empty()) return nullptr;
   // exponents are read a line at a time, from any byte on
-  auto const memory = std::make_shared<Storage<std::byte, HostSpace>>((lines + 1) * line);
+  auto const memory =
+      std::make_shared<Storage<std::byte, HostSpace>>(Storage<std::byte, HostSpace>::attempt((lines + 1) * line));
+  if (memory->size() == 0) return nullptr;
   std::byte* at = memory->data();
   for (auto const& [w, base, pieces, count] : forms) {
     auto* const index = reinterpret_cast<std::uint32_t*>(at + count * line);
