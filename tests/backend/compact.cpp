@@ -41,15 +41,15 @@ struct Compact {
   }
 };
 
-std::uint16_t& bits(StoredWeight& stored, index_t k) {
-  return reinterpret_cast<std::uint16_t*>(stored.bytes.data() + 1)[k];  // x86 reads them where they are
+void set_bits(StoredWeight& stored, index_t k, std::uint16_t bits) {
+  std::memcpy(stored.bytes.data() + 1 + 2 * k, &bits, sizeof bits);
 }
 /// Numbers whose exponents are no neighbours: zeros, infinities, NaN, and a stretch of nothing else.
 void add_rare_exponents(StoredWeight& stored, Random& random) {
   index_t const count = stored.weight.rows * stored.weight.cols;
   for (std::uint16_t const rare : {0x0000, 0x8000, 0x0001, 0x7f7f, 0xff80, 0x7fc1})
-    bits(stored, static_cast<index_t>(random.next() % static_cast<std::uint64_t>(count))) = rare;
-  for (index_t k = count / 2; k < std::min(count, count / 2 + 90); ++k) bits(stored, k) = 0;
+    set_bits(stored, static_cast<index_t>(random.next() % static_cast<std::uint64_t>(count)), rare);
+  for (index_t k = count / 2; k < std::min(count, count / 2 + 90); ++k) set_bits(stored, k, 0);
 }
 
 /// Row k of a weight as compact_weight.hpp says that it lies in memory.
@@ -102,7 +102,7 @@ TEST_CASE("a compact weight lies in memory as its header says, and has every bit
   }
 }
 
-TEST_CASE("trained weights take 70 % of their bytes") {
+TEST_CASE("normal numbers take 70 % of their bytes") {
   NEEDS_COMPACT_KERNELS();
   Random random(2);
   auto be = CpuBackend<>();
@@ -111,6 +111,7 @@ TEST_CASE("trained weights take 70 % of their bytes") {
   std::array const list{&weight};
   auto const forms = compact(be, list);
   REQUIRE(forms != nullptr);
+  // 11 bits, 8 more for the 3 numbers of 100 that are 2^-5 of the spread or less, and ends of lines: 11.3 of 16 bits
   CHECK(static_cast<double>(forms->size()) < 0.72 * static_cast<double>(weight.bytes()));
 }
 
@@ -125,7 +126,7 @@ TEST_CASE("products by compact weights are those by the weights, bit for bit") {
       index_t const i = std::vector<index_t>{64, 96, 576, 767, 1056, 1555}[random.next() % 6];
       INFO(n << " rows, " << o << " x " << i << ", " << threads << " threads");
       StoredWeight stored(Format::bf16, o, i, random, n % 2 == 0);
-      for (index_t k = 0; k < 40; ++k) bits(stored, 3 * k) = static_cast<std::uint16_t>(k % 2 == 0 ? 0 : 0x4f00 + k);
+      for (index_t k = 0; k < 40; ++k) set_bits(stored, 3 * k, static_cast<std::uint16_t>(k % 2 == 0 ? 0 : 0x4f00 + k));
       Compact const compact(be, stored.weight);
       REQUIRE((!compact.weight.compact.empty() || o == 331));
       Buffer<float> x(n, i, 3), expected(n, o, 5), y(n, o, 5);
@@ -166,7 +167,7 @@ TEST_CASE("weights that would not be smaller, or that no kernel would read so, s
   SerialExecutor serial;
   auto be = native(serial);
   StoredWeight noise(Format::bf16, 64, 64, random);
-  for (index_t k = 0; k < 64 * 64; ++k) bits(noise, k) = static_cast<std::uint16_t>(random.next());
+  for (index_t k = 0; k < 64 * 64; ++k) set_bits(noise, k, static_cast<std::uint16_t>(random.next()));
   CHECK(Compact(be, noise.weight).weight.compact.empty());
   for (Format const format : {Format::f32, Format::f16, Format::q8_0, Format::q4_1}) {
     StoredWeight const other(format, 64, 64, random);
