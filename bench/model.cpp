@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// A whole model: prefill and greedy decoding of 1 to 32 requests, without adapters and with different ones, in exact
-// precision and as the command serves in native precision, with adapters, keys and values in bf16, from the weights and
-// from their compact forms where they have them.
+// A whole model: prefill and greedy decoding of 1 to 32 requests, without adapters, with different ones, and with one
+// that all use, as a module and merged into the weights; in exact precision and as the command serves in native
+// precision, with adapters, keys and values in bf16, from the weights and from their compact forms where they have
+// them.
 //     bench/model MODEL.gguf | FORMAT:LAYERS [--benchmark_...]
 // FORMAT:LAYERS, say Q8_0:4: so many layers in LLaMA-2-7B's shapes, with its vocabulary and made-up weights. Every
 // figure stands next to the limits measured in turn with it: of reading, since a step must at least read the weights,
@@ -12,21 +13,22 @@
 #include <graft/adapter/road.hpp>
 #include <graft/arch/compact_weights.hpp>
 #include <graft/arch/llama.hpp>
+#include <graft/arithmetic/fold.hpp>
 #include <graft/backend/cpu/cpu.hpp>
-#include <graft/io/model_files.hpp>
 #include <graft/model/context.hpp>
 #include <graft/model/model.hpp>
 
 #include <benchmark/benchmark.h>
 
-#include <algorithm>
 #include <array>
-#include <filesystem>
-#include <optional>
+#include <map>
+#include <memory>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include <bench/limits.hpp>
-#include <bench/made_up.hpp>
+#include <bench/some_model.hpp>
 #include <bench/some_module.hpp>
 
 namespace {
@@ -36,19 +38,52 @@ using B = CpuBackend<>;
 using bench::some_module;
 using SmallModel = Model<Llama, Adapters<IA3Scaling, RoAdRotation, LoRADelta, PedroGenerator>, B>;
 
-/// What requests have: of `mixed`, one RoAd, the next LoRA, and so on.
-enum class Kind { none, ia3, road, lora, pedro, mixed };
-constexpr const char* kind_names[] = {"none", "ia3", "road", "lora", "pedro", "mixed"};
-constexpr std::array all_kinds{Kind::none, Kind::ia3, Kind::road, Kind::lora, Kind::pedro, Kind::mixed};
+/// What requests have, each a module of its own: of `mixed`, one RoAd, the next LoRA, and so on; of `one_lora` all the
+/// same one, which for `merged_lora` is merged into the weights.
+enum class Kind { none, ia3, road, lora, pedro, mixed, one_lora, merged_lora };
+constexpr const char* kind_names[] = {"none", "ia3", "road", "lora", "pedro", "mixed", "one lora", "merged lora"};
+constexpr std::array all_kinds{Kind::none,  Kind::ia3,   Kind::road,     Kind::lora,
+                               Kind::pedro, Kind::mixed, Kind::one_lora, Kind::merged_lora};
 
-/// The model as it computes in one precision; the weights are the same.
+/// How the model computes; all have the same weights.
+enum class Mode { exact, native, compact };
+constexpr const char* mode_names[] = {"exact", "native", "native, compact"};
+constexpr Precision precision_of(Mode mode) { return mode == Mode::exact ? Precision::exact : Precision::native; }
+
+/// The weights with adapters merged into them, each tensor in the format it has; what is new lies in one piece.
+WeightMap merge(WeightMap weights, AdapterSet<B> const& set, SiteTable const& sites, Executor& executor) {
+  std::vector<std::pair<index_t, Weight*>> changed;
+  index_t bytes = 0;
+  for (index_t s = 0; s < sites.size(); ++s)
+    if (changes(set, s))
+      bytes += changed.emplace_back(s, &weights.tensors.at(sites[s].path + ".weight")).second->bytes();
+  auto const merged = std::make_shared<Storage<std::byte, HostSpace>>(bytes);
+  weights.keep.push_back(merged);
+  std::byte* next = merged->data();
+  for (auto const& [site, weight] : changed) {
+    DenseLayer layer{weight->rows, weight->cols, {}, {}};
+    layer.weight.resize(static_cast<std::size_t>(weight->rows * weight->cols));
+    for (index_t r = 0; r < weight->rows; ++r) weight->row(r, layer.row(r));
+    fold_in(set, sites, site, layer, executor);
+    for (index_t r = 0; r < weight->rows; ++r)
+      encode_row(weight->format, layer.row(r), weight->cols, next + (weight->row_data(r) - weight->data));
+    weight->data = next;
+    next += weight->bytes();
+  }
+  return weights;
+}
+
+/// The model in one mode, with 32 modules of each kind, and what a step of it reads.
 struct Loaded {
-  Loaded(ModelConfig const& config, WeightMap const& weights, B& backend, bool narrow)
-      : model(config, weights, narrow ? AdapterStorage::bf16 : AdapterStorage::full),
-        context(model, backend, ContextOptions{.kv_storage = narrow ? KvStorage::bf16 : KvStorage::full}) {
-    for (int k = 0; k < 32; ++k) {
+  Loaded(ModelConfig const& config, WeightMap const& weights, B& be, Mode mode, bool with_modules,
+         bench::ReadLimit::Memory const& memory, double read)
+      : model(config, weights, mode == Mode::exact ? AdapterStorage::full : AdapterStorage::bf16),
+        context(model, be, {.kv_storage = mode == Mode::exact ? KvStorage::full : KvStorage::bf16}),
+        read_limit(be.executor(), memory),
+        bytes(read) {
+    for (int k = 0; with_modules && k < 32; ++k) {
       auto const load = [&](auto const& kind, auto const& policy) {
-        model.bank().load(backend, some_module(text(kind, k), policy, model.sites()));
+        model.bank().load(be, some_module(text(kind, k), policy, model.sites()));
       };
       load("ia3", IA3Scaling{}), load("road", RoAdRotation{});
       load("lora", LoRADelta{.rank = 16}), load("pedro", PedroGenerator{});
@@ -56,72 +91,55 @@ struct Loaded {
   }
   SmallModel model;
   Context<SmallModel> context;
+  bench::ReadLimit read_limit;
+  double bytes;  ///< of the weights a step reads
 };
 
-/// How the model computes; all have the same weights.
-enum class Mode { exact, native, compact };
-constexpr const char* mode_names[] = {"exact", "native", "native, compact"};
-constexpr Precision precision_of(Mode mode) { return mode == Mode::exact ? Precision::exact : Precision::native; }
-
 struct Bench {
-  Bench(std::string weights_name, ModelConfig const& config, WeightMap const& weights)
-      : name(std::move(weights_name)), pool(bench::threads()), backend(pool) {
-    auto const& head = weights.tensors.at(config.tied ? config.prefix + "embed_tokens.weight" : "lm_head.weight");
-    double bytes = static_cast<double>(head.bytes());
-    for (auto const& [path, weight] : weights.tensors)
-      if (path.find("layers.") != std::string::npos) {
-        bytes += static_cast<double>(weight.bytes());
-        if (weight.rows > 1) of_layers += 2.0 * static_cast<double>(weight.rows * weight.cols), format = weight.format;
-      }
-    of_head = 2.0 * static_cast<double>(head.rows * head.cols);
-    auto const memory = memory_of(weights);
-    with[0].emplace(config, weights, backend, false, memory, bytes);
-    with[1].emplace(config, weights, backend, true, memory, bytes);
-    auto made_compact = weights;
-    backend.set_precision(Precision::native);
-    if (index_t const forms = compact_weights(backend, SmallModel::sites_of(config), made_compact)) {
-      std::byte const* first = nullptr;  // where the forms lie, in one piece
-      for (auto const& [path, weight] : made_compact.tensors)
-        if (!weight.compact.empty() && (first == nullptr || weight.compact.data < first)) first = weight.compact.data;
-      with[2].emplace(config, made_compact, backend, true,
-                      bench::ReadLimit::Memory{{first, static_cast<std::size_t>(forms)}}, static_cast<double>(forms));
+  explicit Bench(bench::SomeModel from)
+      : name(std::move(from.name)),
+        config(std::move(from.config)),
+        weights(std::move(from.weights)),
+        work(bench::work_of(config, weights)),
+        pool(bench::threads()),
+        backend(pool) {
+    for (Mode const mode : {Mode::exact, Mode::native, Mode::compact}) with[mode] = load(mode, weights, true);
+  }
+  Loaded& merged_in(Mode mode) {
+    auto& made = merged[mode];
+    if (made == nullptr) {
+      auto& model = with[Mode::exact]->model;
+      if (merged_weights.tensors.empty())
+        merged_weights = merge(weights, *model.bank().resolve({AdapterUse{"lora0"}}), model.sites(), pool);
+      made = load(mode, merged_weights, false);
     }
+    return *made;
   }
-  static bench::ReadLimit::Memory memory_of(WeightMap const& weights) {
-    bench::ReadLimit::Memory all;
-    for (auto const& [path, weight] : weights.tensors)
-      all.emplace_back(weight.data, static_cast<std::size_t>(weight.bytes()));
-    std::ranges::sort(all, {}, [](auto const& tensor) { return tensor.data(); });
-    bench::ReadLimit::Memory joined;  // tensors of a file follow each other
-    for (auto const& tensor : all)
-      if (joined.empty() || tensor.data() > joined.back().data() + joined.back().size() + 64)
-        joined.push_back(tensor);
-      else
-        joined.back() = {joined.back().data(), tensor.data() + tensor.size()};
-    return joined;
+  /// Null where the weights have no compact forms.
+  std::unique_ptr<Loaded> load(Mode mode, WeightMap from, bool with_modules) {
+    auto memory = bench::memory_of(from);
+    double bytes = work.bytes;
+    if (mode == Mode::compact) {
+      backend.set_precision(Precision::native);
+      index_t const forms = compact_weights(backend, SmallModel::sites_of(config), from);
+      if (forms == 0) return nullptr;
+      std::byte const* first = nullptr;  // where the forms lie, in one piece
+      for (auto const& [path, weight] : from.tensors)
+        if (!weight.compact.empty() && (first == nullptr || weight.compact.data < first)) first = weight.compact.data;
+      memory = {{first, static_cast<std::size_t>(forms)}};
+      bytes = static_cast<double>(forms);
+    }
+    return std::make_unique<Loaded>(config, from, backend, mode, with_modules, memory, bytes);
   }
-  bench::Instruction instruction(Precision precision) const {
-    if (precision == Precision::native && format == Format::bf16) return bench::Instruction::bf16;
-    if (precision == Precision::native && cpu::in_integers(format)) return bench::Instruction::integers;
-    return bench::Instruction::fma;
-  }
-
-  /// A model in one mode, and what a step of it reads.
-  struct InMode {
-    InMode(ModelConfig const& config, WeightMap const& weights, B& be, bool narrow,
-           bench::ReadLimit::Memory const& memory, double read)
-        : loaded(config, weights, be, narrow), read_limit(be.executor(), memory), bytes(read) {}
-    Loaded loaded;
-    bench::ReadLimit read_limit;
-    double bytes;  ///< of the weights a step reads
-  };
 
   std::string name;
+  ModelConfig config;
+  WeightMap weights, merged_weights;
+  bench::StepWork work;
   ThreadPool pool;
   B backend;
-  std::array<std::optional<InMode>, 3> with;  ///< by Mode; compact where there are forms
-  double of_layers = 0, of_head = 0;          ///< operations of the products, per token and per row of logits
-  Format format = Format::f32;                ///< of the layers' weights
+  std::map<Mode, std::unique_ptr<Loaded>> with;
+  std::map<Mode, std::unique_ptr<Loaded>> merged;  ///< the first LoRA module is in the weights; made when asked for
 };
 
 /// `requests` sequences with a past, each with an adapter of its own.
@@ -132,7 +150,10 @@ class Requests {
     for (index_t k = 0; k < count; ++k) {
       Kind const its = kind != Kind::mixed ? kind : k % 2 == 0 ? Kind::road : Kind::lora;
       std::vector<AdapterUse> uses;
-      if (its != Kind::none) uses.push_back({text(kind_names[static_cast<int>(its)], k)});
+      if (its == Kind::one_lora)
+        uses.push_back({"lora0"});
+      else if (its != Kind::none && its != Kind::merged_lora)
+        uses.push_back({text(kind_names[static_cast<int>(its)], k)});
       sequences_.push_back(loaded.context.start(uses));
     }
     logits_.resize(static_cast<std::size_t>(count * loaded.model.ends().output_width()));
@@ -160,16 +181,17 @@ class Requests {
 void run(benchmark::State& state, Bench& bench, index_t count, index_t new_tokens, Kind kind, Mode mode) {
   Precision const precision = precision_of(mode);
   bench.backend.set_precision(precision);
-  auto& with = *bench.with[static_cast<std::size_t>(mode)];
+  auto& base = *bench.with[mode];
+  auto& with = kind == Kind::merged_lora ? bench.merged_in(mode) : base;
   index_t const past = new_tokens > 1 ? 0 : 64;
-  Requests adapted(with.loaded, count, kind, past), plain(with.loaded, count, Kind::none, past);
+  Requests adapted(with, count, kind, past), plain(base, count, Kind::none, past);
   adapted.run(new_tokens), plain.run(new_tokens);
   double const operations =
-      static_cast<double>(count * new_tokens) * bench.of_layers + static_cast<double>(count) * bench.of_head;
+      static_cast<double>(count * new_tokens) * bench.work.of_layers + static_cast<double>(count) * bench.work.of_head;
   std::vector<double> seconds, without, of_read, of_instruction;
   for (auto _ : state) {  // in turn, so that all meet the same machine
     double const read = with.read_limit();
-    double const compute = bench::operation_limit(bench.pool, bench.backend.isa(), bench.instruction(precision));
+    double const compute = bench::operation_limit(bench.pool, bench.backend.isa(), bench.work.instruction(precision));
     double const one = bench::seconds_of([&] { adapted.run(new_tokens); });
     state.SetIterationTime(one);
     seconds.push_back(one);
@@ -188,8 +210,8 @@ void run(benchmark::State& state, Bench& bench, index_t count, index_t new_token
 void add_cases(Bench& bench) {
   for (Mode const mode : {Mode::exact, Mode::native, Mode::compact}) {
     std::string const name = mode_names[static_cast<std::size_t>(mode)];
-    if (mode != Mode::exact && bench.instruction(Precision::native) == bench::Instruction::fma) continue;
-    if (!bench.with[static_cast<std::size_t>(mode)]) continue;
+    if (mode != Mode::exact && bench.work.instruction(Precision::native) == bench::Instruction::fma) continue;
+    if (bench.with[mode] == nullptr) continue;
     for (index_t count : {1, 2, 4, 8, 16, 32})
       for (Kind kind : all_kinds)
         benchmark::RegisterBenchmark(
@@ -215,25 +237,8 @@ void add_cases(Bench& bench) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  std::string path = ".cache/models/SmolLM2-135M-Instruct.Q4_1.gguf";
-  if (argc > 1 && argv[1][0] != '-') path = argv[1], argv[1] = argv[0], ++argv, --argc;
-  std::optional<Bench> bench;
-  if (auto const colon = path.find(':'); colon != std::string::npos) {
-    auto sizes = bench::llama_2_7b();
-    sizes.layers = std::stol(path.substr(colon + 1));
-    for (Format format : {Format::f32, Format::bf16, Format::q8_0, Format::q4_0, Format::q4_1})
-      if (path.substr(0, colon) == format_info(format).name)
-        bench.emplace(text(sizes.layers, sizes.layers == 1 ? " layer" : " layers", " of LLaMA-2-7B in ",
-                           format_info(format).name),
-                      bench::config_of(sizes), bench::weights_of(sizes, format, bench::MadeUp::apart));
-    if (!bench) return std::printf("%s: no such format; F32, BF16, Q8_0, Q4_0 or Q4_1\n", path.c_str()), 1;
-  } else if (std::filesystem::exists(path)) {
-    auto const files = open_model(path);
-    bench.emplace(std::filesystem::path(path).stem().string(), files.config, files.weights);
-  } else {
-    return std::printf("%s is not there\n", path.c_str()), 0;
-  }
-  add_cases(*bench);
+  Bench bench(bench::some_model(bench::model_argument(argc, argv)));
+  add_cases(bench);
   benchmark::Initialize(&argc, argv);
   if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 1;
   benchmark::RunSpecifiedBenchmarks();

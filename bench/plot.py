@@ -117,6 +117,25 @@ def models(cases):
                   "overhead over the same without adapters, %"], rows)
 
 
+def trainings(cases):
+    rows = []
+    for case in cases:
+        _, weights, method, layers, precision = case["name"].split("/")[:5]
+        rows.append([f"{weights}, {precision}: {method}, {layers}", f"{case['ms']:.0f}", f"{case['tokens/s']:.0f}",
+                     f"{case['instruction_limit_%']:.0f}", f"{case['peak_MB']:.0f}", f"{case['memory_floor_%']:.0f}"])
+    return table(["step of 8 x 64 tokens", "ms", "tokens/s", "% of instruction's limit", "peak, MB",
+                  "of these the floor, %"], rows)
+
+
+def loads(cases):
+    rows = []
+    for case in cases:
+        _, what, how = case["name"].split("/")[:3]
+        rows.append([f"{what}, {how}", f"{case['ms']:.1f}", f"{case['MB']:.1f}", f"{case['MB/s']:.0f}",
+                     f"{case['read_limit_%']:.0f}", f"{case['resident_MB']:.1f}", f"{case['of_files_MB']:.1f}"])
+    return table(["loading", "ms", "MB read", "MB/s", "% of read limit", "resident, MB", "of these mapped, MB"], rows)
+
+
 def by_count(cases, label, y):
     """{label(parts of the name): [(count, y(case))]}, counts rising."""
     series = {}
@@ -169,6 +188,10 @@ def is_made_up(case):
     return "layer" in case["name"].split("/")[1]
 
 
+def all_share_one(case):
+    return case["name"].split("/")[3] in ("one lora", "merged lora")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="+", type=Path)
@@ -186,8 +209,13 @@ def main():
             ("attention", ["attention"], lambda case: True, attentions, None),
             ("linear", ["layer"], lambda case: True, layers, None),
             ("sites", ["sites"], lambda case: True, sites, sites_plot),
-            ("made-up model", ["decode", "prefill"], is_made_up, models, None),
-            ("model", ["decode", "prefill"], lambda case: not is_made_up(case), models, model_plot)):
+            ("merged", ["decode", "prefill"], all_share_one, models, None),
+            ("made-up model", ["decode", "prefill"], lambda case: is_made_up(case) and not all_share_one(case), models,
+             None),
+            ("model", ["decode", "prefill"], lambda case: not is_made_up(case) and not all_share_one(case), models,
+             model_plot),
+            ("train", ["train"], lambda case: True, trainings, None),
+            ("load", ["load"], lambda case: True, loads, None)):
         some = [case for name, case in cases.items() if name.split("/")[0] in kinds and chosen(case)]
         if not some:
             continue

@@ -22,6 +22,7 @@
 #include <memory>
 
 #include <bench/limits.hpp>
+#include <bench/some_model.hpp>
 #include <bench/some_module.hpp>
 
 /// What callgrind counts, by its name.
@@ -130,8 +131,7 @@ void run(benchmark::State& state, ModelFiles const& files, Case which, index_t r
 }  // namespace
 
 int main(int argc, char** argv) {
-  std::string path = ".cache/models/SmolLM2-135M-Instruct.Q4_1.gguf";
-  if (argc > 1 && argv[1][0] != '-') path = argv[1], argv[1] = argv[0], ++argv, --argc;
+  std::string const path = bench::model_argument(argc, argv);
   if (!std::filesystem::exists(path)) return std::printf("%s is not there\n", path.c_str()), 0;
   ModelFiles const files = open_model(path);
   std::array const precisions{std::pair("exact", Precision::exact), std::pair("native", Precision::native)};

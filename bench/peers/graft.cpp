@@ -13,20 +13,18 @@
 #include <graft/model/sampling.hpp>
 #include <graft/text/model_tokenizer.hpp>
 #include <graft/text/tokenizer.hpp>
-#include <graft/train/loss.hpp>
-#include <graft/train/module_optimizer.hpp>
-#include <graft/train/training_pass.hpp>
 
 #include <nlohmann/json.hpp>
 
 #include <algorithm>
-#include <fstream>
 #include <functional>
 #include <iostream>
 #include <memory>
 #include <optional>
 
 #include <bench/limits.hpp>
+#include <bench/memory.hpp>
+#include <bench/training.hpp>
 
 namespace {
 
@@ -36,14 +34,8 @@ using B = CpuBackend<>;
 using PeerModel = Model<Llama, Adapters<RoAdRotation, LoRADelta>, B>;
 using Tokens = std::vector<std::int32_t>;
 
-/// Kilobytes of a line of /proc/self/status, as megabytes.
-double megabytes(std::string const& key) {
-  std::ifstream file("/proc/self/status");
-  for (std::string line; std::getline(file, line);)
-    if (line.starts_with(key + ":")) return std::stod(line.substr(key.size() + 1)) / 1024;
-  return 0;
-}
 json memory() {
+  auto const megabytes = [](char const* key) { return bench::process_bytes(key) / (1 << 20); };
   return {{"resident_mb", megabytes("VmRSS")}, {"of_files_mb", megabytes("RssFile")}, {"peak_mb", megabytes("VmHWM")}};
 }
 
@@ -115,13 +107,13 @@ class Worker {
 
   /// A new module at all linear layers and its AdamW, for `step`.
   json train(json const& call) {
-    sequences_ = call.at("sequences").get<std::vector<Tokens>>();
-    pass_ = std::make_unique<TrainingPass<PeerModel>>(*model_, backend_,
-                                                      TrainingOptions{.recompute = {call.at("recompute").get<bool>()}});
-    if (call.at("method") == "lora")
-      start_training(LoRADelta{.rank = 16, .alpha = 32});
-    else
-      start_training(RoAdRotation{});
+    auto const start = [&]<class P>(P const& policy) {
+      auto const steps = std::make_shared<bench::TrainingSteps<P, PeerModel>>(
+          *model_, backend_, policy, SiteKind::linear, call.at("sequences").get<std::vector<Tokens>>(),
+          call.at("recompute").get<bool>());
+      one_step_ = [steps] { return (*steps)(); };
+    };
+    call.at("method") == "lora" ? start(LoRADelta{.rank = 16, .alpha = 32}) : start(RoAdRotation{});
     return json::object();
   }
   json step(json const&) {
@@ -131,45 +123,11 @@ class Worker {
   }
 
  private:
-  template <class P>
-  void start_training(P const& policy) {
-    std::vector<index_t> at;
-    for (index_t s = 0; s < model_->sites().size(); ++s)
-      if (model_->sites()[s].kind == SiteKind::linear && model_->sites()[s].layer >= 0) at.push_back(s);
-    auto const module = std::make_shared<Module<P, B>>(make_module<P, B>("trained", policy, model_->sites(), at));
-    auto const optimizer = std::make_shared<ModuleOptimizer<P, B>>(
-        *module, [](auto ranges) { return std::make_unique<AdamW<float>>(std::move(ranges)); });
-    one_step_ = [this, module, optimizer] {
-      Gradients<B> gradients;
-      optimizer->publish(backend_, model_->bank(), gradients);
-      std::vector<TrainingSequence<B>> batch;
-      std::vector<index_t> wanted;
-      std::vector<LossRow> rows;
-      index_t row = 0;
-      for (auto const& tokens : sequences_) {
-        batch.push_back({tokens, model_->bank().resolve({AdapterUse{"trained"}})});
-        for (std::size_t t = 0; t + 1 < tokens.size(); ++t) {
-          wanted.push_back(row + static_cast<index_t>(t));
-          rows.push_back({tokens[t + 1], 1.0 / static_cast<double>(sequences_.size() * (tokens.size() - 1))});
-        }
-        row += static_cast<index_t>(tokens.size());
-      }
-      pass_->forward(batch, gradients);
-      CrossEntropy<B> loss(backend_, rows);
-      pass_->head(wanted, loss);
-      pass_->backward();
-      optimizer->step(backend_, gradients, group_rates(1e-3), 1.0);
-      return loss.sums().mean();
-    };
-  }
-
   ThreadPool pool_;
   B backend_;
   std::optional<Tokenizer> tokenizer_;
   std::unique_ptr<PeerModel> model_;
   std::unique_ptr<Context<PeerModel>> context_;
-  std::unique_ptr<TrainingPass<PeerModel>> pass_;
-  std::vector<Tokens> sequences_;
   std::function<double()> one_step_;
   std::vector<float> logits_;
 };
