@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Loading, with the files in the page cache: from opening a model to its first token, as the command serves in native
-// precision, from the weights as they are and from their compact forms where they have them; and from an adapter's PEFT
-// folder to its place in a bank that keeps f32 or bf16.
+// Loading, with the files in the page cache (where graft's first turn put them): from opening a model to its first
+// token, as the command serves in native precision, from the weights as they are and from their compact forms where
+// they have them; and from an adapter's PEFT folder to its place in a bank that keeps f32 or bf16.
 //     bench/load MODEL.gguf... [--benchmark_...]
 // Each time everything is made anew: threads, mapping, model, context. Beside the bytes of the file per second stands
 // the read limit, measured in turn: a model must at least be read once, and so must an adapter. Resident is what the
@@ -20,8 +20,12 @@
 
 #include <benchmark/benchmark.h>
 
+#include <fcntl.h>
+#include <unistd.h>
+
 #include <deque>
 #include <filesystem>
+#include <memory>
 #include <optional>
 #include <string>
 #include <utility>
@@ -100,6 +104,17 @@ void add(std::string const& name, auto&& f) {
       ->Unit(benchmark::kMillisecond);
 }
 
+/// Linux reads a file into pages as large as whoever reads it first asks for; drops those that others left, so that it
+/// is read through a mapping of graft's.
+void forget_file([[maybe_unused]] std::string const& path) {
+#if defined(POSIX_FADV_DONTNEED)
+  int const file = ::open(path.c_str(), O_RDONLY);
+  if (file < 0) return;
+  ::posix_fadvise(file, 0, 0, POSIX_FADV_DONTNEED);
+  ::close(file);
+#endif
+}
+
 void add_model(std::string const& path, bench::SomeModel const& some) {
   auto const work = bench::work_of(some.config, some.weights);
   B be;
@@ -132,6 +147,7 @@ int main(int argc, char** argv) {
   std::deque<bench::SomeModel> models;
   do {
     auto const path = bench::model_argument(argc, argv);
+    forget_file(path);
     add_model(path, models.emplace_back(bench::some_model(path)));
   } while (argc > 1 && argv[1][0] != '-');
   auto const sites = LoadedModel::sites_of(models[0].config);

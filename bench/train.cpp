@@ -59,8 +59,10 @@ void run(benchmark::State& state, bench::SomeModel const& some, P const& policy,
   auto const work = bench::work_of(some.config, some.weights);
   double const operations = static_cast<double>(count * length) * work.of_layers * (recompute ? 3 : 2) +
                             static_cast<double>(count * (length - 1)) * work.of_head * 2;
-  double const floor = work.bytes + 4.0 * sizeof(float) * static_cast<double>(step.parameters()) +
-                       activation_bytes(some.config, recompute);
+  double weights = 0;
+  for (auto const& [path, weight] : some.weights.tensors) weights += static_cast<double>(weight.bytes());
+  double const floor =
+      weights + 4.0 * sizeof(float) * static_cast<double>(step.parameters()) + activation_bytes(some.config, recompute);
   step();
   std::vector<double> seconds, of_instruction;
   for (auto _ : state) {  // in turn, so that both meet the same machine
