@@ -221,36 +221,54 @@ TEST_CASE("scores of any size are survived") {
   CHECK(worst_row(out.view(), expected) <= 1e-2);
 }
 
-TEST_CASE("a row's bits do not depend on chunks, neighbours or executor") {
+TEST_CASE("a row's bits do not depend on chunks, neighbours or executor", "[isa]") {
   Random random(4);
-  AttentionShape const shape{6, 2, 20, 0.25, true, 9};
-  std::vector<index_t> const lengths{40, 11};
-  Cache<float> cache(shape, 8, lengths, random);
-  Buffer<float> q(40, 120), expected(40, 120);
-  fill_normal(q.view(), random);
   CpuBackend<> serial;
   ThreadPool pool(3);
   CpuBackend<> threaded(pool);
-  std::vector<AttentionSpan> const whole{cache.span(0, 0, 0, 40)};
-  store_kv<float>(serial, cache.view, whole, std::as_const(cache.keys[0]).view(),
-                  std::as_const(cache.values[0]).view());
-  attention<float>(serial, cache.view, shape, whole, std::as_const(q).view(), expected.view());
+  // one row is as many queries as heads share keys: 1 to 4 of them meet keys another way than many do
+  for (auto const& [heads, kv_heads, head_dim] :
+       {std::array<index_t, 3>{6, 2, 20}, {2, 2, 16}, {4, 2, 80}, {3, 1, 64}, {4, 1, 144}, {10, 2, 64}})
+    for (index_t const window : {0, 9})
+      for (bool const masked : {false, true}) {
+        AttentionShape const shape{heads, kv_heads, head_dim, 0.25, true, window};
+        index_t const width = heads * head_dim, kv_width = kv_heads * head_dim;
+        Cache<float> cache(shape, 24, {70, 11}, random);
+        Buffer<float> q(70, width), expected(70, width), filler(11, kv_width);
+        fill_normal(q.view(), random), fill_normal(filler.view(), random);
+        std::vector<std::uint8_t> mask(70 * 70);
+        for (auto& m : mask) m = masked ? random.uniform(0, 1) < 0.8 : 1;
+        // rows [first, first + rows) of sequence 0, behind `before` rows of a batch
+        auto const part = [&](index_t before, index_t first, index_t rows, std::vector<std::uint8_t>& its_mask) {
+          AttentionSpan span = cache.span(0, before, first, rows);
+          for (index_t n = first; n < first + rows; ++n)
+            for (index_t t = 0; t < span.tokens; ++t) its_mask.push_back(mask[static_cast<std::size_t>(n * 70 + t)]);
+          if (masked) span.mask = its_mask.data();
+          return span;
+        };
+        std::vector<std::uint8_t> whole_mask;
+        std::vector<AttentionSpan> const whole{part(0, 0, 70, whole_mask)};
+        store_kv<float>(serial, cache.view, whole, std::as_const(cache.keys[0]).view(),
+                        std::as_const(cache.values[0]).view());
+        attention<float>(serial, cache.view, shape, whole, std::as_const(q).view(), expected.view());
 
-  // sequence 0 in chunks, as the second part of a batch that begins with sequence 1
-  Buffer<float> filler(40, 40);
-  fill_normal(filler.view(), random);
-  for (auto* be : {&serial, &threaded})
-    for (index_t const chunk : {1, 7, 40})
-      for (index_t first = 0; first < 40; first += chunk) {
-        index_t const rows = std::min(chunk, 40 - first);
-        Buffer<float> batch(11 + rows, 120, 2), out(11 + rows, 120, 1);
-        fill_normal(batch.view(), random);
-        for (index_t n = 0; n < rows; ++n) std::copy_n(q.row(first + n), 120, batch.row(11 + n));
-        std::vector<AttentionSpan> const spans{cache.span(1, 0, 0, 11), cache.span(0, 11, first, rows)};
-        std::vector<AttentionSpan> const other{spans[0]};
-        store_kv<float>(*be, cache.view, other, std::as_const(filler).view(), std::as_const(filler).view());
-        attention<float>(*be, cache.view, shape, spans, std::as_const(batch).view(), out.view());
-        REQUIRE(same_bits(out.view().row_range(11, rows), expected.view().row_range(first, rows)));
+        // sequence 0 in chunks, as the second part of a batch that begins with sequence 1
+        for (auto* be : {&serial, &threaded})
+          for (index_t const chunk : {1, 7, 70})
+            for (index_t first = 0; first < 70; first += chunk) {
+              index_t const rows = std::min(chunk, 70 - first);
+              Buffer<float> batch(11 + rows, width, 2), out(11 + rows, width, 1);
+              fill_normal(batch.view(), random);
+              for (index_t n = 0; n < rows; ++n) std::copy_n(q.row(first + n), width, batch.row(11 + n));
+              std::vector<std::uint8_t> its_mask;
+              std::vector<AttentionSpan> const spans{cache.span(1, 0, 0, 11), part(11, first, rows, its_mask)};
+              std::vector<AttentionSpan> const other{spans[0]};
+              store_kv<float>(*be, cache.view, other, std::as_const(filler).view(), std::as_const(filler).view());
+              attention<float>(*be, cache.view, shape, spans, std::as_const(batch).view(), out.view());
+              INFO(heads << " heads, " << kv_heads << " of keys, " << head_dim << " wide, window " << window
+                         << ", masked " << masked << ", rows " << first << " to " << first + rows);
+              REQUIRE(same_bits(out.view().row_range(11, rows), expected.view().row_range(first, rows)));
+            }
       }
 }
 
