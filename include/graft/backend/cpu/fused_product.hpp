@@ -76,10 +76,17 @@ class Adaptation {
     x_ = pad_rows<Act, Act>(be.arena(), of_->x_delta);
     t_ = be.arena().template matrix<Act>(of_->x.rows, of_->deltas.max_rank);
   }
-  void shrink(CpuBackend<Act> const& be, index_t task) const {
+  /// What a task reads first.
+  std::span<std::byte const> shrinks_first(index_t task) const {
+    if (task >= shrink_tasks() || of_->deltas.tiles[task / shares()].term_count == 0) return {};
+    return ranks_together(of_->deltas.tiles[task / shares()].terms[0].table[of_->deltas.site], of_->x_delta.cols,
+                          task % shares() * tile_outputs);
+  }
+  /// The bytes `then` are likely to be read next.
+  void shrink(CpuBackend<Act> const& be, index_t task, std::span<std::byte const> then) const {
     if (task >= shrink_tasks()) return;
     be.kernels().shrink(of_->deltas.tiles[task / shares()], of_->deltas.site, of_->x_delta.cols, x_, task % shares(),
-                        shares(), t_);
+                        shares(), then, t_);
   }
 
   /// Asks for what the chunk will need first.
@@ -165,7 +172,10 @@ void fused_products(CpuBackend<Act>& be, std::span<AdaptedProduct<CpuBackend<Act
   }
   // one task for a tile of all products: what they read together is read while it is in cache
   be.executor().run(shrink_tasks, [&](index_t task) {
-    for (index_t k = 0; k < count; ++k) adaptations[k].shrink(be, task);
+    for (index_t k = 0; k < count; ++k)
+      adaptations[k].shrink(be, task,
+                            k + 1 < count ? adaptations[k + 1].shrinks_first(task)
+                                          : adaptations[0].shrinks_first(task + be.executor().concurrency()));
   });
   cpu::run_products<Act>(
       be, {products, parts.size()},

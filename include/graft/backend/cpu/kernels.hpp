@@ -20,6 +20,7 @@
 #include <cstring>
 #include <iterator>
 #include <limits>
+#include <span>
 #include <type_traits>
 #include <utility>
 
@@ -58,6 +59,17 @@ struct RowsAhead {
   index_t first = 0, last = 0;
 };
 
+/// Outputs of a dot product's tile.
+inline constexpr int tile_outputs = 4;
+/// The bytes of the rows of A, from rank `first` on, that are read together.
+template <class R>
+std::span<std::byte const> ranks_together(LowRankFactors<R> const& f, index_t inputs, index_t first) {
+  if (first >= f.rank) return {};
+  auto const a = f.a + first * inputs;
+  index_t const ranks = std::min<index_t>(tile_outputs, f.rank - first);
+  return {static_cast<std::byte const*>(a.data()), static_cast<std::size_t>(a.bytes(ranks * inputs))};
+}
+
 }  // namespace graft::detail
 
 namespace graft::cpu {
@@ -83,7 +95,9 @@ constexpr index_t padded(index_t count) {
 
 // In another namespace, because a name in cpu itself would make calls of a level ambiguous with the baseline's.
 using detail::IntegerRows;
+using detail::ranks_together;
 using detail::RowsAhead;
+using detail::tile_outputs;
 constexpr bool in_integers(Format format) {
   return format == Format::q8_0 || format == Format::q4_0 || format == Format::q4_1;
 }
@@ -94,7 +108,7 @@ struct Kernels {
   void (*product_chunk)(MatrixView<R const> x, Weight const& w, VectorView<R const> bias, index_t o0, index_t o1,
                         RowsAhead const& then, MatrixView<R> y);
   void (*shrink)(LowRankTile<R> const& tile, index_t site, index_t inputs, MatrixView<R const> x, index_t share,
-                 index_t shares, MatrixView<R> t);
+                 index_t shares, std::span<std::byte const> then, MatrixView<R> t);
   void (*expand)(LowRankTile<R> const& tile, index_t site, index_t outputs, MatrixView<R const> t, index_t first,
                  index_t last, MatrixView<R> y);
   void (*map_rows)(RowMapRow<R const> const& map, R* y, index_t rows, index_t stride, index_t first, index_t last);

@@ -20,7 +20,7 @@ class DeltaScratch {
   /// y += deltas for the tile's rows.
   template <class Y>
   void add(LowRankTile<R> const& tile, index_t site, MatrixView<Y> y) const {
-    kernels_.shrink(tile, site, x_.cols, rows_of(tile), 0, 1, t_);
+    kernels_.shrink(tile, site, x_.cols, rows_of(tile), 0, 1, {}, t_);
     if constexpr (std::same_as<Y, R>)
       kernels_.expand(tile, site, y.cols, t_, 0, y.cols, y);
     else
