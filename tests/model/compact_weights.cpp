@@ -71,4 +71,6 @@ TEST_CASE("weights are left alone where products would not read them compact") {
   be.set_precision(Precision::native);
   auto quantised = bench::weights_of(sizes, Format::q4_1);
   CHECK(compact_weights(be, sites, quantised) == 0);
+  be.set_isa(Isa::baseline);
+  CHECK(compact_weights(be, sites, weights) == 0);  // no instructions to read them with
 }
