@@ -272,4 +272,66 @@ TEST_CASE("a row's bits do not depend on chunks, neighbours or executor", "[isa]
       }
 }
 
+TEST_CASE("a row sums keys chunk by chunk, whoever has the chunks", "[isa]") {
+  Random random(8);
+  CpuBackend<> serial;
+  ThreadPool two(2), seven(7);
+  CpuBackend<> few(two), many(seven);
+  // chunks are of 504 tokens; the rows lie behind the second's begin, and behind the third's
+  index_t const tokens = 1030, page_tokens = 24, cases[][2] = {{500, 25}, {1005, 25}};
+  REQUIRE(cpu::key_chunk(page_tokens) == 504);
+  for (auto const& [heads, kv_heads, head_dim] :
+       {std::array<index_t, 3>{6, 2, 20}, {2, 2, 64}, {3, 1, 144}, {1, 1, 300}})
+    for (auto const& [causal, window] : {std::pair{true, 0}, {true, 9}, {true, 520}, {false, 0}})
+      for (bool const masked : {false, true})
+        for (auto const& [first, rows] : cases) {
+          AttentionShape const shape{heads,  kv_heads, head_dim, 1 / std::sqrt(static_cast<double>(head_dim)),
+                                     causal, window};
+          index_t const width = heads * head_dim;
+          Cache<float> cache(shape, page_tokens, {tokens}, random);
+          std::vector<AttentionSpan> const all{cache.span(0, 0, 0, tokens)};
+          store_kv<float>(serial, cache.view, all, std::as_const(cache.keys[0]).view(),
+                          std::as_const(cache.values[0]).view());
+          Buffer<float> q(rows, width), expected(rows, width);
+          fill_normal(q.view(), random);
+          std::vector<std::uint8_t> mask(static_cast<std::size_t>(rows * tokens));
+          for (auto& m : mask) m = pick(random, 0, 2) > 0;
+          if (masked)  // a row that sees no key of its first chunk
+            std::fill_n(mask.begin() + (rows - 1) * tokens, 504, std::uint8_t{0});
+          // rows [at, at + count) of the case
+          auto const run = [&](CpuBackend<>& be, index_t at, index_t count, MatrixView<float> out) {
+            AttentionSpan span{
+                cache.pages[0].data(), 0, count, first + at, causal ? first + at + count : tokens, nullptr};
+            std::vector<std::uint8_t> of_span;
+            for (index_t n = at; n < at + count; ++n)
+              of_span.insert(of_span.end(), mask.begin() + n * tokens, mask.begin() + n * tokens + span.tokens);
+            if (masked) span.mask = of_span.data();
+            attention<float>(be, cache.view, shape, std::span<AttentionSpan const>(&span, 1),
+                             std::as_const(q).view().row_range(at, count), out);
+          };
+          run(serial, 0, rows, expected.view());
+          Matrix formula(rows, width);
+          for (index_t n = 0; n < rows; ++n) {
+            index_t const i = first + n;
+            auto const visible = [&, causal = causal, window = window, row = n](index_t j) {
+              return (!causal || (j <= i && (window == 0 || i - j < window))) &&
+                     (!masked || mask[static_cast<std::size_t>(row * tokens + j)] != 0);
+            };
+            reference(shape, cache.keys[0], cache.values[0], q.row(n), tokens, visible, formula.view().row(n));
+          }
+          INFO(heads << " heads, " << kv_heads << " of keys, " << head_dim << " wide, causal " << causal << ", window "
+                     << window << ", masked " << masked << ", rows from " << first << " on");
+          CHECK(worst_row(expected.view(), formula) <= bound<float>);
+          for (auto* be : {&serial, &few, &many})
+            for (index_t const count : {index_t{1}, index_t{4}, rows})
+              for (index_t at = 0; at < rows; at += count) {
+                index_t const used = std::min(count, rows - at);
+                Buffer<float> out(used, width, 3);
+                run(*be, at, used, out.view());
+                REQUIRE(same_bits(out.view(), expected.view().row_range(at, used)));
+                REQUIRE(out.gaps_untouched());
+              }
+        }
+}
+
 }  // namespace

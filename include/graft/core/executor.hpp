@@ -35,7 +35,7 @@ class FunctionRef<R(Args...)> {
 };
 
 /// Runs task(0) ... task(count - 1), each once, and returns when all are done.
-/// The chunk grid is the operation's and depends on shapes only, so results do not depend on the executor.
+/// What a chunk sums is the operation's and depends on shapes only, so results do not depend on the executor.
 class Executor {
  public:
   virtual ~Executor() = default;

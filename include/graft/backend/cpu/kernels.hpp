@@ -77,6 +77,10 @@ namespace graft::cpu {
 inline constexpr index_t max_page_tokens = 64;
 /// Queries, of several rows and of the heads that share keys, that read a page one after the other.
 inline constexpr index_t attention_queries = 48;
+/// What they sum of a chunk of keys that others came before: so many numbers, those of 48 heads of 128.
+inline constexpr index_t attention_numbers = 48 * 128;
+/// Tokens of a chunk of keys, which has a softmax of its own: whole pages.
+constexpr index_t key_chunk(index_t page_tokens) { return std::max<index_t>(1, 512 / page_tokens) * page_tokens; }
 
 /// Outputs one task computes. A multiple of 64, the usual group of a row map, so that maps are applied while the chunk
 /// is in cache; depends on the shape alone.
@@ -120,6 +124,9 @@ struct Kernels {
   void (*rotate_row)(R const* cosine, R const* sine, index_t half, index_t head_dim, index_t cols, R* row);
   void (*attend)(KvView<R> const& kv, AttentionShape const& shape, AttentionSpan const& span, index_t row0,
                  index_t row1, index_t kv_head, MatrixView<R const> q, MatrixView<R> out);
+  void (*attend_chunk)(KvView<R> const& kv, AttentionShape const& shape, AttentionSpan const& span, index_t row0,
+                       index_t row1, index_t kv_head, index_t chunk, MatrixView<R const> q, MatrixView<R> parts);
+  void (*combine_chunks)(MatrixView<R> parts, R* out);
   void (*narrow_row)(R const* x, index_t count, bf16* y);
 };
 
