@@ -90,10 +90,12 @@ void run(benchmark::State& state, bench::Shape const& shape, Format format, bool
 
 int main(int argc, char** argv) {
   for (auto const& shape : bench::shapes)
-    for (Format format : {Format::f32, Format::bf16, Format::q8_0, Format::q4_0, Format::q4_1})
+    for (Format format : {Format::f32, Format::bf16, Format::q8_0, Format::q4_0, Format::q4_1, Format::q5_0,
+                          Format::q4_k, Format::q5_k, Format::q6_k})
       for (index_t rows : bench::product_rows)
         for (int level = 0; level <= static_cast<int>(detected_isa()); ++level)
           for (Precision precision : {Precision::exact, Precision::native}) {
+            if (shape.in % format_info(format).block != 0) continue;
             auto const isa = static_cast<Isa>(level);
             bool const native = precision == Precision::native;
             if (native && (isa < Isa::vnni || format == Format::f32)) continue;

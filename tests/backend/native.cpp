@@ -18,6 +18,8 @@ using namespace graft;
 using namespace graft::testing;
 using graft_test::StoredWeight;
 
+constexpr Format in_blocks[] = {Format::q8_0, Format::q4_0, Format::q4_1, Format::q5_0,
+                                Format::q5_1, Format::q4_k, Format::q5_k, Format::q6_k};
 bool has_integers() { return default_isa() >= Isa::avx2; }
 bool has_bf16() { return default_isa() >= Isa::vnni; }
 
@@ -54,11 +56,11 @@ struct Errors {
   double of_rounding = 0;  // against X itself, in units of what rounding X explains
 };
 
-// With X rounded, a sum meets one rounding per block of 32 for each of two terms (integers), and the scales' products
-// three more; or (bf16) two in every 8 values of a slice, which has less than 768, two where its four lanes meet, one
-// for each slice of 512 or more and one for the bias; of AMX's products amx.cpp says more. Magnitudes are
-// those of the terms d q and m of a value d q + m, each at most 16 |d| and 16 |d| + |w| here. An integer scale per 32
-// moves each x by half a step, highest / 254; bf16 by 2^-8 of itself.
+// With X rounded, a sum meets one rounding per block of 32 for each of two terms (integers; the two halves of a block
+// of Q6_K), and the scales' products three more; or (bf16) two in every 8 values of a slice, which has less than 768,
+// two where its four lanes meet, one for each slice of 512 or more and one for the bias; of AMX's products amx.cpp says
+// more. Magnitudes are those of the terms d q and m of a value d q + m, each at most the range of a block's values and
+// that + |w|. An integer scale per 32 moves each x by half a step, highest / 254; bf16 by 2^-8 of itself.
 Errors errors(Format format, index_t n, index_t o, index_t i, bool with_bias, Random& random) {
   StoredWeight const stored(format, o, i, random);
   Buffer<float> x(n, i, 3), y(n, o, 5);
@@ -104,12 +106,13 @@ Errors errors(Format format, index_t n, index_t o, index_t i, bool with_bias, Ra
 TEST_CASE("native products round X as documented and nothing else", "[isa]") {
   Random random(1);
   std::vector<Format> formats;
-  if (has_integers()) formats = {Format::q8_0, Format::q4_0, Format::q4_1};
+  if (has_integers()) formats.assign(std::begin(in_blocks), std::end(in_blocks));
   if (has_bf16()) formats.push_back(Format::bf16);
   if (formats.empty()) return graft_test::note_skip("this level has no native products");
   for (Format const format : formats)
-    for (index_t const i : {32, 96, 576, 1056, 2080, 4128})
+    for (index_t const width : {32, 96, 576, 1056, 2080, 4128})
       for (index_t const o : {1, 15, 67}) {
+        index_t const i = round_up(width, format_info(format).block);
         auto const worst = errors(format, pick(random, 1, 33), o, i, o == 15, random);
         INFO(format_info(format).name << ", " << o << " x " << i);
         CHECK(worst.of_sums <= 1);
@@ -135,8 +138,9 @@ TEST_CASE("a row's native product depends on that row alone, whoever runs the ch
     Format format;
     index_t i;
   };
-  for (auto const [format, i] : {Case{Format::q8_0, 1056}, Case{Format::q4_0, 1056}, Case{Format::q4_1, 1056},
-                                 Case{Format::bf16, 1050}, Case{Format::bf16, 2080}}) {
+  std::vector<Case> cases{{Format::bf16, 1050}, {Format::bf16, 2080}};
+  for (Format const format : in_blocks) cases.push_back({format, round_up(1056, format_info(format).block)});
+  for (auto const [format, i] : cases) {
     index_t const o = 131, count = 71;
     StoredWeight const stored(format, o, i, random);
     Buffer<float> x(count, i), alone(count, o), y(count, o);
@@ -163,7 +167,7 @@ TEST_CASE("a row's native product depends on that row alone, whoever runs the ch
 
 TEST_CASE("formats and levels without native products are exact") {
   Random random(3);
-  for (Format const format : {Format::f32, Format::f16, Format::q5_1, Format::bf16, Format::q8_0}) {
+  for (Format const format : {Format::f32, Format::f16, Format::f64, Format::bf16, Format::q8_0}) {
     bool const native = format == Format::bf16 ? has_bf16() : format == Format::q8_0 && has_integers();
     StoredWeight const stored(format, 20, 320, random);
     Buffer<float> x(5, 320), y(5, 20), exact(5, 20);
@@ -177,13 +181,13 @@ TEST_CASE("formats and levels without native products are exact") {
 
 TEST_CASE("rows of zeros and of extreme numbers survive rounding") {
   Random random(4);
-  for (Format const format : {Format::q8_0, Format::q4_1, Format::bf16}) {
-    StoredWeight const stored(format, 20, 64, random);
-    Buffer<float> x(3, 64), y(3, 20);
+  for (Format const format : {Format::q8_0, Format::q4_1, Format::q5_0, Format::q6_k, Format::bf16}) {
+    StoredWeight const stored(format, 20, 256, random);
+    Buffer<float> x(3, 256), y(3, 20);
     fill_normal(x.view(), random);
-    std::fill_n(x.row(0), 64, 0.f);
-    for (index_t k = 0; k < 64; ++k) x.row(1)[k] *= 1e-30f;
-    for (index_t k = 0; k < 64; ++k) x.row(2)[k] *= 1e30f;
+    std::fill_n(x.row(0), 256, 0.f);
+    for (index_t k = 0; k < 256; ++k) x.row(1)[k] *= 1e-30f;
+    for (index_t k = 0; k < 256; ++k) x.row(2)[k] *= 1e30f;
     multiply(std::as_const(x).view(), stored.weight, {}, y.view());
     for (index_t o = 0; o < 20; ++o) {
       CHECK(y.row(0)[o] == 0);

@@ -47,10 +47,11 @@ namespace graft::detail {
 /// Rows of activations rounded to 8-bit integers, a scale per block of 32: x = scale q.
 struct IntegerRows {
   index_t rows = 0, blocks = 0;
-  std::int8_t* q = nullptr;        ///< [rows, 32 blocks]
-  float* scale = nullptr;          ///< [rows, blocks]
-  std::int32_t* offset = nullptr;  ///< [rows, blocks], -8 sum of q: what weights that are 8 too high add too much
-  float* scaled_sum = nullptr;     ///< [rows, blocks], scale * sum
+  std::int8_t* q = nullptr;             ///< [rows, 32 blocks]
+  float* scale = nullptr;               ///< [rows, blocks]
+  std::int32_t* offset = nullptr;       ///< [rows, blocks], -8 sum of q: what weights that are 8 too high add too much
+  std::int32_t* half_offset = nullptr;  ///< [rows, 2 blocks], the same of 16 numbers
+  float* scaled_sum = nullptr;          ///< [rows, blocks], scale * sum
 };
 
 /// Rows [first, last) of a weight, or none: what a thread is likely to read after a chunk.
@@ -102,9 +103,7 @@ using detail::IntegerRows;
 using detail::ranks_together;
 using detail::RowsAhead;
 using detail::tile_outputs;
-constexpr bool in_integers(Format format) {
-  return format == Format::q8_0 || format == Format::q4_0 || format == Format::q4_1;
-}
+constexpr bool in_integers(Format format) { return format_info(format).weight && format_info(format).block > 1; }
 
 /// The kernels of one level; level/*.inc say what each does.
 template <class R>

@@ -96,6 +96,7 @@ inline IntegerRows integer_rows(CpuBackend<float>& be, InputRows<float> const& x
                        arena.allocate<std::int8_t>(n * cols),
                        arena.allocate<float>(n * cols / 32),
                        arena.allocate<std::int32_t>(n * cols / 32),
+                       arena.allocate<std::int32_t>(n * cols / 16),
                        arena.allocate<float>(n * cols / 32)};
   prepare_rows<float>(be, x, 1, [&](index_t first, MatrixView<float const> row) {
     be.native_kernels().round_to_integers(row.data, first, to);
@@ -123,7 +124,7 @@ MatrixView<Act const> mapped_rows(CpuBackend<Act>& be, InputRows<Act> const& x) 
 }
 
 /// How a product rounds X first: in native precision, where the processor multiplies the weight's format directly, bf16
-/// with bf16, and Q8_0, Q4_0 and Q4_1 with 8-bit integers.
+/// with bf16, and blocks of integers with 8-bit integers.
 enum class Rounding : std::uint8_t { none, integers, bf16 };
 template <class Act>
 Rounding rounding_of(CpuBackend<Act> const& be, Format format) {
