@@ -189,6 +189,12 @@ def against_llama(bench, weights, model):
             bench.many_requests(section, weights, "llama.cpp, an adapter on each thread", [ours, peer], "lora", 4)
 
 
+def by_llama(bench):
+    """The model as llama.cpp quantises it."""
+    return once(WORK / "q4_k_m.gguf", bench.arguments.llama_python, HERE / "llama_cpp_quantize.py", bench.bf16,
+                WORK / "q4_k_m.gguf")
+
+
 def beside(bench, kind, modules=None, **options):
     """graft's side beside a peer's type, and the name of its weights."""
     weights, precision = BESIDE[kind]
@@ -281,6 +287,7 @@ def loading(bench):
 def parts():
     """name -> function of a Bench"""
     yield "llama-q4_1", lambda bench: against_llama(bench, "Q4_1", bench.q4_1)
+    yield "llama-q4_k_m", lambda bench: against_llama(bench, "Q4_K_M", by_llama(bench))
     yield "llama-bf16", lambda bench: against_llama(bench, "bf16", bench.bf16)
     for kind in ("int8", "float32"):
         yield f"ctranslate2-{kind}", functools.partial(against_ctranslate2, kind=kind)
