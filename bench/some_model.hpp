@@ -32,12 +32,13 @@ inline SomeModel some_model(std::string const& path) {
   if (auto const colon = path.find(':'); colon != std::string::npos) {
     auto sizes = llama_2_7b();
     sizes.layers = std::stol(path.substr(colon + 1));
-    for (Format format : {Format::f32, Format::bf16, Format::q8_0, Format::q4_0, Format::q4_1})
+    for (Format format : {Format::f32, Format::bf16, Format::q8_0, Format::q4_0, Format::q4_1, Format::q5_0,
+                          Format::q4_k, Format::q6_k})
       if (path.substr(0, colon) == format_info(format).name)
         return {text(sizes.layers, sizes.layers == 1 ? " layer" : " layers", " of LLaMA-2-7B in ",
                      format_info(format).name),
                 config_of(sizes), weights_of(sizes, format, MadeUp::apart)};
-    std::printf("%s: no such format; F32, BF16, Q8_0, Q4_0 or Q4_1\n", path.c_str());
+    std::printf("%s: no such format; F32, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q4_K or Q6_K\n", path.c_str());
     std::exit(1);
   }
   if (!std::filesystem::exists(path)) {
