@@ -8,6 +8,7 @@
 #include <concepts>
 #include <cstdio>
 #include <cstdlib>
+#include <initializer_list>
 #include <stdexcept>
 #include <string>
 #include <string_view>
@@ -48,8 +49,7 @@ inline ErrorHandler& error_handler() {
 inline void set_error_handler(ErrorHandler handler) { detail::error_handler() = handler; }
 
 namespace detail {
-// as streams print them, which would take a compiler longer to read than all of the core; out of line, because every
-// sentence calls them
+// as streams print them, which would take a compiler longer to read than all of the core
 inline void append(std::string& to, std::string_view part) { to += part; }
 inline void append(std::string& to, char part) { to += part; }
 [[gnu::noinline]] inline void append_integer(std::string& to, long long part) { to += std::to_string(part); }
@@ -60,7 +60,7 @@ inline void append(std::string& to, std::signed_integral auto part) {
 inline void append(std::string& to, std::unsigned_integral auto part) {
   append_integer(to, static_cast<unsigned long long>(part));
 }
-[[gnu::noinline]] inline void append(std::string& to, double part) {
+inline void append(std::string& to, double part) {
   char digits[32];
   std::snprintf(digits, sizeof digits, "%g", part);
   to += digits;
@@ -75,24 +75,41 @@ void append(std::string& to, T const& part) {
   to += part.string();
   to += '"';
 }
+
+/// A part of a sentence and how to append it.
+struct TextPart {
+  void const* part;
+  void (*append_to)(std::string& to, void const* part);
+};
+template <class T>
+TextPart text_part(T const& part) {
+  return {&part, [](std::string& to, void const* any) { append(to, *static_cast<T const*>(any)); }};
+}
+// one for literals of all lengths
+inline TextPart text_part(char const* part) {
+  return {part, [](std::string& to, void const* any) { append(to, static_cast<char const*>(any)); }};
+}
+[[gnu::noinline]] inline std::string joined(std::initializer_list<TextPart> parts) {
+  std::string out;
+  for (auto const& [part, append_to] : parts) append_to(out, part);
+  return out;
+}
 }  // namespace detail
 
 /// The parts joined into one sentence: text("expected ", 3, " rows").
 template <class... Parts>
-[[gnu::noinline]] std::string text(Parts const&... parts) {
-  std::string out;
-  (detail::append(out, parts), ...);
-  return out;
+std::string text(Parts const&... parts) {
+  return detail::joined({detail::text_part(parts)...});
 }
 
 namespace detail {
-// apart from the parts, so that a sentence costs its caller no more than the joining of them
+// a list of parts, whatever they are, so that a sentence costs its caller no more than to name them
 template <class E>
-[[noreturn]] void raise_sentence(std::string const& sentence) {
+[[noreturn, gnu::cold, gnu::noinline]] void raise_sentence(std::initializer_list<TextPart> parts) {
 #if GRAFT_EXCEPTIONS
-  throw E(sentence);
+  throw E(joined(parts));
 #else
-  error_handler()(sentence.c_str());
+  error_handler()(joined(parts).c_str());
   std::abort();
 #endif
 }
@@ -101,7 +118,7 @@ template <class E>
 /// Throws an E whose message is the parts joined, as `text` joins them: raise<FormatError>(path, ": is empty").
 template <class E, class... Parts>
 [[noreturn]] void raise(Parts const&... parts) {
-  detail::raise_sentence<E>(text(parts...));
+  detail::raise_sentence<E>({detail::text_part(parts)...});
 }
 
 /// Raises ContractError with the parts joined unless `ok`.
