@@ -173,7 +173,7 @@ TEST_CASE("bf16 of a row is that of its values, numbers that are none included",
   float const special[] = {NAN, -NAN, INFINITY, -INFINITY, 0.f, -0.f, 1e-40f, 3.4e38f, 1.00390625f, 1.01171875f};
   for (std::size_t k = 0; k < std::size(special); ++k) x[2 * k] = x[x.size() - 1 - 2 * k] = special[k];
   std::vector<bf16> y(x.size());
-  CpuBackend<>().kernels().narrow_row(x.data(), count, y.data());
+  CpuBackend<>().layer_kernels().narrow_row(x.data(), count, y.data());
   for (std::size_t k = 0; k < x.size(); ++k) CHECK(y[k].bits == bf16(x[k]).bits);
 }
 

@@ -19,8 +19,8 @@ void store_kv(CpuBackend<Act>& be, KvView<Act> const& kv, std::span<AttentionSpa
       std::int32_t const page = span.pages[token / kv.page_tokens];
       Act const *const key = k.row(span.first_row + r), *const value = v.row(span.first_row + r);
       if (kv.narrow) {
-        be.kernels().narrow_row(key, kv.width, kv.template key<bf16>(page, slot));
-        be.kernels().narrow_row(value, kv.width, kv.template value<bf16>(page, slot));
+        be.layer_kernels().narrow_row(key, kv.width, kv.template key<bf16>(page, slot));
+        be.layer_kernels().narrow_row(value, kv.width, kv.template value<bf16>(page, slot));
       } else {
         std::copy_n(key, kv.width, kv.key(page, slot));
         std::copy_n(value, kv.width, kv.value(page, slot));
@@ -80,9 +80,9 @@ void attention(CpuBackend<Act>& be, KvView<Act> const& kv, AttentionShape const&
     index_t const piece = (task - of_span[s].first) / shape.kv_heads, row = piece / chunks * block;
     index_t const end = std::min(span.rows, row + block);
     if (chunks == 1)
-      be.kernels().attend(kv, shape, span, row, end, kv_head, q, out);
+      be.layer_kernels().attend(kv, shape, span, row, end, kv_head, q, out);
     else
-      be.kernels().attend_chunk(kv, shape, span, row, end, kv_head, piece % chunks, q, parts_of(s));
+      be.layer_kernels().attend_chunk(kv, shape, span, row, end, kv_head, piece % chunks, q, parts_of(s));
   });
   if (parts_left == 0) return;
   be.executor().run(count * shape.kv_heads, [&](index_t task) {
@@ -91,7 +91,7 @@ void attention(CpuBackend<Act>& be, KvView<Act> const& kv, AttentionShape const&
     if (of_span[s].chunks == 1) return;
     for (index_t row = 0; row < span.rows; ++row)
       for (index_t head = kv_head * shared; head < (kv_head + 1) * shared; ++head)
-        be.kernels().combine_chunks(
+        be.layer_kernels().combine_chunks(
             parts_of(s).row_range((row * shape.heads + head) * of_span[s].chunks, of_span[s].chunks),
             out.row(span.first_row + row) + head * shape.head_dim);
   });

@@ -42,10 +42,11 @@ class CpuBackend {
     expects(isa <= detected_isa(), "graft: this processor has no ", isa_name(isa), "; its best is ",
             isa_name(detected_isa()));
     isa_ = isa;
-    kernels_ = &cpu::kernels<Act>(isa);
+    adapter_kernels_ = &cpu::adapter_kernels<Act>(isa);
     if (precision_ == Precision::native) native_ = cpu::native_kernels<Act>(isa);
   }
-  cpu::Kernels<Act> const& kernels() const { return *kernels_; }
+  cpu::AdapterKernels<Act> const& adapter_kernels() const { return *adapter_kernels_; }
+  cpu::LayerKernels<Act> const& layer_kernels() const { return cpu::layer_kernels<Act>(isa_); }
   cpu::BackwardKernels<Act> const& backward_kernels() const { return cpu::backward_kernels<Act>(isa_); }
 
   /// How products treat activations: `exact` unless changed here.
@@ -61,7 +62,7 @@ class CpuBackend {
   Executor* executor_;
   Arena arena_;
   Isa isa_ = default_isa();
-  cpu::Kernels<Act> const* kernels_ = &cpu::kernels<Act>(isa_);
+  cpu::AdapterKernels<Act> const* adapter_kernels_ = &cpu::adapter_kernels<Act>(isa_);
   Precision precision_ = Precision::exact;
   cpu::NativeKernels native_;
 };

@@ -25,7 +25,7 @@ void rms_norm(CpuBackend<Act>& be, MatrixView<Act const> x, VectorView<Act const
               MatrixView<Act> y) {
   cpu::for_row_blocks(be, x.rows, [&](index_t first, index_t last) {
     for (index_t n = first; n < last; ++n)
-      be.kernels().rms_norm_row(x.row(n), weight.data, static_cast<Act>(eps), x.cols, y.row(n));
+      be.layer_kernels().rms_norm_row(x.row(n), weight.data, static_cast<Act>(eps), x.cols, y.row(n));
   });
 }
 
@@ -35,7 +35,7 @@ void rms_norm_heads(CpuBackend<Act>& be, MatrixView<Act> x, VectorView<Act const
   cpu::for_row_blocks(be, x.rows, [&](index_t first, index_t last) {
     for (index_t n = first; n < last; ++n)
       for (index_t h = 0; h < x.cols; h += weight.size)
-        be.kernels().rms_norm_row(x.row(n) + h, weight.data, static_cast<Act>(eps), weight.size, x.row(n) + h);
+        be.layer_kernels().rms_norm_row(x.row(n) + h, weight.data, static_cast<Act>(eps), weight.size, x.row(n) + h);
   });
 }
 
@@ -45,7 +45,7 @@ void layer_norm(CpuBackend<Act>& be, MatrixView<Act const> x, VectorView<Act con
                 double eps, MatrixView<Act> y) {
   cpu::for_row_blocks(be, x.rows, [&](index_t first, index_t last) {
     for (index_t n = first; n < last; ++n)
-      be.kernels().layer_norm_row(x.row(n), weight.data, bias.data, static_cast<Act>(eps), x.cols, y.row(n));
+      be.layer_kernels().layer_norm_row(x.row(n), weight.data, bias.data, static_cast<Act>(eps), x.cols, y.row(n));
   });
 }
 
@@ -53,7 +53,7 @@ void layer_norm(CpuBackend<Act>& be, MatrixView<Act const> x, VectorView<Act con
 template <class Act>
 void activate(CpuBackend<Act>& be, Activation f, MatrixView<Act> x) {
   cpu::for_row_blocks(be, x.rows, [&](index_t first, index_t last) {
-    for (index_t n = first; n < last; ++n) be.kernels().activate_row(f, x.cols, x.row(n));
+    for (index_t n = first; n < last; ++n) be.layer_kernels().activate_row(f, x.cols, x.row(n));
   });
 }
 
@@ -61,7 +61,7 @@ void activate(CpuBackend<Act>& be, Activation f, MatrixView<Act> x) {
 template <class Act>
 void activate_gated(CpuBackend<Act>& be, Activation f, MatrixView<Act> gate, MatrixView<Act const> up) {
   cpu::for_row_blocks(be, gate.rows, [&](index_t first, index_t last) {
-    for (index_t n = first; n < last; ++n) be.kernels().activate_gated_row(f, up.row(n), gate.cols, gate.row(n));
+    for (index_t n = first; n < last; ++n) be.layer_kernels().activate_gated_row(f, up.row(n), gate.cols, gate.row(n));
   });
 }
 
@@ -69,7 +69,7 @@ void activate_gated(CpuBackend<Act>& be, Activation f, MatrixView<Act> gate, Mat
 template <class Act>
 void add(CpuBackend<Act>& be, MatrixView<Act const> x, MatrixView<Act> h) {
   cpu::for_row_blocks(be, h.rows, [&](index_t first, index_t last) {
-    for (index_t n = first; n < last; ++n) be.kernels().add_row(x.row(n), h.cols, h.row(n));
+    for (index_t n = first; n < last; ++n) be.layer_kernels().add_row(x.row(n), h.cols, h.row(n));
   });
 }
 
@@ -83,7 +83,7 @@ void gather_rows(CpuBackend<Act>& be, Weight const& table, std::int32_t const* i
     for (index_t n = first; n < last; ++n) {
       Act* const to = accumulate ? decoded.row(n) : h.row(n);
       table.row(index[n], to);
-      if (accumulate) be.kernels().add_row(to, h.cols, h.row(n));
+      if (accumulate) be.layer_kernels().add_row(to, h.cols, h.row(n));
     }
   });
 }
@@ -95,7 +95,7 @@ void rotate(CpuBackend<Act>& be, MatrixView<Act const> cosine, MatrixView<Act co
             MatrixView<Act> x) {
   cpu::for_row_blocks(be, x.rows, [&](index_t first, index_t last) {
     for (index_t n = first; n < last; ++n)
-      be.kernels().rotate_row(cosine.row(n), sine.row(n), cosine.cols, head_dim, x.cols, x.row(n));
+      be.layer_kernels().rotate_row(cosine.row(n), sine.row(n), cosine.cols, head_dim, x.cols, x.row(n));
   });
 }
 

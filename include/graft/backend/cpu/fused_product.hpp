@@ -85,8 +85,8 @@ class Adaptation {
   /// The bytes `then` are likely to be read next.
   void shrink(CpuBackend<Act> const& be, index_t task, std::span<std::byte const> then) const {
     if (task >= shrink_tasks()) return;
-    be.kernels().shrink(of_->deltas.tiles[task / shares()], of_->deltas.site, of_->x_delta.cols, x_, task % shares(),
-                        shares(), then, t_);
+    be.adapter_kernels().shrink(of_->deltas.tiles[task / shares()], of_->deltas.site, of_->x_delta.cols, x_,
+                                task % shares(), shares(), then, t_);
   }
 
   /// Asks for what the chunk will need first.
@@ -105,7 +105,7 @@ class Adaptation {
     for (index_t k = 0; deltas_ && k < deltas.tile_count; ++k) {
       ask_for_factors<2>(deltas, k + tiles_ahead, of_->y.cols, first, last);
       ask_for_factors<1>(deltas, k + 1, of_->y.cols, first, last);
-      be.kernels().expand(deltas.tiles[k], deltas.site, of_->y.cols, t_, first, last, of_->y);
+      be.adapter_kernels().expand(deltas.tiles[k], deltas.site, of_->y.cols, t_, first, last, of_->y);
     }
     if (outer_) map_columns(be, of_->outer, first, last);
   }
@@ -128,7 +128,7 @@ class Adaptation {
         if (end + maps_next < rows) ask_for_map<1>(maps, end + maps_next, first, last);
       } while (++end < rows && maps.follows(end));
       if (auto const* map = maps.row(n))
-        be.kernels().map_rows(*map, of_->y.row(n), end - n, of_->y.stride, first, last);
+        be.adapter_kernels().map_rows(*map, of_->y.row(n), end - n, of_->y.stride, first, last);
     }
   }
 

@@ -16,8 +16,8 @@ void add_mapped_norm(CpuBackend<Act>& be, Unmapped<CpuBackend<Act>> const& x, Ma
   auto const added = mapped(be, x);
   cpu::for_row_blocks(be, h.rows, [&](index_t first, index_t last) {
     for (index_t n = first; n < last; ++n) {
-      be.kernels().add_row(added.row(n), h.cols, h.row(n));
-      be.kernels().rms_norm_row(h.row(n), weight.data, static_cast<Act>(eps), h.cols, y.row(n));
+      be.layer_kernels().add_row(added.row(n), h.cols, h.row(n));
+      be.layer_kernels().rms_norm_row(h.row(n), weight.data, static_cast<Act>(eps), h.cols, y.row(n));
     }
   });
 }
@@ -32,8 +32,8 @@ MatrixView<Act> norm_rotate_store(CpuBackend<Act>& be, VectorView<Act const> q_n
   auto const queries = mapped(be, q), keys = mapped(be, k), values = mapped(be, v);
   auto const norm_rotate = [&](VectorView<Act const> norm, MatrixView<Act> x, index_t n) {
     for (index_t h = 0; !norm.empty() && h < x.cols; h += norm.size)
-      be.kernels().rms_norm_row(x.row(n) + h, norm.data, static_cast<Act>(eps), norm.size, x.row(n) + h);
-    be.kernels().rotate_row(cosine.row(n), sine.row(n), cosine.cols, head_dim, x.cols, x.row(n));
+      be.layer_kernels().rms_norm_row(x.row(n) + h, norm.data, static_cast<Act>(eps), norm.size, x.row(n) + h);
+    be.layer_kernels().rotate_row(cosine.row(n), sine.row(n), cosine.cols, head_dim, x.cols, x.row(n));
   };
   cpu::for_row_blocks(be, queries.rows, [&](index_t first, index_t last) {
     for (index_t n = first; n < last; ++n) norm_rotate(q_norm, queries, n), norm_rotate(k_norm, keys, n);

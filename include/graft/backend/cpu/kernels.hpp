@@ -105,16 +105,24 @@ using detail::RowsAhead;
 using detail::tile_outputs;
 constexpr bool in_integers(Format format) { return format_info(format).weight && format_info(format).block > 1; }
 
-/// The kernels of one level; level/*.inc say what each does.
+// A level's kernels stand in several tables, because whoever names a table compiles all that is in it. level/*.inc say
+// what each kernel does.
+
+/// What applies adapters.
 template <class R>
-struct Kernels {
-  void (*product_chunk)(MatrixView<R const> x, Weight const& w, VectorView<R const> bias, index_t o0, index_t o1,
-                        RowsAhead const& then, MatrixView<R> y);
+struct AdapterKernels {
   void (*shrink)(LowRankTile<R> const& tile, index_t site, index_t inputs, MatrixView<R const> x, index_t share,
                  index_t shares, std::span<std::byte const> then, MatrixView<R> t);
   void (*expand)(LowRankTile<R> const& tile, index_t site, index_t outputs, MatrixView<R const> t, index_t first,
                  index_t last, MatrixView<R> y);
   void (*map_rows)(RowMapRow<R const> const& map, R* y, index_t rows, index_t stride, index_t first, index_t last);
+};
+
+/// What layers consist of besides.
+template <class R>
+struct LayerKernels {
+  void (*product_chunk)(MatrixView<R const> x, Weight const& w, VectorView<R const> bias, index_t o0, index_t o1,
+                        RowsAhead const& then, MatrixView<R> y);
   void (*rms_norm_row)(R const* x, R const* weight, R eps, index_t count, R* y);
   void (*layer_norm_row)(R const* x, R const* weight, R const* bias, R eps, index_t count, R* y);
   void (*activate_row)(Activation f, index_t count, R* x);
@@ -171,7 +179,9 @@ struct CompactKernels {
 
 /// The kernels of a level; double has those of the baseline alone. Templates, so that a program compiles what it uses.
 template <class R>
-Kernels<R> const& kernels(Isa isa);
+AdapterKernels<R> const& adapter_kernels(Isa isa);
+template <class R>
+LayerKernels<R> const& layer_kernels(Isa isa);
 template <class R>
 BackwardKernels<R> const& backward_kernels(Isa isa);
 /// The native products of a level.
@@ -250,8 +260,12 @@ namespace graft::cpu {
 #endif
 
 template <class R>
-Kernels<R> const& kernels([[maybe_unused]] Isa isa) {
-  GRAFT_CHOOSE_LEVEL(forward_table<R>);
+AdapterKernels<R> const& adapter_kernels([[maybe_unused]] Isa isa) {
+  GRAFT_CHOOSE_LEVEL(adapter_table<R>);
+}
+template <class R>
+LayerKernels<R> const& layer_kernels([[maybe_unused]] Isa isa) {
+  GRAFT_CHOOSE_LEVEL(layer_table<R>);
 }
 template <class R>
 BackwardKernels<R> const& backward_kernels([[maybe_unused]] Isa isa) {
@@ -290,8 +304,10 @@ CompactKernels compact_kernels([[maybe_unused]] Isa isa) {
 }
 
 #if defined(GRAFT_DEFINE_KERNELS)
-template Kernels<float> const& kernels<float>(Isa);
-template Kernels<double> const& kernels<double>(Isa);
+template AdapterKernels<float> const& adapter_kernels<float>(Isa);
+template AdapterKernels<double> const& adapter_kernels<double>(Isa);
+template LayerKernels<float> const& layer_kernels<float>(Isa);
+template LayerKernels<double> const& layer_kernels<double>(Isa);
 template BackwardKernels<float> const& backward_kernels<float>(Isa);
 template BackwardKernels<double> const& backward_kernels<double>(Isa);
 template NativeKernels native_kernels<float>(Isa);

@@ -13,7 +13,7 @@ template <class X, class R>
 class DeltaScratch {
  public:
   DeltaScratch(CpuBackend<R>& be, MatrixView<X const> x, index_t max_rank)
-      : kernels_(be.kernels()), x_(x), t_(be.arena().template matrix<R>(x.rows, max_rank)) {
+      : kernels_(be.adapter_kernels()), x_(x), t_(be.arena().template matrix<R>(x.rows, max_rank)) {
     if (!is_padded<X, R>(x)) copy_ = be.arena().template matrix<R>(x.rows, padded<R>(x.cols));
   }
 
@@ -34,7 +34,7 @@ class DeltaScratch {
     for (index_t m = 0; m < tile.row_count; ++m) pad_row(x_.row(tile.rows[m]), x_.cols, copy_.row(tile.rows[m]));
     return copy_;
   }
-  Kernels<R> const& kernels_;
+  AdapterKernels<R> const& kernels_;
   MatrixView<X const> x_;
   MatrixView<R> copy_, t_;
 };
@@ -74,7 +74,7 @@ void apply_low_rank_embedding(CpuBackend<Act>& be, LowRankBatch<Act> const& delt
         offset += f.rank;
       }
     }
-    be.kernels().expand(tile, deltas.site, y.cols, t, 0, y.cols, y);
+    be.adapter_kernels().expand(tile, deltas.site, y.cols, t, 0, y.cols, y);
   });
 }
 

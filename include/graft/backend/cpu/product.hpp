@@ -51,7 +51,7 @@ struct InputRows {
   void map(CpuBackend<Act> const& be, index_t first, MatrixView<Act> to) const {
     for (index_t m = 0; m < to.rows; ++m) std::copy_n(x.row(first + m), x.cols, to.row(m));
     for_map_runs(maps, first, first + to.rows, [&](auto const* map, index_t n, index_t count) {
-      if (map != nullptr) be.kernels().map_rows(*map, to.row(n - first), count, to.stride, 0, to.cols);
+      if (map != nullptr) be.adapter_kernels().map_rows(*map, to.row(n - first), count, to.stride, 0, to.cols);
     });
   }
 };
@@ -161,7 +161,7 @@ struct ProductRows {
       if (rounding == Rounding::bf16)
         return (compact ? native.compact_chunk : native.bf16_chunk)(halves, w, bias, o0, o1, then, y);
     }
-    be.kernels().product_chunk(x, w, bias, o0, o1, then, y);
+    be.layer_kernels().product_chunk(x, w, bias, o0, o1, then, y);
   }
 };
 

@@ -37,7 +37,7 @@ inline void product_transposed_in_bf16(CpuBackend<float>& be, MatrixView<float c
     auto const part = dy.col_range(o, std::min(rounded_columns, w.rows - o));
     auto const rounded = be.arena().matrix<bf16>(part.rows, padded<bf16>(part.cols));
     prepare_rows(be, part.rows, 1, [&](index_t n) {
-      be.kernels().narrow_row(part.row(n), part.cols, rounded.row(n));
+      be.layer_kernels().narrow_row(part.row(n), part.cols, rounded.row(n));
       std::fill(rounded.row(n) + part.cols, rounded.row(n) + rounded.cols, bf16{});
     });
     for_blocks(be, dx, transposed_columns, [&](index_t n, index_t count, index_t first, index_t columns) {

@@ -16,7 +16,7 @@ template <class Act, class T>
 void map_columns(CpuBackend<Act> const& be, RowMapRow<Act const> const& map, MatrixView<T> y, index_t first,
                  index_t last) {
   if constexpr (std::same_as<T, Act>)
-    be.kernels().map_rows(map, y.data, y.rows, y.stride, first, last);
+    be.adapter_kernels().map_rows(map, y.data, y.rows, y.stride, first, last);
   else
     map_rows(map, y.data, y.rows, y.stride, first, last);
 }
