@@ -13,8 +13,8 @@
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
-#include <set>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -43,30 +43,91 @@ bool json_is(const auto& value) {
                                            [](const auto& item) { return json_is<typename T::value_type>(item); });
 }
 
+/// What a parser of JSON tells: the tokens of a text, one after the other.
+using JsonEvents = nlohmann::json_sax<nlohmann::json>;
+
+/// Tells `events` of each token in `text`. All of graft's files are read by this one parser. json::parse has two of its
+/// own, json::sax_parse one for every type of a consumer and one for each of five binary formats beside it, and a
+/// compiler needs seconds for them.
+inline void parse_json(std::string_view text, JsonEvents& events) {
+  auto characters = nlohmann::detail::input_adapter(text.begin(), text.end());
+  nlohmann::detail::parser<nlohmann::json, decltype(characters)>(std::move(characters)).sax_parse(&events);
+}
+
+namespace detail {
+
+/// Makes a document of what a parser tells.
+template <class Json>
+class JsonBuilder final : public JsonEvents {
+ public:
+  /// `path` names the file in messages.
+  explicit JsonBuilder(std::string const& path) : path_(path) {}
+
+  Json document;
+
+  bool null() override { return add(nullptr); }
+  bool boolean(bool value) override { return add(value); }
+  bool number_integer(std::int64_t value) override { return add(value); }
+  bool number_unsigned(std::uint64_t value) override { return add(value); }
+  bool number_float(double value, std::string const&) override { return add(value); }
+  bool string(std::string& value) override { return add(std::move(value)); }
+  bool binary(binary_t&) override { return false; }  // is in no text
+  bool start_object(std::size_t) override { return add(Json::value_t::object); }
+  bool start_array(std::size_t) override { return add(Json::value_t::array); }
+  bool end_object() override { return close(); }
+  bool end_array() override { return close(); }
+  bool key(std::string& name) override {
+    check_depth();
+    auto const [member, fresh] = open_.back()->emplace(std::move(name), nullptr);
+    if (!fresh) raise<FormatError>(path_, ": key ", in_quotes(member.key()), " occurs twice");
+    member_ = &*member;
+    return true;
+  }
+  bool parse_error(std::size_t, std::string const&, nlohmann::detail::exception const&) override {
+    raise<FormatError>(path_, ": is not valid JSON");
+  }
+
+ private:
+  bool add(Json value) {
+    check_depth();
+    bool const opens = value.is_structured();
+    Json* to = &document;
+    if (!open_.empty() && open_.back()->is_array()) {
+      open_.back()->push_back(std::move(value));
+      to = &open_.back()->back();
+    } else {
+      if (!open_.empty()) to = member_;
+      *to = std::move(value);
+    }
+    if (opens) open_.push_back(to);
+    return true;
+  }
+  bool close() {
+    open_.pop_back();
+    return true;
+  }
+  void check_depth() const {
+    if (open_.size() > 100) raise<FormatError>(path_, ": nests deeper than 100 levels");
+  }
+
+  std::string const& path_;
+  std::vector<Json*> open_;  // objects and arrays, each within the one before
+  Json* member_ = nullptr;   // of the innermost object, whose value comes next
+};
+
+}  // namespace detail
+
 /// The document in a JSON file. Take nlohmann::ordered_json where the order of keys matters. FormatError when the file
 /// exceeds `most_bytes` (a document takes some ten times its text in memory), nests deeper than 100, repeats a key in
 /// an object or is not JSON in UTF-8.
 template <class Json = nlohmann::json>
 Json read_json(const std::filesystem::path& path, std::size_t most_bytes = std::size_t{16} << 20) {
   auto const file = MappedFile::open(path);
-  auto const fail = [&](auto const&... parts) { raise<FormatError>(file->path(), ": ", parts...); };
-  if (file->size() > most_bytes) fail("is ", file->size(), " bytes long, at most ", most_bytes, " are read as JSON");
-  std::vector<std::set<std::string>> open_objects;
-  auto const check = [&](int depth, typename Json::parse_event_t event, Json& parsed) {
-    using Event = typename Json::parse_event_t;
-    if (depth > 100) fail("nests deeper than 100 levels");
-    if (event == Event::object_start) open_objects.emplace_back();
-    if (event == Event::object_end) open_objects.pop_back();
-    if (event == Event::key) {
-      auto const& key = parsed.template get_ref<const std::string&>();
-      if (!open_objects.back().insert(key).second) fail("key ", in_quotes(key), " occurs twice");
-    }
-    return true;
-  };
-  auto const characters = file->characters();
-  Json result = Json::parse(characters.begin(), characters.end(), check, false);
-  if (result.is_discarded()) fail("is not valid JSON");
-  return result;
+  if (file->size() > most_bytes)
+    raise<FormatError>(file->path(), ": is ", file->size(), " bytes long, at most ", most_bytes, " are read as JSON");
+  detail::JsonBuilder<Json> builder(file->path());
+  parse_json(file->characters(), builder);
+  return std::move(builder.document);
 }
 
 }  // namespace graft

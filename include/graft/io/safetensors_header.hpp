@@ -6,6 +6,7 @@
 #include <graft/core/format.hpp>
 #include <graft/core/types.hpp>
 #include <graft/io/checked.hpp>
+#include <graft/io/json.hpp>
 #include <graft/io/mapped_file.hpp>
 #include <graft/io/tensor_file.hpp>
 
@@ -46,11 +47,11 @@ struct SafetensorsHeader {
 
 /// Consumer of JSON tokens that accepts exactly the header's grammar; whatever else comes is refused where it comes, so
 /// memory never exceeds a small multiple of the header.
-class SafetensorsParser {
+class SafetensorsParser final : public JsonEvents {
  public:
   SafetensorsParser(const std::string& path, SafetensorsHeader& header) : path_(path), header_(header) {}
 
-  bool start_object(std::size_t) {
+  bool start_object(std::size_t) override {
     if (place_ == Place::start) return enter(Place::root);
     if (place_ == Place::root && name_ == "__metadata__") return enter(Place::metadata);
     if (place_ == Place::root) {
@@ -60,11 +61,11 @@ class SafetensorsParser {
     }
     unexpected("an object");
   }
-  bool end_object() {
+  bool end_object() override {
     if (place_ == Place::tensor && seen_.size() != 3) fail(here(), " lacks dtype, shape or data_offsets");
     return enter(place_ == Place::root ? Place::finished : Place::root);
   }
-  bool key(std::string& key) {
+  bool key(std::string& key) override {
     if (place_ == Place::root) {
       if (!names_.insert(key).second) fail("tensor ", in_quotes(key), " occurs twice in the header");
       name_ = key;
@@ -79,16 +80,16 @@ class SafetensorsParser {
     }
     return true;
   }
-  bool start_array(std::size_t) {
+  bool start_array(std::size_t) override {
     if (place_ != Place::tensor || key_ == "dtype") unexpected("an array");
     count_ = 0;
     return enter(key_ == "shape" ? Place::shape : Place::offsets);
   }
-  bool end_array() {
+  bool end_array() override {
     if (place_ == Place::offsets && count_ != 2) fail(here(), " has ", count_, " data_offsets, expected 2");
     return enter(Place::tensor);
   }
-  bool string(std::string& value) {
+  bool string(std::string& value) override {
     if (place_ == Place::metadata) {
       header_.metadata.emplace(key_, value);
       return true;
@@ -100,7 +101,7 @@ class SafetensorsParser {
     header_.tensors.back().format = *found;
     return true;
   }
-  bool number_unsigned(std::uint64_t value) {
+  bool number_unsigned(std::uint64_t value) override {
     auto const most = static_cast<std::uint64_t>(std::numeric_limits<index_t>::max());
     auto* const tensor = header_.tensors.empty() ? nullptr : &header_.tensors.back();
     if (place_ == Place::shape) {
@@ -115,13 +116,12 @@ class SafetensorsParser {
     }
     return true;
   }
-  bool number_integer(std::int64_t value) { unexpected("the negative number ", value); }
-  bool number_float(double, const std::string& value) { unexpected("the number ", value.substr(0, 32)); }
-  bool boolean(bool) { unexpected("a truth value"); }
-  bool null() { unexpected("null"); }
-  bool binary(std::vector<std::uint8_t>&) { unexpected("binary data"); }
-  template <class Reason>
-  bool parse_error(std::size_t position, const std::string&, const Reason&) {
+  bool number_integer(std::int64_t value) override { unexpected("the negative number ", value); }
+  bool number_float(double, const std::string& value) override { unexpected("the number ", value.substr(0, 32)); }
+  bool boolean(bool) override { unexpected("a truth value"); }
+  bool null() override { unexpected("null"); }
+  bool binary(binary_t&) override { unexpected("binary data"); }
+  bool parse_error(std::size_t position, const std::string&, const nlohmann::detail::exception&) override {
     fail("the header is not valid JSON at its byte ", position);
   }
 
@@ -178,7 +178,7 @@ inline SafetensorsHeader read_safetensors_header(const MappedFile& file) {
   SafetensorsHeader header;
   header.bytes = 8 + json.size();
   SafetensorsParser parser(file.path(), header);
-  nlohmann::json::sax_parse(json.begin(), json.end(), &parser);
+  parse_json(json, parser);
   return header;
 }
 
