@@ -46,12 +46,10 @@ bool json_is(const auto& value) {
 /// What a parser of JSON tells: the tokens of a text, one after the other.
 using JsonEvents = nlohmann::json_sax<nlohmann::json>;
 
-/// Tells `events` of each token in `text`. All of graft's files are read by this one parser. json::parse has two of its
-/// own, json::sax_parse one for every type of a consumer and one for each of five binary formats beside it, and a
-/// compiler needs seconds for them.
+/// Tells `events` of each token in `text`. All of graft's files are read by this one parser: a consumer's type would be a
+/// parser of its own to compile, and json::parse has two.
 inline void parse_json(std::string_view text, JsonEvents& events) {
-  auto characters = nlohmann::detail::input_adapter(text.begin(), text.end());
-  nlohmann::detail::parser<nlohmann::json, decltype(characters)>(std::move(characters)).sax_parse(&events);
+  nlohmann::json::sax_parse(text.begin(), text.end(), &events);
 }
 
 namespace detail {
