@@ -212,7 +212,11 @@ TEST_CASE("sizes that no model has are refused before memory is taken for them")
         "config.json: pad_token_id is -7, which leaves no position of the model's 40");
   CHECK(with("roberta", "pad_token_id", 39) ==
         "config.json: pad_token_id is 39, which leaves no position of the model's 40");
-  CHECK(with("llama_lora", "partial_rotary_factor", 1e300).starts_with("config.json: partial_rotary_factor is "));
+  CHECK(with("llama_lora", "partial_rotary_factor", 0.5) ==
+        "config.json: partial_rotary_factor is 0.5; llama rotates whole heads");
+  CHECK(with("llama_lora", "partial_rotary_factor", 1.0) == "");
+  CHECK(with("llama_yarn", "rope_parameters", {{"rope_type", "default"}, {"partial_rotary_factor", 1e300}}) ==
+        "config.json: partial_rotary_factor is 1e+300; llama rotates whole heads");
 }
 
 TEST_CASE("classes that graft has no head for are refused by name") {
