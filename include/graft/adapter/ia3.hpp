@@ -92,6 +92,8 @@ struct IA3Scaling {
     for (index_t k = 0; k < state.l.size(); ++k) state.l.data[k] = 1;
   }
 
+  static bool decays() { return false; }  // l is a vector, and rests at 1
+
   template <class B>
   RowMapForm form(SiteInfo const&, State<B> const& state) const {
     // an output vector is a column; a layer with one input or output cannot tell and counts as output-sided
