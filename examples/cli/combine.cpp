@@ -209,9 +209,7 @@ void run(Options const& options) {
   BaseWeights base;
   if (engine != nullptr) {
     auto const values = [&engine](std::string const& name) { return engine->weights().tensors.find(name); };
-    base.weight = [&, values](index_t site) {
-      return engine->weights().matrix(sites[site].path + ".weight", sites[site].out, sites[site].in);
-    };
+    base.weight = [&](index_t site) { return engine->weights().matrix(sites[site]); };
     base.bias = [&, values](index_t site) {
       auto const found = values(sites[site].path + ".bias");
       if (found == engine->weights().tensors.end()) return std::vector<float>{};

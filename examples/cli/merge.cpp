@@ -3,6 +3,7 @@
 #include <examples/cli/command.hpp>
 #include <examples/cli/model_output.hpp>
 
+#include <graft/io/checked.hpp>
 #include <graft/io/merge_files.hpp>
 
 #include <algorithm>
@@ -99,12 +100,14 @@ MergeOutcome write_merged(Options const& options, ModelSource const& source, Eng
   MergeRequest<CommandBackend> const request{
       set,    engine.sites(),           engine.config(),   engine.weights(),           pool,
       inward, parse_type(options.type), std::move(record), inward ? options.undo : "", std::ref(progress)};
-  if (source.gguf) return merge_gguf(request, *source.gguf, options.out);
-  OutputFolder folder(options.out);
-  auto outcome = merge_hf(request, source.config, source.folder_tensors, folder);
-  write_companions(source.home, folder);
-  folder.commit();
-  return outcome;
+  return checked_at(options.model, [&] {
+    if (source.gguf) return merge_gguf(request, *source.gguf, options.out);
+    OutputFolder folder(options.out);
+    auto outcome = merge_hf(request, source.config, source.folder_tensors, folder);
+    write_companions(source.home, folder);
+    folder.commit();
+    return outcome;
+  });
 }
 
 struct Loaded {

@@ -5,6 +5,7 @@
 
 #include <examples/cli/train.hpp>
 
+#include <graft/io/peft_config.hpp>
 #include <graft/text/model_tokenizer.hpp>
 #include <graft/train/examples.hpp>
 #include <graft/train/trainer.hpp>
@@ -173,9 +174,12 @@ void check_use(TrainCommand const& c, Module<P, B> const& module) {
 
 /// Refuses, before memory is asked for, what the machine could not hold, and says what a rank does not give.
 template <class P, class B>
-void check_size(TrainCommand const& c, P const& policy, SiteTable const& sites, std::vector<index_t> const& at) {
+void check_size(TrainCommand const& c, P const& policy, SiteTable const& sites, std::vector<index_t> const& at,
+                PeftPatterns const& patterns) {
   Module<P, B> planned;
-  for (index_t const site : at) planned.add(sites, site, policy);
+  for (index_t const site : at)
+    planned.add(sites, site,
+                policy_at(policy, [&](auto const& pattern) { return patterns(pattern, sites[site].path); }));
   double parameters = 0;  // more than an index_t counts, perhaps
   planned.for_each([&](index_t, auto, auto const& tensor) {
     double elements = 1;
@@ -237,8 +241,9 @@ Module<P, typename M::B> new_module(TrainCommand const& c, P const& policy, M co
   auto const& config = model.config();
   auto const at =
       target_sites(model.sites(), policy, c.targets.empty() ? MethodDefaults<P>::targets(config) : c.targets);
-  check_size<P, typename M::B>(c, policy, model.sites(), at);
-  auto trained = make_module<P, typename M::B>("adapter", policy, model.sites(), at, c.trainer.seed);
+  PeftPatterns const patterns("graft");
+  check_size<P, typename M::B>(c, policy, model.sites(), at, patterns);
+  auto trained = make_module<P, typename M::B>("adapter", policy, model.sites(), at, c.trainer.seed, patterns);
   trained.base_model = c.model.model;
   trained.task_type = config.classifier ? "SEQ_CLS" : "CAUSAL_LM";
   trained.target_modules = c.targets;

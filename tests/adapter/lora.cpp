@@ -51,6 +51,25 @@ TEST_CASE("patterns give sites their own rank and alpha, the first match wins") 
   CHECK((other_q.rank == 2 && other_q.alpha == 3));
 }
 
+TEST_CASE("a new module has the ranks and alphas of its patterns") {
+  SiteTable sites;
+  for (auto const* path : {"layers.0.q_proj", "layers.0.v_proj", "layers.1.q_proj"}) sites.add({0, "proj", path, 8, 8});
+  LoRADelta lora{.rank = 2, .rank_pattern = {{"q_proj", 3}}, .alpha_pattern = {{"layers.1.q_proj", 5}}};
+  auto const module = make_module<LoRADelta, B>("l", lora, sites, {0, 1, 2});
+  CHECK(module.entries[0].state.a.rows == 3);
+  CHECK(module.entries[1].state.a.rows == 2);
+  CHECK(module.entries[2].state.b.cols == 3);
+  CHECK(module.entries[0].policy.scale() == Approx(8.0 / 3));
+  CHECK(module.entries[2].policy.scale() == Approx(5.0 / 3));
+
+  lora.rank_pattern = {{R"(layers\.0\..*)", 4}};
+  CHECK_THROWS_WITH((make_module<LoRADelta, B>("l", lora, sites, {0})), Catch::Contains("regular expressions"));
+  auto const matches = [](std::string const& pattern, std::string const& path) { return matcher(path)(pattern); };
+  auto const all = make_module<LoRADelta, B>("l", lora, sites, {0, 1, 2}, 0, matches);
+  CHECK(all.entries[1].state.a.rows == 4);
+  CHECK(all.entries[2].state.a.rows == 2);
+}
+
 TEST_CASE("a module has A [r, i], B [o, r] and, when asked for, B's bias [o]") {
   for (bool const bias : {false, true}) {
     auto module = make_module<LoRADelta, B>("l", {.rank = 5, .alpha = 10, .bias = bias}, one_site(), {0});

@@ -160,3 +160,17 @@ TEST_CASE("every tensor of a model is needed, in its shape") {
     CHECK(needed > 15);
   }
 }
+
+TEST_CASE("a head that is the embedding has the embedding's weight") {
+  for (std::string const name : {"gpt2", "llama_lora"}) {
+    INFO(name);
+    auto const files = files_of(name);
+    auto const sites = sites_of(files.config);
+    auto const& head = sites[sites.find("lm_head")];
+    bool const tied = name == "gpt2";
+    REQUIRE(files.weights.contains("lm_head.weight") == !tied);
+    auto const weight = files.weights.matrix(head);
+    CHECK(weight.rows == files.config.vocabulary);
+    CHECK(weight.data == files.weights.tensors.at(tied ? "transformer.wte.weight" : "lm_head.weight").data);
+  }
+}

@@ -60,7 +60,7 @@ expect(1 "" "is not what .* was merged from" unmerge --model ${WORK_DIR}/one.ggu
 expect(1 "" "was merged with other adapters or weights" unmerge --model ${WORK_DIR}/one.gguf --adapter r=${road}=2
        --out ${WORK_DIR}/x.gguf)
 file(GLOB pedro ${models}/llama_pedro/adapter_defaults)
-expect(1 "" "PEDRO makes its vectors from each prompt" merge --model ${models}/llama_pedro --adapter p=${pedro}
+expect(1 "" "llama_pedro: PEDRO makes its vectors from each prompt" merge --model ${models}/llama_pedro --adapter p=${pedro}
        --out ${WORK_DIR}/x)
 if(EXISTS ${WORK_DIR}/x OR EXISTS ${WORK_DIR}/x.gguf)
   message(SEND_ERROR "a merge that failed left a file")

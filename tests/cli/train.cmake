@@ -163,6 +163,11 @@ expect(0 "positions" "^$" ${parts} --parts 2 --set positions=[0,-2] --out ${WORK
 expect(0 "kind +adapter" "^$" info ${WORK_DIR}/listed --model ${WORK_DIR}/llama)
 expect(1 "^$" "an example is for part 0 of the module, which has 0 parts" ${parts} --out ${WORK_DIR}/none)
 
+# Patterns give modules a rank of their own.
+expect(0 "" "^$" train --model ${WORK_DIR}/llama --method lora --data ${data} --steps 1 --targets q_proj,v_proj --rank 2
+       --set "rank_pattern={\"(q|k)_proj\": 3}" --out ${WORK_DIR}/patterns --json)
+expect(0 "ranks +.2,3" "^$" info ${WORK_DIR}/patterns --model ${WORK_DIR}/llama)
+
 # A classifier's head comes along.
 expect(0 "validation_loss" "^$" train --model ${WORK_DIR}/bert --method lora --data ${texts} --val ${texts} --threads 1
     --out ${WORK_DIR}/classifier --steps 30 --lr 2e-2 --batch 5)

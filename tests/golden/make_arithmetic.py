@@ -147,6 +147,10 @@ def check_what_the_docs_say():
     model.add_weighted_adapter(["lora_a"], [5.0], "sum", combination_type="linear")
     assert torch.equal(before, deltas(model, "sum")["q_proj"])
 
+    # of one adapter, any method is linear
+    model.add_weighted_adapter(["lora_a"], [1.0], "one", combination_type="magnitude_prune", density=0.2)
+    assert (deltas(model, "one")["q_proj"] - deltas(model, "lora_a")["q_proj"]).norm() < 1e-5
+
     # IA3 is not centred on 1: two modules that do nothing, weights 1 and 1, double every activation
     model = model_with("ia3_a", "ia3_b")
     for parameter in (p for n, p in model.named_parameters() if "ia3_l" in n):

@@ -131,6 +131,32 @@ TEST_CASE("a head that the file has beside the embedding is tied to it only wher
   CHECK_FALSE(opened().config.tied);
 }
 
+TEST_CASE("the decoder of a masked language model has the bias that is its own, or the one beside it") {
+  auto const bias = [](std::vector<std::string> const& names) {
+    Folder roberta("roberta_masked");
+    roberta.set("tie_word_embeddings", true).read();
+    auto const path = roberta.folder / "model.safetensors";
+    auto const file = read_safetensors(path);
+    auto tensors = file.tensors();
+    std::erase_if(tensors,
+                  [](auto const& one) { return one.name == "lm_head.bias" || one.name == "lm_head.decoder.bias"; });
+    std::vector<float> values[2];
+    for (std::size_t k = 0; k < names.size(); ++k) {
+      values[k].assign(static_cast<std::size_t>(file.find("lm_head.bias")->elements()), static_cast<float>(k + 1));
+      tensors.push_back(tensor_info(names[k], {static_cast<index_t>(values[k].size())}, values[k].data()));
+    }
+    write_safetensors(path, tensors);
+    auto const files = open_model(roberta.folder.path());
+    auto const& own = files.weights.tensors.at("lm_head.decoder.bias");
+    std::vector<float> row(static_cast<std::size_t>(own.cols));
+    own.row(0, row.data());
+    return row.front();
+  };
+  CHECK(bias({"lm_head.bias"}) == 1);
+  CHECK(bias({"lm_head.decoder.bias"}) == 1);
+  CHECK(bias({"lm_head.bias", "lm_head.decoder.bias"}) == 2);
+}
+
 TEST_CASE("tensors that the class in transformers does not have are left out, whatever the file holds") {
   auto const opened = [](char const* name, std::vector<std::string> const& added, bool biased = false) {
     Folder folder(name);
@@ -212,7 +238,11 @@ TEST_CASE("sizes that no model has are refused before memory is taken for them")
         "config.json: pad_token_id is -7, which leaves no position of the model's 40");
   CHECK(with("roberta", "pad_token_id", 39) ==
         "config.json: pad_token_id is 39, which leaves no position of the model's 40");
-  CHECK(with("llama_lora", "partial_rotary_factor", 1e300).starts_with("config.json: partial_rotary_factor is "));
+  CHECK(with("llama_lora", "partial_rotary_factor", 0.5) ==
+        "config.json: partial_rotary_factor is 0.5; llama rotates whole heads");
+  CHECK(with("llama_lora", "partial_rotary_factor", 1.0) == "");
+  CHECK(with("llama_yarn", "rope_parameters", {{"rope_type", "default"}, {"partial_rotary_factor", 1e300}}) ==
+        "config.json: partial_rotary_factor is 1e+300; llama rotates whole heads");
 }
 
 TEST_CASE("classes that graft has no head for are refused by name") {

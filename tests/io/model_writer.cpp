@@ -282,9 +282,10 @@ TEST_CASE("what a GGUF file cannot say of a folder's model is refused by name") 
   auto config = config_of("llama_yarn");
   config["rope_parameters"]["truncate"] = false;
   CHECK_THAT(metadata_refusal(config), Catch::Contains("truncate"));
-  config = config_of("llama_yarn");
-  config["rope_parameters"]["partial_rotary_factor"] = 0.5;
-  CHECK_THAT(metadata_refusal(config), Catch::Contains("RoPE over 8 of 16 columns"));
+  auto partly = read_hf_config(models / "llama_yarn" / "config.json");
+  partly.rope.dimensions = 8;
+  CHECK_THAT(sentence<FormatError>([&] { detail::gguf_model_metadata(partly, "model"); }),
+             Catch::Contains("RoPE over 8 of 16 columns"));
   config = config_of("qwen2");
   config["use_sliding_window"] = true;
   config["sliding_window"] = 4;

@@ -200,6 +200,29 @@ TEST_CASE("IA3: the stored shape tells the side, whatever the configuration says
   }
 }
 
+TEST_CASE("IA3: feedforward_modules are among the targets, and add none") {
+  auto const sites = graft_test::golden_model("bert").sites;
+  auto const written = [&](std::vector<std::string> feedforward, std::vector<std::string> const& paths) {
+    TemporaryFolder folder;
+    graft::write_peft(folder.path(), sample(IA3Scaling{.feedforward_modules = std::move(feedforward)}, sites, paths),
+                      sites);
+    auto const config = config_of(folder.path());
+    return std::pair(config["target_modules"], config["feedforward_modules"]);
+  };
+  std::string const layer = "encoder.layer.0.", value = layer + "attention.self.value",
+                    attended = layer + "attention.output.dense", last = layer + "output.dense";
+  using Names = std::vector<std::string>;
+  // one that no module of the adapter has
+  CHECK(written({"output.dense"}, {value}) == std::pair(Json(Names{"0.attention.self.value"}), Json(Names{})));
+  // one that another module of the model has too
+  CHECK(written({"output.dense"}, {value, attended}) ==
+        std::pair(Json(Names{"0.attention.output.dense", "0.attention.self.value"}),
+                  Json(Names{"0.attention.output.dense"})));
+  // one that is more of a path than the targets are
+  auto const both = written({"0.attention.output.dense"}, {attended, last});
+  CHECK(both.second == Json(Names{"0.attention.output.dense"}));
+}
+
 TEST_CASE("modules that no single value describes get patterns") {
   SiteTable const sites = llama_sites({});
   Module<LoRADelta, B> module;

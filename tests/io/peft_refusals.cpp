@@ -112,6 +112,10 @@ TEST_CASE("configurations that do not say what they must are refused by key") {
   CHECK(b.with_key("rank_pattern", {{"q_(proj", 4}}) == config("pattern 'q_(proj' is not a regular expression"));
   CHECK(b.with_key("alpha_pattern", {{"\\Amodel.layers", 4}}) ==
         config("pattern '\\Amodel.layers' has Python's \\A or \\Z; write ^ or $"));
+  CHECK(b.with_key("rank_pattern", {{"q_proj", 4.5}}) ==
+        config("LoRA's rank_pattern says 4.5, a rank is a whole number"));
+  CHECK(b.with_key("lora_alpha", 1e300) ==
+        config("LoRA's lora_alpha 1e+300 at model.layers.0.self_attn.q_proj gives a scale that no float holds"));
   CHECK_THAT(b.with_key("rank_pattern", {{std::string(1001, '('), 4}}), Catch::Contains("is 1001 characters long"));
   CHECK(b.with_key("target_modules", 3) ==
         config("key 'target_modules' is 3, expected a list of strings or a pattern"));
@@ -137,6 +141,8 @@ TEST_CASE("what would be computed wrongly is refused by name") {
                                                {"use_qalora", true},
                                                {"bias", "all"},
                                                {"bias", "lora_only"},
+                                               {"bias", "some"},
+                                               {"bias", 3},
                                                {"layer_replication", Json::array({{0, 1}})},
                                                {"target_parameters", Json::array({"experts.w"})},
                                                {"alora_invocation_tokens", Json::array({1, 2})},

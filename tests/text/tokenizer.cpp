@@ -110,7 +110,11 @@ TEST_CASE("the special tokens that a configuration names") {
   CHECK(llama.encode("", true) == Ids{1});
   CHECK(llama.encode("", false).empty());
   CHECK_THROWS_AS(llama.token(-1), graft::ContractError);
-  CHECK_THROWS_AS(llama.decode(Ids{1 << 20}), graft::ContractError);
+  CHECK_THROWS_AS(llama.decode(Ids{-1}), graft::ContractError);
+  CHECK_THROWS_AS(llama.token(1 << 20), graft::ContractError);
+  Ids padded = llama.encode("a padded model", false);
+  padded.insert(padded.begin() + 1, 1 << 20);
+  CHECK(llama.decode(padded) == "a padded model");
 }
 
 TEST_CASE("bytes that are not UTF-8 count as U+FFFD") {

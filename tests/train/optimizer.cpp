@@ -176,6 +176,11 @@ TEST_CASE("modules are cut into ranges by group, and vectors do not decay") {
   CHECK(is(lora[2], 42, 8, ParameterGroup::expansion, false));  // its bias
   CHECK(is(lora[3], 50, 18, ParameterGroup::main, true));
 
+  auto const narrow = parameter_ranges(make_module<LoRADelta, B>("m", {.rank = 1}, table, {q.index}));
+  REQUIRE(narrow.size() == 2);
+  CHECK(is(narrow[0], 0, 6, ParameterGroup::main, true));  // A [1, 6] is a matrix, as any other rank's
+  CHECK(is(narrow[1], 6, 8, ParameterGroup::expansion, true));
+
   auto const scales = parameter_ranges(make_module<IA3Scaling, B>("m", {}, table, {q.index, v.index}));
   REQUIRE(scales.size() == 1);  // neighbours of one kind are one range
   CHECK(is(scales[0], 0, 12, ParameterGroup::main, false));

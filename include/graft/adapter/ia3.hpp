@@ -4,6 +4,8 @@
 
 #include <graft/adapter/policy.hpp>
 
+#include <algorithm>
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -58,6 +60,24 @@ struct IA3Scaling {
     }
     if (!said) feedforward_modules = std::move(input);
   }
+  /// PEFT wants feedforward_modules to be among target_modules. Those that are not give way to the targets that name
+  /// modules of that side alone, and to whole paths where no target does: what is targeted stays the same.
+  void describe_targets(auto const& policies_at_sites, std::set<std::string>& targets) {
+    auto const& names = feedforward_modules;
+    if (std::all_of(names.begin(), names.end(), [&](auto const& name) { return targets.contains(name); })) return;
+    feedforward_modules.clear();
+    for (auto const& target : targets) {
+      bool input = false, output = false;
+      for (auto const& [site, here] : policies_at_sites)
+        if (site->path.ends_with(target)) (here.scales_input(*site) ? input : output) = true;
+      if (input && !output) feedforward_modules.push_back(target);
+    }
+    for (auto const& [site, here] : policies_at_sites)
+      if (here.scales_input(*site) && !scales_input(*site)) {
+        feedforward_modules.push_back(site->path);
+        targets.insert(site->path);
+      }
+  }
 
   template <class B>
   void shape(SiteInfo const& site, LayerSites const*, State<B>& state) const {
@@ -71,6 +91,8 @@ struct IA3Scaling {
   void init(State<B>& state, auto&) const {
     for (index_t k = 0; k < state.l.size(); ++k) state.l.data[k] = 1;
   }
+
+  static bool decays() { return false; }  // l is a vector, and rests at 1
 
   template <class B>
   RowMapForm form(SiteInfo const&, State<B> const& state) const {

@@ -6,6 +6,7 @@
 #include <graft/adapter/policy.hpp>
 
 #include <cmath>
+#include <limits>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -51,7 +52,7 @@ struct LoRADelta {
     v.option("fan_in_fan_out", fan_in_fan_out);
     v.option("rank_pattern", rank_pattern);
     v.option("alpha_pattern", alpha_pattern);
-    v.refuse("bias", "trained biases of the base model", {"all", "lora_only"});
+    v.refuse_unless("bias", "trained biases of the base model", "none");
     v.refuse("use_dora", "DoRA");
     v.refuse("use_qalora", "QA-LoRA");
     v.refuse("alora_invocation_tokens", "activated LoRA");
@@ -78,7 +79,9 @@ struct LoRADelta {
       return otherwise;
     };
     LoRADelta here = *this;
-    here.rank = static_cast<index_t>(first_match(rank_pattern, static_cast<double>(rank)));
+    double const r = first_match(rank_pattern, static_cast<double>(rank));
+    expects(r == std::floor(r), "graft: LoRA's rank_pattern says ", r, ", a rank is a whole number");
+    here.rank = static_cast<index_t>(r);
     here.alpha = first_match(alpha_pattern, alpha);
     return here;
   }
@@ -96,6 +99,8 @@ struct LoRADelta {
   template <class B>
   void shape(SiteInfo const& site, LayerSites const*, State<B>& state) const {
     expects(rank > 0, "graft: LoRA's rank r must be positive, it is ", rank, " at ", site.path);
+    expects(std::abs(scale()) <= std::numeric_limits<float>::max(), "graft: LoRA's lora_alpha ", alpha, " at ",
+            site.path, " gives a scale that no float holds");
     state.embedding = site.kind == SiteKind::embedding;
     expects(!(bias && state.embedding), "graft: LoRA on the embedding ", site.path, " cannot have a lora_bias");
     state.a = {nullptr, rank, site.in, site.in};

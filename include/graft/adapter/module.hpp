@@ -182,17 +182,33 @@ void check_fits(Module<P, B> const& module, SiteTable const& sites) {
 
 }  // namespace detail
 
-/// A module of policy P with its start values at the given sites.
+/// A module of policy P with its start values at the given sites. The policy's patterns hold where
+/// matches(pattern, path) is true, as PeftPatterns says of regular expressions.
 template <class P, class B>
 Module<P, B> make_module(std::string name, P const& policy, SiteTable const& sites, std::vector<index_t> const& at,
-                         std::uint64_t seed = 0) {
+                         std::uint64_t seed, auto&& matches) {
   Module<P, B> made;
   made.name = std::move(name);
   made.policy = policy;
-  for (index_t site : at) made.add(sites, site, policy);
+  for (index_t site : at) {
+    std::string const path = site >= 0 && site < sites.size() ? sites[site].path : "";
+    made.add(sites, site, policy_at(policy, [&](std::string const& pattern) { return matches(pattern, path); }));
+  }
   made.allocate();
   made.init(seed);
   return made;
+}
+
+/// The same where patterns are paths of modules or their last components; ContractError for other regular expressions.
+template <class P, class B>
+Module<P, B> make_module(std::string name, P const& policy, SiteTable const& sites, std::vector<index_t> const& at,
+                         std::uint64_t seed = 0) {
+  auto const matches = [](std::string const& pattern, std::string const& path) {
+    expects(pattern.find_first_of("*+?|()[]{}^$\\") == std::string::npos, "graft: make_module reads the pattern ",
+            pattern, " with a function that matches regular expressions");
+    return is_module(path, pattern);
+  };
+  return make_module<P, B>(std::move(name), policy, sites, at, seed, matches);
 }
 
 }  // namespace graft

@@ -26,4 +26,14 @@ ParameterGroup parameter_group_of(P const& policy, std::string_view suffix) {
     return ParameterGroup::main;
 }
 
+/// Whether weight decay pulls a matrix of the policy to zero: what its own `decays()` says, where it has one. A matrix
+/// of rank 1 is one too; a vector that files store as a matrix is not.
+template <class P>
+bool matrices_decay(P const& policy) {
+  if constexpr (requires { policy.decays(); })
+    return policy.decays();
+  else
+    return true;
+}
+
 }  // namespace graft

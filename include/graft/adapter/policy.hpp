@@ -61,6 +61,7 @@ struct Visitor {
 ///   P at(matches) const;                   the policy at a site, where matches(pattern) is true of its path
 ///   P as_stored(site, shape_of) const;     what only stored tensors tell: shape_of("suffix"), empty when not there
 ///   void describe(policies_at_sites, matches);    (SiteInfo const*, P) pairs: what one configuration must say for all
+///   void describe_targets(policies_at_sites, targets);   options that name modules, beside the target_modules written
 ///   static constexpr own_keys;             config keys HF PEFT lacks: written only where they are not the default
 ///   void backward(be, state, grad, g) const;      what makes it trainable: turns gradients of what it gives into
 ///       gradients of its parameters and adds those to g, a State of the same shapes (see the Trainable concepts);

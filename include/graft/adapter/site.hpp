@@ -93,4 +93,10 @@ class SiteTable {
   std::unordered_map<std::string, index_t> by_path_;
 };
 
+/// Whether `path` is the module `name` or ends with its components, as PEFT decides for target_modules.
+inline bool is_module(std::string_view path, std::string_view name) {
+  return path == name || (path.size() > name.size() && path.ends_with(name) &&
+                          path[path.size() - name.size() - 1] == '.' && !name.empty());
+}
+
 }  // namespace graft

@@ -36,6 +36,11 @@ class WeightMap {
                          "]");
     return w;
   }
+  /// W [out, in] of a linear site; where the model's head is its embedding, that one.
+  Weight matrix(SiteInfo const& site) const {
+    bool const own = site.tied_to.empty() || contains(site.path + ".weight");
+    return matrix((own ? site.path : site.tied_to) + ".weight", site.out, site.in);
+  }
 };
 
 /// A model's tensors where the backend reads them. On the host matrices stay in their files, and small dense tensors

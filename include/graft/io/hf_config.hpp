@@ -66,10 +66,10 @@ inline RopeConfig hf_rope(JsonObject const& config, ModelConfig const& model) {
     if (rope.scaling != RopeConfig::Scaling::none && !(rope.factor > 0)) r.fail("RoPE's factor must be positive");
   }
   if (!(rope.theta > 0)) config.fail("rope_theta must be positive");
-  if (!(partial > 0 && partial <= 1)) config.fail("partial_rotary_factor is ", partial, ", expected 0 to 1");
-  rope.dimensions = static_cast<index_t>(partial * static_cast<double>(model.head_dim));
-  if (rope.dimensions <= 0 || rope.dimensions % 2 != 0 || rope.dimensions > model.head_dim)
-    config.fail("RoPE over ", rope.dimensions, " of ", model.head_dim, " columns of a head is not possible");
+  // transformers rotates whole heads here, and where RoPE is scaled it stops
+  if (partial != 1) config.fail("partial_rotary_factor is ", partial, "; ", model.architecture, " rotates whole heads");
+  rope.dimensions = model.head_dim;
+  if (rope.dimensions % 2 != 0) config.fail("RoPE over the ", rope.dimensions, " columns of a head is not possible");
   return rope;
 }
 

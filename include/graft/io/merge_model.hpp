@@ -41,7 +41,7 @@ struct ModelLayout {
   ModelLayout(ModelConfig const& config, TensorFile const& file, bool is_gguf) : gguf(is_gguf), config_(&config) {
     prefixed = detail::is_prefixed(config, file);
     for (auto const& [beside, of_decoder] : detail::decoder_biases)
-      if (!is_gguf && detail::bias_beside_decoder(config, file.find(beside), file.find(of_decoder)))
+      if (!is_gguf && file.find(beside) != nullptr && file.find(of_decoder) == nullptr)
         decoder_bias_ = {beside, of_decoder};
   }
   /// Hugging Face's name of a stored tensor, or nothing where the model has no such tensor.

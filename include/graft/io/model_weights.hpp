@@ -69,12 +69,9 @@ inline bool is_of_class(ModelConfig const& config, std::string_view name) {
   });
 }
 
-/// A masked language model keeps its decoder's bias beside the decoder, and has it there alone where they are tied.
+/// A masked language model may keep its decoder's bias beside the decoder alone; one of the decoder's own comes first.
 inline constexpr std::pair<char const*, char const*> decoder_biases[] = {
     {"cls.predictions.bias", "cls.predictions.decoder.bias"}, {"lm_head.bias", "lm_head.decoder.bias"}};
-inline bool bias_beside_decoder(ModelConfig const& config, bool beside, bool of_decoder) {
-  return beside && (config.tied || !of_decoder);
-}
 
 /// Whether the names of a backbone's tensors begin as those of the model around it.
 inline bool is_prefixed(ModelConfig const& config, TensorFile const& file) {
@@ -119,8 +116,7 @@ inline WeightMap hf_weights(ModelConfig& config, TensorFile const& file) {
       config.architecture != "gpt2")
     map.tensors[config.prefix + "embed_tokens.weight"] = map.tensors["lm_head.weight"];
   for (auto const& [beside, of_decoder] : decoder_biases)
-    if (bias_beside_decoder(config, map.contains(beside), map.contains(of_decoder)))
-      map.tensors[of_decoder] = map.tensors[beside];
+    if (map.contains(beside) && !map.contains(of_decoder)) map.tensors[of_decoder] = map.tensors[beside];
   return map;
 }
 

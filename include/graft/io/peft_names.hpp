@@ -23,12 +23,6 @@ inline std::string_view without_peft_prefix(std::string_view name) {
   return name;
 }
 
-/// Whether `path` is the module `name` or ends with its components, as PEFT decides for target_modules.
-inline bool is_module(std::string_view path, std::string_view name) {
-  return path == name || (path.size() > name.size() && path.ends_with(name) &&
-                          path[path.size() - name.size() - 1] == '.' && !name.empty());
-}
-
 /// Whether `path` lies in a module whose path ends with `name`, or is one: what PEFT replaces for modules_to_save.
 /// These need not be whole components: "head" is lm_head too.
 inline bool is_saved_module(std::string_view path, std::string_view name) {

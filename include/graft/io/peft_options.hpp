@@ -69,6 +69,8 @@ class PeftKeys {
   void refuse(std::string_view key, std::string_view what);
   /// FormatError when the key is one of the values, or one of them with something behind it ("pissa_niter_4").
   void refuse(std::string_view key, std::string_view what, std::initializer_list<std::string_view> values);
+  /// FormatError when the key says something else than `harmless`.
+  void refuse_unless(std::string_view key, std::string_view what, std::string_view harmless);
   /// One line for every key that says something and that neither the policy nor this library knows.
   std::vector<std::string> warnings() const;
 
@@ -133,6 +135,7 @@ class PeftOptionWriter : public PeftOptions {
   }
   void refuse(auto&&...) {}
   void refuse(std::string_view, std::string_view, std::initializer_list<std::string_view>) {}
+  void refuse_unless(auto&&...) {}
 };
 
 #if GRAFT_FILES_ARE_HERE
@@ -249,9 +252,11 @@ GRAFT_FILES void PeftKeys::read(std::string_view key, PeftOption& option, std::s
   if (auto const* value = config_.find(key)) std::visit(PeftOptionParser(config_, key, *value, names), option);
 }
 
-GRAFT_FILES void PeftKeys::refuse(std::string_view key, std::string_view what) {
+GRAFT_FILES void PeftKeys::refuse(std::string_view key, std::string_view what) { refuse_unless(key, what, ""); }
+
+GRAFT_FILES void PeftKeys::refuse_unless(std::string_view key, std::string_view what, std::string_view harmless) {
   keys_.emplace(key);
-  if (auto const* value = config_.find(key); value != nullptr && says_something(*value))
+  if (auto const* value = config_.find(key); value != nullptr && says_something(*value) && *value != harmless)
     config_.fail("key ", in_quotes(key), " is ", PeftConfig::shown(*value), ": ", what, " is not supported");
 }
 

@@ -208,7 +208,9 @@ class PeftReader {
   void add(index_t site, AtSite const& at) {
     auto const& info = sites_[site];
     std::string const path(at.path);
-    P here = policy_at(module_.policy, [&](std::string const& pattern) { return patterns_(pattern, path); });
+    P here = checked_at(config_.path, [&] {
+      return policy_at(module_.policy, [&](std::string const& pattern) { return patterns_(pattern, path); });
+    });
     auto const shape_of = [&](std::string_view suffix) {
       auto const found = at.tensors.find(suffix);
       return found == at.tensors.end() ? std::vector<index_t>{} : found->second->shape;

@@ -126,6 +126,9 @@ class PeftWriter {
     PeftPatterns const patterns(text("the configuration of module ", module_.name));
     policy_ = module_.policy;
     if constexpr (requires { policy_.describe(at_sites, patterns); }) policy_.describe(at_sites, patterns);
+    targets_ = target_modules();
+    if constexpr (requires { policy_.describe_targets(at_sites, targets_); })
+      policy_.describe_targets(at_sites, targets_);
 
     for (auto const& entry : module_.entries) {
       auto const& site = sites_[entry.site];
@@ -177,23 +180,19 @@ class PeftWriter {
     }
     return {names.begin(), names.end()};
   }
-  std::vector<std::string> target_modules(std::vector<std::string> const& feedforward_modules) const {
+  std::set<std::string> target_modules() const {
     std::vector<index_t> chosen;
     for (auto const& entry : module_.entries) chosen.push_back(entry.site);
     std::sort(chosen.begin(), chosen.end());
     auto const names = targets_are(sites_, chosen, module_.target_modules) ? module_.target_modules
                                                                            : target_modules_of(sites_, chosen);
-    std::set<std::string> all(names.begin(), names.end());
-    all.insert(feedforward_modules.begin(), feedforward_modules.end());  // PEFT wants them to be a subset
-    return {all.begin(), all.end()};
+    return {names.begin(), names.end()};
   }
 
   std::string configuration() const {
     PeftOptionWriter<P> const options(policy_);
     PeftKeysOfModule keys;
-    auto const* const feedforward = options.find("feedforward_modules");
-    keys.target_modules = target_modules(feedforward == nullptr ? std::vector<std::string>{}
-                                                                : std::get<std::vector<std::string>>(*feedforward));
+    keys.target_modules = {targets_.begin(), targets_.end()};
     keys.modules_to_save = modules_to_save();
     keys.peft_type = P::peft_type;
     keys.task_type = module_.task_type;
@@ -206,6 +205,7 @@ class PeftWriter {
   SiteTable const& sites_;
   Format dtype_;
   P policy_;
+  std::set<std::string> targets_;
   std::vector<TensorInfo> tensors_;
   std::vector<std::vector<std::byte>> storage_;  // what tensors_ point into
 };

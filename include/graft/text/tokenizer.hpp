@@ -47,7 +47,8 @@ class Tokenizer {
   Pair encode_pair(std::string_view first, std::string_view second, bool parse_special = true) const;
 
   /// The text of `tokens`; byte sequences that are not UTF-8 become U+FFFD, and so does every byte of a run of
-  /// SentencePiece's <0xNN> tokens that is not UTF-8 as a whole. ContractError for an id out of range.
+  /// SentencePiece's <0xNN> tokens that is not UTF-8 as a whole. An id behind the vocabulary says nothing: many models
+  /// have more outputs than their tokenizer has tokens. ContractError for a negative one.
   std::string decode(std::span<std::int32_t const> tokens, bool skip_special = false) const;
 
   std::size_t vocabulary_size() const { return spec_->tokens.size(); }
@@ -232,6 +233,7 @@ GRAFT_FILES bool Tokenizer::is_byte(std::int32_t id) const {
 
 GRAFT_FILES std::string StreamDecoder::push(std::int32_t id) {
   std::string out;
+  if (id >= 0 && static_cast<std::size_t>(id) >= tokenizer_.vocabulary_size()) return out;
   if (skip_special_ && tokenizer_.is_special(id)) return out;
   bool const was_in_run = std::exchange(in_run_, tokenizer_.is_byte(id));
   if (was_in_run && !in_run_) end_run(out);

@@ -25,7 +25,8 @@ using GroupRates = std::array<std::optional<double>, parameter_group_count>;
 inline GroupRates group_rates(double rate, double expansion_ratio = 1) { return {rate, rate * expansion_ratio, rate}; }
 
 /// Matrices decay; vectors do not: biases, scales, angles and magnitudes have their rest position elsewhere than at 0,
-/// or too few numbers to overfit. Groups are the policy's (see parameter_group.hpp).
+/// or too few numbers to overfit. Groups, and what is a matrix in name only, are the policy's (see
+/// parameter_group.hpp).
 template <class P, class B>
 std::vector<ParameterRange> parameter_ranges(Module<P, B> const& module) {
   std::vector<ParameterRange> ranges;
@@ -35,7 +36,7 @@ std::vector<ParameterRange> parameter_ranges(Module<P, B> const& module) {
       ParameterRange range{0, 0, parameter_group_of(entry.policy, suffix), false};
       if constexpr (requires { tensor.rows; }) {
         range.size = tensor.rows * tensor.cols;
-        range.decays = tensor.rows > 1 && tensor.cols > 1;
+        range.decays = matrices_decay(entry.policy);
       } else {
         range.size = tensor.size;
       }
