@@ -46,8 +46,8 @@ bool json_is(const auto& value) {
 /// What a parser of JSON tells: the tokens of a text, one after the other.
 using JsonEvents = nlohmann::json_sax<nlohmann::json>;
 
-/// Tells `events` of each token in `text`. All of graft's files are read by this one parser: a consumer's type would be a
-/// parser of its own to compile, and json::parse has two.
+/// Tells `events` of each token in `text`. All of graft's files are read by this one parser: a consumer's type would be
+/// a parser of its own to compile, and json::parse has two.
 inline void parse_json(std::string_view text, JsonEvents& events) {
   nlohmann::json::sax_parse(text.begin(), text.end(), &events);
 }
