@@ -29,13 +29,14 @@ void for_blocks(CpuBackend<Act>& be, MatrixView<Act> dx, index_t columns,
   });
 }
 
-/// dX += dY W with dY rounded to bf16.
-inline void product_transposed_in_bf16(CpuBackend<float>& be, MatrixView<float const> dy, Weight const& w,
-                                       MatrixView<float> dx) {
+/// dX += dY W with dY rounded to bf16; Act is float. A template, because whoever reads another function of a backend
+/// compiles its kernels.
+template <class Act>
+void product_transposed_in_bf16(CpuBackend<Act>& be, MatrixView<Act const> dy, Weight const& w, MatrixView<Act> dx) {
   for (index_t o = 0; o < w.rows; o += rounded_columns) {
     ArenaScope scope(be.arena());
     auto const part = dy.col_range(o, std::min(rounded_columns, w.rows - o));
-    auto const rounded = be.arena().matrix<bf16>(part.rows, padded<bf16>(part.cols));
+    auto const rounded = be.arena().template matrix<bf16>(part.rows, padded<bf16>(part.cols));
     prepare_rows(be, part.rows, 1, [&](index_t n) {
       be.layer_kernels().narrow_row(part.row(n), part.cols, rounded.row(n));
       std::fill(rounded.row(n) + part.cols, rounded.row(n) + rounded.cols, bf16{});
