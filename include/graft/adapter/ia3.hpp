@@ -4,8 +4,6 @@
 
 #include <graft/adapter/policy.hpp>
 
-#include <algorithm>
-#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -62,9 +60,10 @@ struct IA3Scaling {
   }
   /// PEFT wants feedforward_modules to be among target_modules. Those that are not give way to the targets that name
   /// modules of that side alone, and to whole paths where no target does: what is targeted stays the same.
-  void describe_targets(auto const& policies_at_sites, std::set<std::string>& targets) {
-    auto const& names = feedforward_modules;
-    if (std::all_of(names.begin(), names.end(), [&](auto const& name) { return targets.contains(name); })) return;
+  void describe_targets(auto const& policies_at_sites, auto& targets) {
+    bool among_targets = true;
+    for (auto const& name : feedforward_modules) among_targets = among_targets && targets.contains(name);
+    if (among_targets) return;
     feedforward_modules.clear();
     for (auto const& target : targets) {
       bool input = false, output = false;
