@@ -203,6 +203,17 @@ TEST_CASE("masks hide keys in addition, and a row that sees nothing is zero", "[
   for (index_t k = 0; k < 48; ++k) CHECK(out.row(5)[k] == 0);
 }
 
+TEST_CASE("heads that are too wide are refused by their width") {
+  Random random(9);
+  CpuBackend<> be;
+  AttentionShape const shape{1, 1, cpu::attention_numbers + 1, 1, true, 0};
+  Cache<float> cache(shape, 1, {1}, random);
+  Buffer<float> q(1, shape.head_dim), out(1, shape.head_dim);
+  std::vector<AttentionSpan> const spans{cache.span(0, 0, 0, 1)};
+  CHECK_THROWS_WITH(attention<float>(be, cache.view, shape, spans, std::as_const(q).view(), out.view()),
+                    "graft: heads of 6145 numbers; attention on the CPU takes up to 6144");
+}
+
 TEST_CASE("scores of any size are survived") {
   Random random(3);
   CpuBackend<> be;

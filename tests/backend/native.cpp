@@ -59,8 +59,9 @@ struct Errors {
 // With X rounded, a sum meets one rounding per block of 32 for each of two terms (integers; the two halves of a block
 // of Q6_K), and the scales' products three more; or (bf16) two in every 8 values of a slice, which has less than 768,
 // two where its four lanes meet, one for each slice of 512 or more and one for the bias; of AMX's products amx.cpp says
-// more. Magnitudes are those of the terms d q and m of a value d q + m, each at most the range of a block's values and
-// that + |w|. An integer scale per 32 moves each x by half a step, highest / 254; bf16 by 2^-8 of itself.
+// more. Magnitudes are those of the terms d q and m of a value d q + m: with a block's values within w, d q is up to
+// 2 w, |m| up to w, and the six bits of a K format's scales move both by less than w together. An integer scale per 32
+// moves each x by half a step, highest / 254; bf16 by 2^-8 of itself.
 Errors errors(Format format, index_t n, index_t o, index_t i, bool with_bias, Random& random) {
   StoredWeight const stored(format, o, i, random);
   Buffer<float> x(n, i, 3), y(n, o, 5);
