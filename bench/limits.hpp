@@ -150,6 +150,9 @@ GRAFT_TARGET_BEGIN("avx2,fma")
 #define GRAFT_STEP(a) _mm256_fmadd_ps(x, x, a)
 GRAFT_LIMIT(fma_256, __m256, _mm256_set1_ps(1e-9f), GRAFT_STEP)
 #undef GRAFT_STEP
+#define GRAFT_STEP(a) _mm256_maddubs_epi16(a, x)
+GRAFT_LIMIT(integers_256, __m256i, _mm256_set1_epi8(1), GRAFT_STEP)
+#undef GRAFT_STEP
 GRAFT_TARGET_END
 GRAFT_TARGET_BEGIN("avx512f,avx512vnni,avx512bf16")
 #define GRAFT_STEP(a) _mm512_fmadd_ps(x, x, a)
@@ -195,6 +198,7 @@ inline double operation_limit([[maybe_unused]] graft::Executor& executor, [[mayb
   if (instruction == Instruction::fma && isa == Isa::avx2) loop = fma_256, operations = 10 * 16;
   if (instruction == Instruction::bf16 && isa == Isa::vnni) loop = bf16_512, operations = 10 * 64;
   if (instruction == Instruction::bf16 && isa == Isa::amx) loop = bf16_tiles, operations = 4 * 2 * 16 * 16 * 32;
+  if (instruction == Instruction::integers && isa < Isa::vnni) loop = integers_256, operations = 10 * 64;
   if (instruction == Instruction::integers && isa >= Isa::vnni) loop = integers_512, operations = 10 * 128;
   if (loop == nullptr) return 0;
   constexpr index_t count = 100000;

@@ -98,7 +98,7 @@ int main(int argc, char** argv) {
             if (shape.in % format_info(format).block != 0) continue;
             auto const isa = static_cast<Isa>(level);
             bool const native = precision == Precision::native;
-            if (native && (isa < Isa::vnni || format == Format::f32)) continue;
+            if (native && (isa < (format == Format::bf16 ? Isa::vnni : Isa::avx2) || format == Format::f32)) continue;
             // the same kernels
             if (native && isa == Isa::amx && format != Format::bf16) continue;
             if (!native && isa >= Isa::avx512 && isa != detected_isa()) continue;

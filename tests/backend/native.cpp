@@ -10,6 +10,7 @@
 
 #include <cmath>
 #include <limits>
+#include <numeric>
 #include <vector>
 
 namespace {
@@ -131,6 +132,39 @@ TEST_CASE("native products take rows of any width, and any number of them", "[is
       CHECK(worst.of_sums <= 1);
       CHECK(worst.of_rounding <= 1);
     }
+}
+
+TEST_CASE("sums of the largest integers find room in their registers", "[isa]") {
+  if (!has_integers()) return;  // the first case says so
+  struct Case {
+    Format format;
+    float rare, most;  // numbers that make nearly all integers of a block the largest of the format
+  };
+  constexpr Case cases[] = {{Format::q8_0, 1, 1},          {Format::q4_0, -1, 7 / 8.f}, {Format::q4_1, 0, 1},
+                            {Format::q5_0, -1, 15 / 16.f}, {Format::q5_1, 0, 1},        {Format::q4_k, 0, 1},
+                            {Format::q5_k, 0, 1},          {Format::q6_k, -1, 31 / 32.f}};
+  index_t const i = 512, o = 20;
+  for (auto const [format, rare, most] : cases) {
+    std::vector<float> row(static_cast<std::size_t>(i), most);
+    for (index_t k = 0; k < i; k += 16) row[static_cast<std::size_t>(k)] = rare;
+    std::vector<std::byte> bytes(static_cast<std::size_t>(o * row_bytes(format, i)));
+    for (index_t k = 0; k < o; ++k) encode_row(format, row.data(), i, bytes.data() + k * row_bytes(format, i));
+    Weight const w{bytes.data(), format, o, i, nullptr};
+    w.row(0, row.data());
+    double const right = std::accumulate(row.begin(), row.end(), 0.);
+    for (index_t const n : {1, 5}) {
+      Buffer<float> x(n, i), y(n, o);
+      for (index_t r = 0; r < n; ++r) std::fill_n(x.row(r), i, r % 2 == 0 ? 1.f : -1.f);
+      multiply(std::as_const(x).view(), w, {}, y.view());
+      // as in errors(): 1 is rounded to itself, and no value is larger
+      double const allowed = (2 * i / 32 + 5) * unit_roundoff<float>() * 4 * static_cast<double>(i);
+      for (index_t r = 0; r < n; ++r)
+        for (index_t k = 0; k < o; ++k) {
+          INFO(format_info(format).name << ", row " << r << " of " << n);
+          REQUIRE(std::fabs(to_double(y.row(r)[k]) - (r % 2 == 0 ? right : -right)) <= allowed);
+        }
+    }
+  }
 }
 
 TEST_CASE("a row's native product depends on that row alone, whoever runs the chunks") {
