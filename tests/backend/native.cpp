@@ -140,8 +140,8 @@ TEST_CASE("sums of the largest integers find room in their registers", "[isa]") 
     Format format;
     float rare, most;  // numbers that make nearly all integers of a block the largest of the format
   };
-  constexpr Case cases[] = {{Format::q8_0, 1, 1},          {Format::q4_0, -1, 7 / 8.f}, {Format::q4_1, 0, 1},
-                            {Format::q5_0, -1, 15 / 16.f}, {Format::q5_1, 0, 1},        {Format::q4_k, 0, 1},
+  constexpr Case cases[] = {{Format::q8_0, 1, 1},          {Format::q4_0, -1, 7 / 8.f},  {Format::q4_1, 0, 1},
+                            {Format::q5_0, -1, 15 / 16.f}, {Format::q5_1, 0, 1},         {Format::q4_k, 0, 1},
                             {Format::q5_k, 0, 1},          {Format::q6_k, -1, 31 / 32.f}};
   index_t const i = 512, o = 20;
   for (auto const [format, rare, most] : cases) {
