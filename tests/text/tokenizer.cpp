@@ -170,7 +170,7 @@ TEST_CASE("long runs of one character take no longer than n log n") {
   CHECK(seconds < 20);
 }
 
-TEST_CASE("any number of threads use one tokenizer", "[threads]") {
+TEST_CASE("any number of threads use one tokenizer", "[many_threads]") {
   json const lines = read_json(data + "/text_lines.json");
   for (std::string const family : {"roberta", "llama2", "bert"}) {
     Tokenizer const tokenizer{graft::read_tokenizer(data + "/text_" + family)};
