@@ -122,7 +122,7 @@ inline TrainingData read_data(TrainCommand const& c, ModelFiles const& files) {
   index_t const longest = config.positions - config.position_offset;
   if (c.max_length > longest)
     throw UsageError(text("--max-length is ", c.max_length, ", the model has ", longest, " positions"));
-  ExampleOptions const options{c.max_length > 0 ? c.max_length : longest, c.chat, c.loss == "all"};
+  ExampleOptions const options{c.max_length > 0 ? c.max_length : longest, c.chat, c.loss == "all", c.trainer.parts};
   auto const read = [&](std::string const& path) {
     return config.classifier ? read_classified(path, tokenizer, config.labels, options)
                              : read_completions(path, tokenizer, options);

@@ -161,7 +161,7 @@ foreach(part IN ITEMS 0 1)
 endforeach()
 expect(0 "positions" "^$" ${parts} --parts 2 --set positions=[0,-2] --out ${WORK_DIR}/listed --json)
 expect(0 "kind +adapter" "^$" info ${WORK_DIR}/listed --model ${WORK_DIR}/llama)
-expect(1 "^$" "an example is for part 0 of the module, which has 0 parts" ${parts} --out ${WORK_DIR}/none)
+expect(1 "^$" "parts.jsonl:1: is for part 0 of the module, which has 0 parts" ${parts} --out ${WORK_DIR}/none)
 
 # Patterns give modules a rank of their own.
 expect(0 "" "^$" train --model ${WORK_DIR}/llama --method lora --data ${data} --steps 1 --targets q_proj,v_proj --rank 2

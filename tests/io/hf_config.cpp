@@ -66,6 +66,10 @@ TEST_CASE("a key that config.json leaves out has the value transformers gives it
   CHECK(llama.drop("head_dim").read().head_dim == 8);
   CHECK(Folder("qwen3").drop("head_dim").read().head_dim == 128);
 
+  Folder yarn("llama_yarn");
+  yarn.config["rope_parameters"]["factor"] = nullptr;
+  CHECK(yarn.set("max_position_embeddings", 192).read().rope.factor == 3);  // of 64 original positions
+
   Folder qwen("qwen2_windows");
   qwen.drop("layer_types");
   CHECK(qwen.read().window_of(0) == 0);

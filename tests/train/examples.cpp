@@ -33,7 +33,7 @@ TEST_CASE("a line becomes prompt, completion and EOS, with the loss on the last 
               "{\"prompt\": \"the cat\", \"completion\": \" sat down\"}\n\n"
               "{\"prompt\":\"\",\"completion\":\"a\",\"part\":2}\n");
   auto const tokenizer = golden("llama2");
-  auto const examples = read_completions(folder / "d.jsonl", tokenizer, {.max_length = 64});
+  auto const examples = read_completions(folder / "d.jsonl", tokenizer, {.max_length = 64, .parts = 3});
   REQUIRE(examples.size() == 2);
   auto const prompt = tokenizer.encode("the cat"), completion = tokenizer.encode(" sat down", false);
   REQUIRE(prompt[0] == tokenizer.bos());
@@ -46,7 +46,7 @@ TEST_CASE("a line becomes prompt, completion and EOS, with the loss on the last 
   CHECK(examples[0].part == -1);
   CHECK(examples[1].part == 2);
 
-  auto const whole = read_completions(folder / "d.jsonl", tokenizer, {.max_length = 64, .whole = true});
+  auto const whole = read_completions(folder / "d.jsonl", tokenizer, {.max_length = 64, .whole = true, .parts = 3});
   CHECK(whole[0].tokens == examples[0].tokens);
   CHECK(whole[0].prompt == examples[0].prompt);
   CHECK(whole[0].loss_rows() == static_cast<index_t>(whole[0].tokens.size()) - 1);
@@ -101,6 +101,7 @@ TEST_CASE("a bad line is named, and nothing is read") {
   complains("{\"prompt\": \"a\", \"completion\": \"\"}", "completion is empty");
   complains("{\"prompt\": \"a\", \"completion\": \"b\", \"part\": -1}", "\"part\" has the unexpected value -1");
   complains("{\"prompt\": \"a\", \"completion\": \"b\", \"part\": 0.5}", "\"part\" has the unexpected value 0.5");
+  complains("{\"prompt\": \"a\", \"completion\": \"b\", \"part\": 0}", "is for part 0 of the module, which has 0 parts");
   complains("{\"prompt\": \"\", \"completion\": \"b\"} x", "is not a JSON object");
   complains("[1]", "is not a JSON object");
   complains("{\"prompt\": \"a\", \"completion\": \"b b b b b b b b b b b b b b b b b b\"}", "does not fit into 16");

@@ -36,6 +36,7 @@ struct ExampleOptions {
   index_t max_length = 0;  ///< tokens of one example
   bool chat = false;       ///< the prompt is a user's turn of the model's chat template
   bool whole = false;      ///< the loss is on the prompt's tokens too
+  index_t parts = 0;       ///< of the module's blocks, which examples can be for
 };
 
 /// Lines {"prompt", "completion"} for a language model, with "part": k for part k of a module's blocks alone:
@@ -60,7 +61,12 @@ inline std::vector<Example> read_completions(std::filesystem::path const& path, 
     example.prompt = joined.prompt;
     example.first_loss = options.whole ? 1 : joined.prompt;
     example.tokens = std::move(joined.tokens);
-    if (line.has("part") && (example.part = line.get<index_t>("part")) < 0) line.wrong("part");
+    if (line.has("part")) {
+      example.part = line.get<index_t>("part");
+      if (example.part < 0) line.wrong("part");
+      if (example.part >= options.parts)
+        line.fail("is for part ", example.part, " of the module, which has ", options.parts, " parts");
+    }
     examples.push_back(std::move(example));
   }
   return examples;
