@@ -15,6 +15,7 @@
 #include <graft/core/view.hpp>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
