@@ -8,6 +8,7 @@
 #include <tests/backend/stored_weight.hpp>
 #include <tests/catch.hpp>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <numeric>
@@ -197,6 +198,19 @@ TEST_CASE("a row's native product depends on that row alone, whoever runs the ch
       multiply(executor, std::as_const(x).view(), stored.weight, {}, sliced.view());
     }
     CHECK(same_bits(sliced.view(), alone.view()));
+  }
+}
+
+TEST_CASE("a native product of no rows writes nothing") {
+  Random random(5);
+  for (Format const format : {Format::q8_0, Format::q4_1, Format::q5_0, Format::q6_k, Format::bf16}) {
+    StoredWeight const stored(format, 20, 256, random);
+    Buffer<float> x(1, 256), y(1, 20);
+    fill_normal(x.view(), random);
+    std::fill_n(y.row(0), 20, 7.f);
+    multiply(std::as_const(x).view().row_range(0, 0), stored.weight, {}, y.view().row_range(0, 0));
+    INFO(format_info(format).name);
+    CHECK(std::all_of(y.row(0), y.row(0) + 20, [](float value) { return value == 7; }));
   }
 }
 
