@@ -101,7 +101,8 @@ TEST_CASE("a bad line is named, and nothing is read") {
   complains("{\"prompt\": \"a\", \"completion\": \"\"}", "completion is empty");
   complains("{\"prompt\": \"a\", \"completion\": \"b\", \"part\": -1}", "\"part\" has the unexpected value -1");
   complains("{\"prompt\": \"a\", \"completion\": \"b\", \"part\": 0.5}", "\"part\" has the unexpected value 0.5");
-  complains("{\"prompt\": \"a\", \"completion\": \"b\", \"part\": 0}", "is for part 0 of the module, which has 0 parts");
+  complains("{\"prompt\": \"a\", \"completion\": \"b\", \"part\": 0}",
+            "is for part 0 of the module, which has 0 parts");
   complains("{\"prompt\": \"\", \"completion\": \"b\"} x", "is not a JSON object");
   complains("[1]", "is not a JSON object");
   complains("{\"prompt\": \"a\", \"completion\": \"b b b b b b b b b b b b b b b b b b\"}", "does not fit into 16");
