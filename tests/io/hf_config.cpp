@@ -69,6 +69,8 @@ TEST_CASE("a key that config.json leaves out has the value transformers gives it
   Folder yarn("llama_yarn");
   yarn.config["rope_parameters"]["factor"] = nullptr;
   CHECK(yarn.set("max_position_embeddings", 192).read().rope.factor == 3);  // of 64 original positions
+  yarn.config["rope_parameters"].erase("factor");
+  CHECK(yarn.refusal() == "config.json: key 'factor' is missing");
 
   Folder qwen("qwen2_windows");
   qwen.drop("layer_types");

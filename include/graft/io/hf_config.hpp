@@ -50,8 +50,9 @@ inline RopeConfig hf_rope(JsonObject const& config, ModelConfig const& model) {
       rope.scaling = RopeConfig::Scaling::yarn;
       rope.original_positions = r.get_or<double>("original_max_position_embeddings",
                                                  config.get_or<double>("original_max_position_embeddings", original));
-      // null, as DeepSeek writes it: what the positions say
-      rope.factor = r.get_or<double>("factor", original / rope.original_positions);
+      // null, but not left out: what the positions say
+      rope.factor = r.json().contains("factor") && !r.has("factor") ? original / rope.original_positions
+                                                                    : r.get<double>("factor");
       rope.beta_fast = r.get_or<double>("beta_fast", 32);
       rope.beta_slow = r.get_or<double>("beta_slow", 1);
       rope.truncate = r.get_or<bool>("truncate", true);
