@@ -7,6 +7,11 @@ target_compile_definitions(test_cuda PRIVATE GRAFT_CUDA_EMULATION)
 target_compile_options(test_cuda PRIVATE -Wno-unknown-pragmas)  # #pragma unroll
 # many templates and small models: what optimising costs here is more than what it saves
 target_compile_options(test_cuda PRIVATE $<$<CONFIG:Release>:-O1>)
+# whole models are compiled once for all files that need them, which takes half the time
+set(whole_models backbone decode_graphs golden train)
+list(TRANSFORM whole_models REPLACE "(.+)" "cuda/\\1.cpp" OUTPUT_VARIABLE together)
+set_source_files_properties(${together} PROPERTIES UNITY_GROUP whole_models)
+set_target_properties(test_cuda PROPERTIES UNITY_BUILD ON UNITY_BUILD_MODE GROUP)
 # products and sums are contracted, as nvcc does, so that what must have the same bits is written so that it has
 include(CheckCXXSourceRuns)
 set(CMAKE_REQUIRED_FLAGS -mfma)
@@ -50,12 +55,17 @@ foreach(benchmark IN LISTS cuda_benchmarks)
 endforeach()
 
 file(GLOB device_tests RELATIVE ${CMAKE_CURRENT_SOURCE_DIR} CONFIGURE_DEPENDS cuda/*.cpp)
-set(device_sources "")
+set(device_sources ${CMAKE_CURRENT_BINARY_DIR}/cuda/whole_models.cu)
+list(TRANSFORM together REPLACE "(.+)" "#include <tests/\\1>\n" OUTPUT_VARIABLE includes)
+list(JOIN includes "" includes)
+file(CONFIGURE OUTPUT ${device_sources} CONTENT "${includes}")
 foreach(test IN LISTS device_tests)
-  cmake_path(GET test STEM stem)
-  set(source ${CMAKE_CURRENT_BINARY_DIR}/cuda/${stem}.cu)
-  file(CONFIGURE OUTPUT ${source} CONTENT "#include <tests/${test}>\n")
-  list(APPEND device_sources ${source})
+  if(NOT test IN_LIST together)
+    cmake_path(GET test STEM stem)
+    set(source ${CMAKE_CURRENT_BINARY_DIR}/cuda/${stem}.cu)
+    file(CONFIGURE OUTPUT ${source} CONTENT "#include <tests/${test}>\n")
+    list(APPEND device_sources ${source})
+  endif()
 endforeach()
 
 # graft_nvcc_objects(<list> <sources>): one architecture, warnings are errors, no GPU needed.

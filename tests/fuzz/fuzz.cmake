@@ -18,8 +18,8 @@ else()
   endif()
 endif()
 target_compile_options(graft_fuzzed PUBLIC -O1 -g1 ${sanitizers})
-# to optimise all kernels under the sanitizers takes longer than the fuzzing, which hardly computes
-set_source_files_properties(${PROJECT_BINARY_DIR}/kernels.cpp PROPERTIES COMPILE_OPTIONS -O0)
+# to optimise all kernels under both sanitizers takes longer than the fuzzing, which hardly computes
+set_source_files_properties(${PROJECT_BINARY_DIR}/kernels.cpp PROPERTIES COMPILE_OPTIONS "-O0;-fno-sanitize=undefined")
 target_link_options(graft_fuzzed PUBLIC ${sanitizers})
 
 # graft_add_fuzz_test(reader mutations seeds...): tests/fuzz/fuzz_<reader>.cpp

@@ -16,12 +16,12 @@
 namespace {
 
 using namespace graft;
-constexpr auto tiny = GRAFT_TEST_DATA "/tiny.gguf";
+constexpr auto whole_file = GRAFT_TEST_DATA "/tiny.gguf";
 
 /// tiny.gguf in three parts, as llama.cpp and the Python package cut: all metadata in the first, none but the
 /// numbering in the others. A part without tensors is legal.
 struct Parts {
-  Parts() : whole(read_gguf(tiny)) {
+  Parts() : whole(read_gguf(whole_file)) {
     auto const& all = whole.tensors.tensors();
     REQUIRE(all.size() >= 3);
     write(0, whole.metadata, {});
@@ -86,7 +86,7 @@ TEST_CASE("any part of a split GGUF model stands for all") {
                      [](auto const& a, auto const& b) { return a.key == b.key && a.values == b.values; }));
     // what was split is written whole
     write_gguf(parts.folder / "again.gguf", joined.metadata, tensors);
-    CHECK(graft_test::read_bytes(parts.folder / "again.gguf") == graft_test::read_bytes(tiny));
+    CHECK(graft_test::read_bytes(parts.folder / "again.gguf") == graft_test::read_bytes(whole_file));
   }
 }
 

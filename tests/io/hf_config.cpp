@@ -21,15 +21,14 @@
 namespace {
 
 using namespace graft;
-using Json = nlohmann::json;
 
 /// A golden model's folder whose config.json may be changed.
 struct Folder {
   explicit Folder(std::string const& name) : golden(std::filesystem::path(GRAFT_TEST_DATA "/models") / name) {
-    config = Json::parse(graft_test::read_bytes(golden / "config.json"));
+    config = nlohmann::json::parse(graft_test::read_bytes(golden / "config.json"));
     std::filesystem::copy(golden / "model.safetensors", folder / "model.safetensors");
   }
-  Folder& set(char const* key, Json value) { return config[key] = std::move(value), *this; }
+  Folder& set(char const* key, nlohmann::json value) { return config[key] = std::move(value), *this; }
   Folder& drop(char const* key) { return config.erase(key), *this; }
 
   ModelConfig read() const {
@@ -50,7 +49,7 @@ struct Folder {
 
   std::filesystem::path golden;
   graft_test::TemporaryFolder folder;
-  Json config;
+  nlohmann::json config;
 };
 
 TEST_CASE("a key that config.json leaves out has the value transformers gives it, null is another") {
@@ -86,7 +85,7 @@ TEST_CASE("continuations end at the tokens that generation_config.json names, or
   Folder llama("llama_lora");
   CHECK(llama.drop("eos_token_id").read().end_tokens == Tokens{});
   CHECK(llama.set("eos_token_id", 2).read().end_tokens == Tokens{2});
-  CHECK(llama.set("eos_token_id", Json::array({2, 7})).read().end_tokens == Tokens{2, 7});
+  CHECK(llama.set("eos_token_id", nlohmann::json::array({2, 7})).read().end_tokens == Tokens{2, 7});
   graft_test::write_bytes(llama.folder / "generation_config.json", R"({"max_length": 20})");
   CHECK(llama.read().end_tokens == Tokens{2, 7});
   graft_test::write_bytes(llama.folder / "generation_config.json", R"({"eos_token_id": [5]})");
@@ -226,7 +225,7 @@ TEST_CASE("a model that lost a bias or a norm is refused, not read without it") 
 }
 
 TEST_CASE("sizes that no model has are refused before memory is taken for them") {
-  auto const with = [](char const* name, char const* key, Json value) {
+  auto const with = [](char const* name, char const* key, nlohmann::json value) {
     return Folder(name).set(key, std::move(value)).refusal();
   };
   REQUIRE(Folder("llama_lora").refusal() == "");
@@ -253,7 +252,7 @@ TEST_CASE("sizes that no model has are refused before memory is taken for them")
 
 TEST_CASE("classes that graft has no head for are refused by name") {
   auto const as = [](char const* name, char const* one) {
-    return Folder(name).set("architectures", Json::array({one})).refusal();
+    return Folder(name).set("architectures", nlohmann::json::array({one})).refusal();
   };
   CHECK(as("llama_lora", "LlamaForTokenClassification") ==
         "config.json: a LlamaForTokenClassification is not supported for llama (the causal language model and "

@@ -68,7 +68,7 @@ std::string sentence(F&& call) {
 }
 
 /// The folder's config.json with some keys changed and no weights.
-nlohmann::json config_of(std::string const& name) { return read_json(models / name / "config.json"); }
+nlohmann::json model_config_of(std::string const& name) { return read_json(models / name / "config.json"); }
 std::string metadata_refusal(nlohmann::json const& config) {
   TemporaryFolder const folder;
   graft_test::write_bytes(folder / "config.json", config.dump());
@@ -277,22 +277,23 @@ TEST_CASE("a GGUF file in another format keeps its order, names and metadata") {
 
 TEST_CASE("what a GGUF file cannot say of a folder's model is refused by name") {
   for (std::string const name : {"bert", "roberta_classifier"})
-    CHECK_THAT(metadata_refusal(config_of(name)), Catch::Contains("cannot be converted to GGUF (llama, mistral, "));
-  CHECK(metadata_refusal(config_of("llama_yarn")).empty());
-  auto config = config_of("llama_yarn");
+    CHECK_THAT(metadata_refusal(model_config_of(name)),
+               Catch::Contains("cannot be converted to GGUF (llama, mistral, "));
+  CHECK(metadata_refusal(model_config_of("llama_yarn")).empty());
+  auto config = model_config_of("llama_yarn");
   config["rope_parameters"]["truncate"] = false;
   CHECK_THAT(metadata_refusal(config), Catch::Contains("truncate"));
   auto partly = read_hf_config(models / "llama_yarn" / "config.json");
   partly.rope.dimensions = 8;
   CHECK_THAT(sentence<FormatError>([&] { detail::gguf_model_metadata(partly, "model"); }),
              Catch::Contains("RoPE over 8 of 16 columns"));
-  config = config_of("qwen2");
+  config = model_config_of("qwen2");
   config["use_sliding_window"] = true;
   config["sliding_window"] = 4;
   config["max_window_layers"] = 1;
   config["layer_types"] = {"full_attention", "sliding_attention"};
   CHECK_THAT(metadata_refusal(config), Catch::Contains("window in 1 of 2 layers"));
-  config = config_of("gpt2");
+  config = model_config_of("gpt2");
   config["activation_function"] = "relu";
   CHECK_THAT(metadata_refusal(config), Catch::Contains("activation"));
 }

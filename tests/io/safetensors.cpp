@@ -25,7 +25,7 @@ using graft_test::write_bytes;
 namespace {
 
 using Shape = std::vector<index_t>;
-constexpr auto tiny = GRAFT_TEST_DATA "/tiny.safetensors";
+constexpr auto tiny_file = GRAFT_TEST_DATA "/tiny.safetensors";
 
 std::string file_of(const std::string& header, const std::string& data) {
   std::uint64_t const length = header.size();
@@ -43,8 +43,8 @@ struct Refusals {
 }  // namespace
 
 TEST_CASE("a file written by the Python package is read as it was meant") {
-  auto const file = graft::read_safetensors(tiny);
-  CHECK(file.path() == tiny);
+  auto const file = graft::read_safetensors(tiny_file);
+  CHECK(file.path() == tiny_file);
   CHECK(file.tensors().size() == 13);
   CHECK(file.metadata() == std::map<std::string, std::string>{{"format", "pt"}});
   auto const& weight = file.at("z.weight");
@@ -63,22 +63,22 @@ TEST_CASE("a file written by the Python package is read as it was meant") {
   CHECK(file.at("long").format == Format::i64);
   CHECK(file.find("quote \" back \\ slash / tab \t grüße") != nullptr);
   CHECK(file.find("weight") == nullptr);
-  CHECK_THROWS_WITH(file.at("w"), std::string(tiny) + ": tensor 'w' is missing");
-  CHECK_THROWS_WITH(file.at("half", {6}), std::string(tiny) + ": tensor 'half' has shape [5], expected [6]");
+  CHECK_THROWS_WITH(file.at("w"), std::string(tiny_file) + ": tensor 'w' is missing");
+  CHECK_THROWS_WITH(file.at("half", {6}), std::string(tiny_file) + ": tensor 'half' has shape [5], expected [6]");
 }
 
 TEST_CASE("writing what was read gives the bytes of the Python package, in whatever order") {
   graft_test::TemporaryFolder const folder;
-  auto const file = graft::read_safetensors(tiny);
+  auto const file = graft::read_safetensors(tiny_file);
   graft::write_safetensors(folder / "same", file.tensors(), file.metadata());
-  CHECK(read_bytes(folder / "same") == read_bytes(tiny));
+  CHECK(read_bytes(folder / "same") == read_bytes(tiny_file));
   auto reversed = file.tensors();
   std::reverse(reversed.begin(), reversed.end());
   graft::write_safetensors(folder / "reversed", reversed, file.metadata());
-  CHECK(read_bytes(folder / "reversed") == read_bytes(tiny));
+  CHECK(read_bytes(folder / "reversed") == read_bytes(tiny_file));
   auto const again = graft::read_safetensors(folder / "same");
   graft::write_safetensors(folder / "same", again.tensors(), again.metadata());  // over the file it is mapped from
-  CHECK(read_bytes(folder / "same") == read_bytes(tiny));
+  CHECK(read_bytes(folder / "same") == read_bytes(tiny_file));
   CHECK(std::distance(std::filesystem::directory_iterator(folder.path()), {}) == 2);  // no temporary is left
 }
 
@@ -261,7 +261,7 @@ TEST_CASE("a header over the limit is refused before it is read") {
 
 TEST_CASE("a safetensors file cut off anywhere is refused") {
   Refusals refusal;
-  auto const bytes = read_bytes(tiny);
+  auto const bytes = read_bytes(tiny_file);
   for (std::size_t length = 0; length < bytes.size(); ++length) {
     INFO(length);
     CHECK(refusal.of(bytes.substr(0, length)) != "");
@@ -271,7 +271,7 @@ TEST_CASE("a safetensors file cut off anywhere is refused") {
 
 TEST_CASE("a safetensors file with any byte changed is read or refused") {
   Refusals refusal;
-  auto const bytes = read_bytes(tiny);
+  auto const bytes = read_bytes(tiny_file);
   int accepted = 0, refused = 0;
   for (std::size_t at = 0; at < bytes.size(); ++at) {
     for (int const change : {0x01, 0x80, 0xff}) {

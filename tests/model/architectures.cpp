@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Names of architectures, and the one place where the tests' models are compiled.
+// Names of architectures, and the one place where the tests' models are compiled, those of [threads] too.
 #include <tests/catch.hpp>
 #include <tests/model/model_under_test.hpp>
 

@@ -22,7 +22,7 @@
 namespace {
 
 using namespace graft;
-using B = CpuBackend<double>;
+using DoubleBackend = CpuBackend<double>;
 using AllAdapters = Adapters<IA3Scaling, RoAdRotation, LoRADelta, PedroGenerator>;
 
 ModelFiles files_of(std::string const& model) { return open_model(std::string(GRAFT_TEST_DATA "/models/") + model); }
@@ -54,7 +54,7 @@ std::vector<index_t> sites_for(SiteTable const& sites, auto const& policy, bool 
 template <class Arch>
 class Fixture {
  public:
-  using M = Model<Arch, AllAdapters, B>;
+  using M = Model<Arch, AllAdapters, DoubleBackend>;
 
   explicit Fixture(ModelFiles files) : Fixture(std::move(files.config), std::move(files.weights)) {}
   Fixture(ModelConfig config, WeightMap weights) : model(std::move(config), std::move(weights)) {}
@@ -62,8 +62,8 @@ class Fixture {
   // A module away from its start, so that no gradient hides behind a zero.
   template <class P>
   void add(std::string const& name, P const& policy, bool ends = false) {
-    auto module = std::make_shared<Module<P, B>>(
-        make_module<P, B>(name, policy, model.sites(), sites_for(model.sites(), policy, ends), 7));
+    auto module = std::make_shared<Module<P, DoubleBackend>>(
+        make_module<P, DoubleBackend>(name, policy, model.sites(), sites_for(model.sites(), policy, ends), 7));
     for (auto& value : module->parameters()) value += 0.2 * random.normal();
     module->for_each([&](index_t, std::string_view suffix, auto& tensor) {
       for (index_t k = 0; suffix == "pedro_den" && k < elements(tensor); ++k)
@@ -80,8 +80,8 @@ class Fixture {
   }
 
   // A loss of all logits with a gradient of no special form: sum of c * y + y^2 / 20.
-  double loss(TrainingPass<M>& pass, std::vector<Line> const& lines, Gradients<B>& gradients, bool back) {
-    std::vector<TrainingSequence<B>> sequences;
+  double loss(TrainingPass<M>& pass, std::vector<Line> const& lines, Gradients<DoubleBackend>& gradients, bool back) {
+    std::vector<TrainingSequence<DoubleBackend>> sequences;
     std::vector<index_t> wanted;
     index_t row = 0;
     for (auto const& line : lines) {
@@ -113,7 +113,7 @@ class Fixture {
   // of what is met here; 1e-6 leaves room for curvature.
   void compare(std::vector<Line> const& lines, std::vector<bool> const& recompute, std::size_t at_least) {
     TrainingPass<M> pass(model, be, {.recompute = recompute, .head_rows = 5});
-    Gradients<B> gradients, none;
+    Gradients<DoubleBackend> gradients, none;
     for (auto const& [module, load] : publish)
       if (module != "frozen") gradients.want(model.bank().find(module));
     loss(pass, lines, gradients, true);
@@ -148,7 +148,7 @@ class Fixture {
     CHECK(tensors >= at_least);
   }
 
-  B be;
+  DoubleBackend be;
   M model;
   Random random{11};
   std::map<std::string, std::function<void()>> publish;
@@ -259,7 +259,7 @@ TEST_CASE("the gradient of every tensor of a backbone equals central differences
     auto const files = files_of(name);
     TrainableWeights weights(files.weights);
     with_architecture(files.config.architecture, [&]<class Arch>() {
-      auto const loss = [&](Gradients<B>& gradients, bool back) {
+      auto const loss = [&](Gradients<DoubleBackend>& gradients, bool back) {
         Fixture<Arch> f(files.config, weights.map());
         if (back)
           weights.for_each([&](std::string const& tensor, auto const&) { want_base(gradients, f.model, tensor); });
@@ -273,7 +273,7 @@ TEST_CASE("the gradient of every tensor of a backbone equals central differences
         });
         return std::pair(result, found);
       };
-      Gradients<B> wanted, none;
+      Gradients<DoubleBackend> wanted, none;
       auto const gradients = loss(wanted, true).second;
       Random random(2);
       weights.for_each([&](std::string const& tensor, MatrixView<float> values) {
@@ -368,8 +368,8 @@ TEST_CASE("a module's own head is trained with it") {
   Fixture<Bert> f(files_of("bert_classifier"));
   auto const labels = static_cast<index_t>(f.model.config().labels.size()), d = f.model.config().width;
   auto const policy = road(RoAdRotation::Variant::road_1, 2);
-  auto module =
-      make_module<RoAdRotation, B>("road", policy, f.model.sites(), sites_for(f.model.sites(), policy, false), 1);
+  auto module = make_module<RoAdRotation, DoubleBackend>("road", policy, f.model.sites(),
+                                                         sites_for(f.model.sites(), policy, false), 1);
   auto const normal = [&](index_t size) {
     std::vector<float> values(static_cast<std::size_t>(size));
     for (auto& value : values) value = static_cast<float>(f.random.normal());
@@ -378,12 +378,12 @@ TEST_CASE("a module's own head is trained with it") {
   module.saved["classifier.weight"] = {{labels, d}, normal(labels * d)};
   module.saved["classifier.bias"] = {{labels}, normal(labels)};
   TrainingPass<Fixture<Bert>::M> pass(f.model, f.be);
-  auto const loss = [&](Gradients<B>& gradients, bool back) {
+  auto const loss = [&](Gradients<DoubleBackend>& gradients, bool back) {
     f.model.bank().load(f.be, module.clone());
     if (back) gradients.want(f.model.bank().find("road"));
     return f.loss(pass, {{{3, 1, 4, 1, 5}, {{"road", 1}}}, {{2, 7}, {}}, {{6, 6, 6}, {{"road", 1}}}}, gradients, back);
   };
-  Gradients<B> gradients, none;
+  Gradients<DoubleBackend> gradients, none;
   loss(gradients, true);
   for (auto& [tensor, saved] : module.saved)
     for (std::size_t k = 0; k < saved.values.size(); k += 7) {
@@ -402,9 +402,9 @@ TEST_CASE("a module's own head is trained with it") {
 
 TEST_CASE("a forward that overwrites what its way back needs is told so") {
   Arena gradient_memory;
-  B be;
-  Gradients<B> gradients;
-  Recorder<B> recorder(be, gradient_memory);
+  DoubleBackend be;
+  Gradients<DoubleBackend> gradients;
+  Recorder<DoubleBackend> recorder(be, gradient_memory);
   recorder.start(gradients);
   auto const gate = recorder.arena().matrix<double>(2, 4), up = recorder.arena().matrix<double>(2, 4);
   std::fill_n(gate.data, 8, 0.5), std::fill_n(up.data, 8, 0.25);
