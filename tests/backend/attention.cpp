@@ -310,7 +310,8 @@ TEST_CASE("a row sums keys chunk by chunk, whoever has the chunks", "[isa]") {
           if (masked)  // a row that sees no key of its first chunk
             std::fill_n(mask.begin() + (rows - 1) * tokens, 504, std::uint8_t{0});
           // rows [at, at + count) of the case
-          auto const run = [&](CpuBackend<>& be, index_t at, index_t count, MatrixView<float> out) {
+          auto const run = [&, causal = causal, first = first](CpuBackend<>& be, index_t at, index_t count,
+                                                               MatrixView<float> out) {
             AttentionSpan span{
                 cache.pages[0].data(), 0, count, first + at, causal ? first + at + count : tokens, nullptr};
             std::vector<std::uint8_t> of_span;

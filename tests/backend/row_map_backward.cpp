@@ -55,7 +55,7 @@ TEST_CASE("gradients of row maps equal differences, every form and group", "[isa
       fill_normal(z.view(), random);
       fill_normal(w.view(), random);
       for (std::int32_t n : {1, 3, 4, 6}) std::fill_n(z.row(n), size, NAN);  // what is not listed is not read
-      auto const f = [&] {
+      auto const f = [&, size = size] {
         for (index_t n = 0; n < row_count; ++n) std::copy_n(z.row(n), size, y.row(n));
         apply_row_map(be, RowMapBatch<double>{&table, request.data(), 1, 0}, y.view());
         double sum = 0;

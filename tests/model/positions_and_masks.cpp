@@ -32,8 +32,8 @@ std::vector<index_t> counting(index_t first, index_t count) {
   return positions;
 }
 
-std::vector<std::int32_t> const prompt{3, 41, 5, 9, 26, 53, 58, 9, 7, 32, 38, 46};
-auto const length = static_cast<index_t>(prompt.size());
+std::vector<std::int32_t> const twelve{3, 41, 5, 9, 26, 53, 58, 9, 7, 32, 38, 46};
+auto const length = static_cast<index_t>(twelve.size());
 
 }  // namespace
 
@@ -45,8 +45,8 @@ TEST_CASE("the rule of the architecture, given explicitly, changes no bit") {
     auto const mask = mask_of(length, length, [&](index_t i, index_t j) { return !causal || j <= i; });
     auto const positions = counting(0, length);
     auto plain = s.start(), given = s.start();
-    auto const expected = s.all({&plain, prompt});
-    CHECK(same_bits(s.all({&given, prompt, -1, positions, mask}).view(), expected.view()));
+    auto const expected = s.all({&plain, twelve});
+    CHECK(same_bits(s.all({&given, twelve, -1, positions, mask}).view(), expected.view()));
   }
 }
 
@@ -56,12 +56,12 @@ TEST_CASE("padding on the left, hidden and not counted, changes nothing") {
     Session s(name);
     index_t const pads = 3, all = pads + length;
     std::vector<std::int32_t> padded(pads, 2);
-    padded.insert(padded.end(), prompt.begin(), prompt.end());
+    padded.insert(padded.end(), twelve.begin(), twelve.end());
     auto positions = counting(-pads, all);
     for (auto& position : positions) position = std::max<index_t>(position, 0);
     auto const mask = mask_of(all, all, [&](index_t, index_t j) { return j >= pads; });
     auto plain = s.start(), left = s.start();
-    auto const expected = s.all({&plain, prompt});
+    auto const expected = s.all({&plain, twelve});
     auto const found = s.all({&left, padded, -1, positions, mask});
     // the same keys lie elsewhere in their pages, so that sums round elsewhere
     CHECK(relative_l2(found.view().row_range(pads, length), expected.view()) <= alone_bound);
@@ -79,11 +79,11 @@ TEST_CASE("padding on the left, hidden and not counted, changes nothing") {
 TEST_CASE("padding of an encoder's input, hidden, changes nothing") {
   for (auto const* name : {"bert", "roberta"}) {
     Session s(name);
-    auto padded = prompt;
+    auto padded = twelve;
     padded.insert(padded.end(), {4, 4, 4, 4});
     auto const mask = mask_of(length + 4, length + 4, [&](index_t, index_t j) { return j < length; });
     auto plain = s.start(), hidden = s.start(), seen = s.start();
-    auto const expected = s.all({&plain, prompt});
+    auto const expected = s.all({&plain, twelve});
     auto const found = s.all({&hidden, padded, -1, {}, mask});
     CHECK(relative_l2(found.view().row_range(0, length), expected.view()) <= alone_bound);
     CHECK(relative_l2(s.all({&seen, padded}).view().row_range(0, length), expected.view()) > 0.01);
@@ -95,9 +95,9 @@ TEST_CASE("rotary positions are relative, learned ones are not") {
     INFO(name);
     Session s(name);
     auto plain = s.start(), shifted = s.start();
-    auto const expected = s.all({&plain, prompt});
+    auto const expected = s.all({&plain, twelve});
     auto const positions = counting(20, length);
-    double const distance = relative_l2(s.all({&shifted, prompt, -1, positions}).view(), expected.view());
+    double const distance = relative_l2(s.all({&shifted, twelve, -1, positions}).view(), expected.view());
     if (std::string(name) == "gpt2")
       CHECK(distance > 0.01);
     else
@@ -107,11 +107,11 @@ TEST_CASE("rotary positions are relative, learned ones are not") {
 
 TEST_CASE("token types default to 0 and count") {
   Session s("bert");
-  std::vector<std::int32_t> const zeros(prompt.size(), 0), ones(prompt.size(), 1);
+  std::vector<std::int32_t> const zeros(twelve.size(), 0), ones(twelve.size(), 1);
   auto plain = s.start(), zero = s.start(), one = s.start();
-  auto const expected = s.all({&plain, prompt});
-  CHECK(same_bits(s.all({&zero, prompt, -1, {}, {}, zeros}).view(), expected.view()));
-  CHECK(relative_l2(s.all({&one, prompt, -1, {}, {}, ones}).view(), expected.view()) > 0.01);
+  auto const expected = s.all({&plain, twelve});
+  CHECK(same_bits(s.all({&zero, twelve, -1, {}, {}, zeros}).view(), expected.view()));
+  CHECK(relative_l2(s.all({&one, twelve, -1, {}, {}, ones}).view(), expected.view()) > 0.01);
 }
 
 TEST_CASE("a sliding window is a mask, in the layers it holds for") {
@@ -128,7 +128,7 @@ TEST_CASE("a sliding window is a mask, in the layers it holds for") {
     SerialExecutor executor;
     auto const context = model.context(executor, {4});
     auto sequence = context->start();
-    SequenceInput<CpuBackend<float>> const input{&sequence, prompt, -1, {}, mask};
+    SequenceInput<CpuBackend<float>> const input{&sequence, twelve, -1, {}, mask};
     auto const wanted = counting(0, length);
     Answer<float> answer{length, model.output_width(), {}};
     answer.values.resize(static_cast<std::size_t>(length * answer.cols));

@@ -122,7 +122,7 @@ class Fixture {
       if (module == "frozen") continue;
       auto const gradient = gradients.of(module);
       double const* const start = values[module]().data;
-      each([&](std::string const& tensor, double* at, index_t size) {
+      each([&, module = module](std::string const& tensor, double* at, index_t size) {
         std::vector<double> direction(static_cast<std::size_t>(size)), before(at, at + size);
         double along = 0;
         for (index_t k = 0; k < size; ++k) {
