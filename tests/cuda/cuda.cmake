@@ -8,9 +8,8 @@ target_compile_options(test_cuda PRIVATE -Wno-unknown-pragmas)  # #pragma unroll
 # many templates and small models: what optimising costs here is more than what it saves
 target_compile_options(test_cuda PRIVATE $<$<CONFIG:Release>:-O1>)
 # whole models are compiled once for all files that need them, which takes half the time
-set(whole_models backbone decode_graphs golden train)
-list(TRANSFORM whole_models REPLACE "(.+)" "cuda/\\1.cpp" OUTPUT_VARIABLE together)
-set_source_files_properties(${together} PROPERTIES UNITY_GROUP whole_models)
+set(whole_models cuda/backbone.cpp cuda/decode_graphs.cpp cuda/golden.cpp cuda/train.cpp)
+set_source_files_properties(${whole_models} PROPERTIES UNITY_GROUP whole_models)
 set_target_properties(test_cuda PROPERTIES UNITY_BUILD ON UNITY_BUILD_MODE GROUP)
 # products and sums are contracted, as nvcc does, so that what must have the same bits is written so that it has
 include(CheckCXXSourceRuns)
@@ -56,11 +55,11 @@ endforeach()
 
 file(GLOB device_tests RELATIVE ${CMAKE_CURRENT_SOURCE_DIR} CONFIGURE_DEPENDS cuda/*.cpp)
 set(device_sources ${CMAKE_CURRENT_BINARY_DIR}/cuda/whole_models.cu)
-list(TRANSFORM together REPLACE "(.+)" "#include <tests/\\1>\n" OUTPUT_VARIABLE includes)
+list(TRANSFORM whole_models REPLACE "(.+)" "#include <tests/\\1>\n" OUTPUT_VARIABLE includes)
 list(JOIN includes "" includes)
 file(CONFIGURE OUTPUT ${device_sources} CONTENT "${includes}")
 foreach(test IN LISTS device_tests)
-  if(NOT test IN_LIST together)
+  if(NOT test IN_LIST whole_models)
     cmake_path(GET test STEM stem)
     set(source ${CMAKE_CURRENT_BINARY_DIR}/cuda/${stem}.cu)
     file(CONFIGURE OUTPUT ${source} CONTENT "#include <tests/${test}>\n")
