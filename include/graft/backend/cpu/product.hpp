@@ -154,6 +154,7 @@ struct ProductRows {
   /// Y[:, o0:o1] = X W[o0:o1]^T + b; the rows `then` are likely to be next.
   void multiply(CpuBackend<Act> const& be, Weight const& w, VectorView<Act const> bias, index_t o0, index_t o1,
                 RowsAhead const& then, MatrixView<Act> y) const {
+    if (y.rows == 0) return;  // kernels divide work among rows
     if constexpr (std::same_as<Act, float>) {
       if (rounding == Rounding::integers) return be.native_kernels().integer_chunk(integers, w, bias, o0, o1, then, y);
       auto const& native = be.native_kernels();
