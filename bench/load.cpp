@@ -119,7 +119,8 @@ void add_model(std::string const& path, bench::SomeModel const& some) {
   auto const work = bench::work_of(some.config, some.weights);
   B be;
   be.set_precision(Precision::native);
-  bool const has_forms = work.format == Format::bf16 && cpu::compact_kernels<float>(be.isa()).count != nullptr;
+  bool const has_forms =
+      work.format == Format::bf16 && cpu::compact_kernels<float>(be.isa(), be.precision()).form != CompactForm::none;
   for (bool const made_compact : has_forms ? std::vector{false, true} : std::vector{false})
     add(some.name + (made_compact ? "/made compact" : "/as stored"), [=, &some](benchmark::State& state) {
       run(state, work.bytes, bench::memory_of(some.weights),

@@ -115,6 +115,8 @@ struct Bench {
     }
     return *made;
   }
+  /// Steps of more rows read the weights.
+  index_t most_compact_rows() const { return cpu::compact_kernels<float>(backend.isa(), Precision::native).most_rows; }
   /// Null where the weights have no compact forms.
   std::unique_ptr<Loaded> load(Mode mode, WeightMap from, bool with_modules) {
     auto memory = bench::memory_of(from);
@@ -212,15 +214,18 @@ void add_cases(Bench& bench) {
     std::string const name = mode_names[static_cast<std::size_t>(mode)];
     if (mode != Mode::exact && bench.work.instruction(Precision::native) == bench::Instruction::fma) continue;
     if (bench.with[mode] == nullptr) continue;
+    index_t const most_rows = mode == Mode::compact ? bench.most_compact_rows() : std::numeric_limits<index_t>::max();
     for (index_t count : {1, 2, 4, 8, 16, 32})
       for (Kind kind : all_kinds)
-        benchmark::RegisterBenchmark(
-            text("decode/", bench.name, '/', count, '/', kind_names[static_cast<int>(kind)], '/', name).c_str(),
-            [=, &bench](benchmark::State& state) { run(state, bench, count, 1, kind, mode); })
-            ->UseManualTime()
-            ->Iterations(15)
-            ->Unit(benchmark::kMillisecond);
+        if (count <= most_rows)
+          benchmark::RegisterBenchmark(
+              text("decode/", bench.name, '/', count, '/', kind_names[static_cast<int>(kind)], '/', name).c_str(),
+              [=, &bench](benchmark::State& state) { run(state, bench, count, 1, kind, mode); })
+              ->UseManualTime()
+              ->Iterations(15)
+              ->Unit(benchmark::kMillisecond);
     auto const prefill = [&](std::string const& prompts, index_t count, index_t tokens, Kind kind) {
+      if (count * tokens > most_rows) return;
       benchmark::RegisterBenchmark(
           text("prefill/", bench.name, '/', prompts, '/', kind_names[static_cast<int>(kind)], '/', name).c_str(),
           [=, &bench](benchmark::State& state) { run(state, bench, count, tokens, kind, mode); })

@@ -102,7 +102,8 @@ int main(int argc, char** argv) {
             // the same kernels
             if (native && isa == Isa::amx && format != Format::bf16) continue;
             if (!native && isa >= Isa::avx512 && isa != detected_isa()) continue;
-            bool const has_form = native && format == Format::bf16 && cpu::compact_kernels<float>(isa).count != nullptr;
+            bool const has_form =
+                format == Format::bf16 && rows <= cpu::compact_kernels<float>(isa, precision).most_rows;
             for (bool const made_compact : has_form ? std::vector{false, true} : std::vector{false})
               benchmark::RegisterBenchmark(
                   text("product/", shape.name, "/", format_info(format).name, made_compact ? " compact/" : "/", rows,

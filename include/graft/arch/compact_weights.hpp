@@ -14,11 +14,10 @@ namespace graft {
 /// Gives the matrices in bf16 that the model's linear sites multiply with a compact form (graft::compact), which lives
 /// as long as `weights` or a model made from it. Decoding, which reads every weight for every token, is then up to 1.5
 /// times as fast and its results are the same, bit for bit. To be called before a Model is made. Returns the bytes the
-/// forms take: 0 where there is nothing to gain, which is so in other formats, in exact precision, and on processors
-/// without AVX512-BF16 and VBMI2 or with AMX.
+/// forms take: 0 where there is nothing to gain, in other formats and where the backend's products read no such form
+/// (cpu::compact_kernels).
 template <class Act>
 index_t compact_weights(CpuBackend<Act>& be, SiteTable const& sites, WeightMap& weights) {
-  if (be.precision() != Precision::native) return 0;
   std::vector<Weight*> multiplied;
   for (auto const& site : sites.all()) {
     if (site.kind != SiteKind::linear) continue;

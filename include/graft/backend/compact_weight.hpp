@@ -1,36 +1,39 @@
 // SPDX-License-Identifier: Apache-2.0
-// A matrix in bf16 in some 11.3 bits a number instead of 16, and none of its bits lost.
+// A matrix in bf16 in 11.3 or 12 bits a number instead of 16, and none of its bits lost.
 //
 // Sign and mantissa of trained weights are as good as random, but their exponents are not: seven that follow each other
 // have 97 % of them (that they are worth 2.6 bits each is what DFloat11, arXiv:2504.11651, makes use of on GPUs, by a
-// Huffman code). So here a number is a byte of mantissa and sign, and a code of three bits:
-//   exponent = base + code for code 1 to 7, and for code 0 the next byte of a list.
+// Huffman code). Two forms make use of that, each of what its products' instructions take apart fastest.
 #pragma once
 
 #include <graft/core/types.hpp>
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 
 namespace graft {
 
-/// View of a matrix [o, i] of bf16, by pieces of 16 outputs times a slice of inputs, those of the first outputs first:
+enum class CompactForm : std::uint8_t {
+  none,
+  exponents,   ///< CompactExponents, of native precision at level vnni
+  high_bytes,  ///< CompactHighBytes, of level avx2
+};
+
+/// A number is a byte of mantissa and sign, and a code of three bits: exponent = base + code for code 1 to 7, and for
+/// code 0 the next byte of a list. 11.3 bits a number.
+/// A strip of 16 outputs is a piece for every slice of inputs:
 ///   piece = its steps of 32 inputs, one after the other, then the exponents of code 0, then zeros to a whole line;
 ///   step = 3 lines of codes, 8 units of 64 bytes of mantissas (upper 7 bits) and signs.
 /// Unit n + 4 j of a step has inputs [16 j, 16 j + 16) of outputs n, n + 4, n + 8 and n + 12. Byte k of the codes'
 /// lines a, b and c has the codes of byte k of units 0 to 7, which are, low bits first: a: unit 0 (3 bits), unit 1 (3),
 /// unit 6 (its lower 2); b: units 2, 3 and 7 so; c: units 4 and 5, and the upper bits of units 6 and 7.
-struct CompactWeight {
+struct CompactExponents {
   static constexpr index_t outputs = 16, step_inputs = 32, units = 8, line = 64;
   static constexpr index_t code_bytes = 3 * line, step_bytes = code_bytes + units * line;
+  static constexpr index_t head_bytes = 0, listed_bytes = 1, end_bytes = 0;
   /// Inputs of a slice; the last one has up to half as many more.
   static constexpr index_t slice_inputs = 512;
-
-  std::byte const* data = nullptr;
-  std::uint32_t const* pieces = nullptr;  ///< [ceil(o / 16) * slices + 1], where each begins, in lines of data
-  std::uint8_t base = 0;
-
-  bool empty() const { return data == nullptr; }
 
   static index_t slices(index_t inputs) {
     return inputs < slice_inputs ? 1 : (inputs + slice_inputs / 2) / slice_inputs;
@@ -39,13 +42,55 @@ struct CompactWeight {
   static index_t slice_end(index_t first, index_t inputs) {
     return inputs - first < slice_inputs * 3 / 2 ? inputs : first + slice_inputs;
   }
-  /// Piece k, counted by slices of [i] inputs and then by outputs.
+};
+
+/// A number is its lower byte, and a code of four bits for the upper one, which has the sign and all but the last bit
+/// of the exponent: the code's byte in a table of the 16 that the weight has most, or what a list says. 12 bits a
+/// number, as no more than some 2 of 10,000 are in the list.
+/// The table comes first, in a line of its own. A strip of 8 outputs is one piece:
+///   piece = its steps of 8 inputs, one after the other, then the list, then zeros to a whole line;
+///   step = 32 bytes of codes, 64 lower bytes;
+///   list = (input * 8 + output) << 8 | upper byte for each number that has none of the 16 bytes, in 32 bits, by rising
+///          inputs, and `end`.
+/// Lower byte 32 q + 16 p + 8 h + 2 n + k of a step is that of input 4 q + 2 h + k of output 4 p + n; its code is in
+/// byte 16 p + 8 h + 2 n + k of the codes, in the lower four bits where q is 0 and in the upper ones where it is 1.
+struct CompactHighBytes {
+  static constexpr index_t outputs = 8, step_inputs = 8, code_bytes = 32, step_bytes = 96;
+  static constexpr index_t head_bytes = 16, listed_bytes = 4, end_bytes = 4;
+  static constexpr std::uint32_t end = ~std::uint32_t{0};
+  /// What the list's positions can name.
+  static constexpr index_t max_inputs = (index_t{1} << 21) - 1;
+
+  static index_t slices(index_t) { return 1; }
+  static index_t slice_end(index_t, index_t inputs) { return inputs; }
+};
+
+/// What a weight's codes stand for.
+struct CompactCodes {
+  std::uint8_t base = 0;                 ///< of exponents
+  std::array<std::uint8_t, 16> table{};  ///< of high bytes
+};
+
+/// View of the form of a matrix [o, i] of bf16, by pieces; those of the first outputs come first.
+struct CompactWeight {
+  static constexpr index_t line = 64;
+
+  CompactForm form = CompactForm::none;
+  std::uint8_t base = 0;  ///< of exponents
+  std::byte const* data = nullptr;
+  std::uint32_t const* pieces = nullptr;  ///< [pieces + 1], where each begins, in lines of data
+
+  bool empty() const { return form == CompactForm::none; }
+  /// Piece k, counted by slices of inputs and then by strips of outputs.
   std::byte const* piece(index_t k) const { return data + static_cast<std::size_t>(pieces[k]) * line; }
 
-  /// Outputs from `first` on; empty where a piece begins before.
+  /// Outputs from `first` on, of [i] inputs; empty where no strip begins there.
   CompactWeight row_range(index_t first, index_t inputs) const {
+    bool const of_exponents = form == CompactForm::exponents;
+    index_t const outputs = of_exponents ? CompactExponents::outputs : CompactHighBytes::outputs;
     if (empty() || first % outputs != 0) return {};
-    return {data, pieces + first / outputs * slices(inputs), base};
+    index_t const slices = of_exponents ? CompactExponents::slices(inputs) : 1;
+    return {form, base, data, pieces + first / outputs * slices};
   }
 };
 

@@ -165,17 +165,19 @@ struct NativeKernels {
                      RowsAhead const& then, MatrixView<float> y) = nullptr;
   void (*bf16_transposed)(MatrixView<bf16 const> dy, Weight const& w, index_t o, index_t first,
                           MatrixView<float> dx) = nullptr;
-  /// bf16_chunk, bit for bit, by the weight's compact form.
+  /// bf16_chunk, bit for bit, by a weight in CompactExponents.
   void (*compact_chunk)(MatrixView<bf16 const> x, Weight const& w, VectorView<float const> bias, index_t o0, index_t o1,
                         RowsAhead const& then, MatrixView<float> y) = nullptr;
 };
 
-/// Makes pieces of CompactWeight out of slices of 16 rows; null where products would not use them.
+/// The form of weights in bf16 that products read, and how its pieces are made of slices of a strip's rows.
 struct CompactKernels {
-  /// How many exponents do not lie in (base, base + 7].
-  index_t (*count)(bf16 const* const* row, index_t inputs, std::uint8_t base) = nullptr;
+  CompactForm form = CompactForm::none;
+  index_t most_rows = 0;  ///< of X; products of more read the weight itself
+  /// How many numbers have no code.
+  index_t (*count)(bf16 const* const* row, index_t inputs, CompactCodes const& codes) = nullptr;
   /// Writes the piece, and zeros to a whole line.
-  void (*write)(bf16 const* const* row, index_t inputs, std::uint8_t base, std::byte* to) = nullptr;
+  void (*write)(bf16 const* const* row, index_t inputs, CompactCodes const& codes, std::byte* to) = nullptr;
 };
 
 /// The kernels of a level; double has those of the baseline alone. Templates, so that a program compiles what it uses.
@@ -189,7 +191,7 @@ BackwardKernels<R> const& backward_kernels(Isa isa);
 template <class R>
 NativeKernels native_kernels(Isa isa);
 template <class R>
-CompactKernels compact_kernels(Isa isa);
+CompactKernels compact_kernels(Isa isa, Precision precision);
 
 }  // namespace graft::cpu
 
@@ -240,7 +242,7 @@ GRAFT_TARGET_BEGIN("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,
 GRAFT_TARGET_END
 
 GRAFT_TARGET_BEGIN("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16,avx512vbmi2")
-#include <graft/backend/cpu/level/compact.inc>
+#include <graft/backend/cpu/level/compact_exponents.inc>
 GRAFT_TARGET_END
 #endif
 
@@ -296,10 +298,15 @@ NativeKernels native_kernels([[maybe_unused]] Isa isa) {
 }
 
 template <class R>
-CompactKernels compact_kernels([[maybe_unused]] Isa isa) {
+CompactKernels compact_kernels([[maybe_unused]] Isa isa, [[maybe_unused]] Precision precision) {
 #if GRAFT_CAN_TARGET
-  if constexpr (std::same_as<R, float>)
-    if (isa == Isa::vnni && has_vbmi2()) return {vnni::count_escapes, vnni::write_piece};
+  if constexpr (std::same_as<R, float>) {
+    if (isa == Isa::vnni && has_vbmi2() && precision == Precision::native)
+      return {CompactForm::exponents, std::numeric_limits<index_t>::max(), vnni::count_escapes, vnni::write_piece};
+    // a level that the compiler's flags include is the baseline, whose products do not read it with wider registers
+    if (isa == Isa::avx2 && baseline::register_bytes < 64)
+      return {CompactForm::high_bytes, avx2::turned_rows, avx2::count_listed, avx2::write_strip};
+  }
 #endif
   return {};
 }
@@ -313,8 +320,8 @@ template BackwardKernels<float> const& backward_kernels<float>(Isa);
 template BackwardKernels<double> const& backward_kernels<double>(Isa);
 template NativeKernels native_kernels<float>(Isa);
 template NativeKernels native_kernels<double>(Isa);
-template CompactKernels compact_kernels<float>(Isa);
-template CompactKernels compact_kernels<double>(Isa);
+template CompactKernels compact_kernels<float>(Isa, Precision);
+template CompactKernels compact_kernels<double>(Isa, Precision);
 #endif
 
 }  // namespace graft::cpu
