@@ -11,6 +11,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 
 namespace graft {
 
@@ -32,6 +33,7 @@ struct CompactExponents {
   static constexpr index_t outputs = 16, step_inputs = 32, units = 8, line = 64;
   static constexpr index_t code_bytes = 3 * line, step_bytes = code_bytes + units * line;
   static constexpr index_t head_bytes = 0, listed_bytes = 1, end_bytes = 0;
+  static constexpr index_t max_inputs = std::numeric_limits<index_t>::max();
   /// Inputs of a slice; the last one has up to half as many more.
   static constexpr index_t slice_inputs = 512;
 
@@ -89,7 +91,7 @@ struct CompactWeight {
     bool const of_exponents = form == CompactForm::exponents;
     index_t const outputs = of_exponents ? CompactExponents::outputs : CompactHighBytes::outputs;
     if (empty() || first % outputs != 0) return {};
-    index_t const slices = of_exponents ? CompactExponents::slices(inputs) : 1;
+    index_t const slices = of_exponents ? CompactExponents::slices(inputs) : CompactHighBytes::slices(inputs);
     return {form, base, data, pieces + first / outputs * slices};
   }
 };

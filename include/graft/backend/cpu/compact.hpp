@@ -82,7 +82,7 @@ std::shared_ptr<Storage<std::byte, HostSpace> const> compact_as(CpuBackend<Act>&
   index_t lines = 0;
   auto const round_to_lines = [](index_t bytes) { return ceil_div(bytes, line); };
   for (Weight* const w : weights) {
-    if (w->format != Format::bf16 || w->rows == 0 || w->cols == 0 || w->cols > CompactHighBytes::max_inputs) continue;
+    if (w->format != Format::bf16 || w->rows == 0 || w->cols == 0 || w->cols > Layout::max_inputs) continue;
     index_t const strips = ceil_div(w->rows, Layout::outputs), count = strips * Layout::slices(w->cols);
     Planned plan{w, most_common_codes(*w), std::vector<std::uint32_t>(static_cast<std::size_t>(count + 1)),
                  round_to_lines(Layout::head_bytes)};
