@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""How long translation units take to compile, as a table for docs/performance.md:
+"""How long translation units take to compile, as a table for docs/compile-times.md:
 
-    bench/compile_times.py [--compiler g++] [--runs 3] [--only PART_OF_A_NAME] [--into docs/performance.md]
+    bench/compile_times.py [--compiler g++] [--runs 3] [--only PART_OF_A_NAME] [--into docs/compile-times.md]
 
 Processor seconds of the compiler with -O2, the median of the runs. A header alone stands for what including it costs.
 """

@@ -16,7 +16,7 @@
 # A stage ends after ten minutes at the latest ($GRAFT_STAGE_SECONDS); one that is run again goes on from what is built
 # and, where files of tests are run one by one, from those that have not passed since.
 # Each leaves STAGE.log, the last two STAGE.jsonl with a result per line; device.json is all of it in one file, from
-# which bench/device_page.py makes the tables and plots of docs/performance.md.
+# which bench/device_page.py makes the tables and plots of docs/performance-gpu.md.
 #
 # What has been run of this so far: --pack, --build without a GPU, and the benchmarks and the peers with --small on a
 # CPU. The tests have run in the emulation (ctest -R '^cuda\.') only. On a GPU nothing has been run: no test, no

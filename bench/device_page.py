@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""The GPU's tables and plots of docs/performance.md, from what bench/device.sh has found:
+"""The GPU's tables and plots of docs/performance-gpu.md, from what bench/device.sh has found:
 
-    bench/device_page.py build-device/results/device.json --into docs/performance.md
+    bench/device_page.py build-device/results/device.json --into docs/performance-gpu.md
 
 Of several files the last word holds, row by row: stages may have been run on different days. Without a file every cell
 says "not measured".

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Tables and plots of docs/performance.md from the JSON files of the programs here:
+"""Tables and plots of docs/performance-kernels.md and docs/performance-models.md from the JSON files of the programs here:
 
     bench/product --benchmark_out=product.json --benchmark_out_format=json
-    bench/plot.py product.json model.json                              # Markdown on stdout
-    bench/plot.py product.json model.json --into docs/performance.md   # between the page's markers; plots beside it
+    bench/plot.py product.json model.json                                 # Markdown on stdout
+    bench/plot.py product.json --into docs/performance-kernels.md         # between the page's markers; plots beside it
 
 Of a case that several files have, run at several times, the medians count.
 """

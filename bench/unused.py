@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""What adapters cost requests that do not use them, in instructions, as a table for docs/performance.md:
+"""What adapters cost requests that do not use them, in instructions, as a table for docs/performance-models.md:
 
     cmake --build build --target bench_unused
-    bench/unused.py [--build build] [--model MODEL.gguf] [--into docs/performance.md]
+    bench/unused.py [--build build] [--model MODEL.gguf] [--into docs/performance-models.md]
 
 valgrind's callgrind counts one decode step on one thread. Instructions are those of the step alone, loading left out.
 "Outside kernels" are those of graft's own functions that do not belong to a level: plans, dispatch, chunks. Level avx2,

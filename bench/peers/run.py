@@ -4,7 +4,7 @@
 
     bench/peers/install.sh                        # once: .venv/peers with the peers, llama.cpp from its source
     cmake --build build --target graft_command bench_peers_graft
-    bench/peers/run.py --into docs/performance.md
+    bench/peers/run.py --into docs/performance-peers.md
 
 Every side is a process that keeps its model and answers worker.py's calls; they take turns, so that a slow minute of the
 machine hits all, and are stopped while they wait. A row is the median over the rounds; a ratio is the median of the

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""The tables of docs/performance.md from what run.py has measured:
+"""The tables of docs/performance-peers.md from what run.py has measured:
 
-    bench/peers/table.py bench/results/peers.json docs/performance.md
+    bench/peers/table.py bench/results/peers.json docs/performance-peers.md
 """
 import json
 import statistics
