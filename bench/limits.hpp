@@ -187,13 +187,14 @@ inline void bf16_tiles(index_t count) {
 #endif
 
 /// Operations per second (a multiplication and an addition are two) of all threads of an executor with the best
-/// instruction of a level; 0 where it has none.
+/// instruction of a level, for bf16 that of f32 where it has none of its own; 0 at the baseline.
 enum class Instruction { fma, bf16, integers };
 inline double operation_limit([[maybe_unused]] graft::Executor& executor, [[maybe_unused]] Isa isa,
                               [[maybe_unused]] Instruction instruction) {
 #if GRAFT_CAN_TARGET
   void (*loop)(index_t) = nullptr;
   double operations = 0;  // of a loop's turn
+  if (instruction == Instruction::bf16 && isa < Isa::vnni) instruction = Instruction::fma;
   if (instruction == Instruction::fma && isa >= Isa::avx512) loop = fma_512, operations = 10 * 32;
   if (instruction == Instruction::fma && isa == Isa::avx2) loop = fma_256, operations = 10 * 16;
   if (instruction == Instruction::bf16 && isa == Isa::vnni) loop = bf16_512, operations = 10 * 64;
