@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# Code in README.md and docs/ is code that runs, and links lead to files:  cmake -DROOT=. -P cmake/check_docs.cmake
+# Code in README.md and docs/ is code that runs, and links lead to files and headings:  cmake -DROOT=. -P cmake/check_docs.cmake
 # A block of C++ stands right behind a comment that says where it is from, and equals it:
 #     <!-- from examples/00_quick_start.cpp -->         the file without its licence line
 #     <!-- from examples/03_embed_cpu.cpp:calls -->     what stands between its lines // [calls] and // [/calls]
@@ -48,6 +48,23 @@ macro(read_source source)
     endif()
   endif()
 endmacro()
+
+# Whether the document `path` has the heading that `anchor` names, as GitHub names headings.
+function(has_heading path anchor found)
+  file(READ ${path} text)
+  string(REGEX REPLACE "[][;]" "" text "\n${text}")  # no lists of CMake's, and no brackets that confuse them
+  string(REGEX MATCHALL "\n#+ [^\n]+" headings "${text}")
+  set(${found} FALSE PARENT_SCOPE)
+  foreach(heading IN LISTS headings)
+    string(REGEX REPLACE "^\n#+ " "" heading "${heading}")
+    string(TOLOWER "${heading}" heading)
+    string(REGEX REPLACE "[]!\"#$%&'()*+,./:<=>?@^`{|}~]" "" heading "${heading}")
+    string(REPLACE " " "-" heading "${heading}")
+    if(heading STREQUAL anchor)
+      set(${found} TRUE PARENT_SCOPE)
+    endif()
+  endforeach()
+endfunction()
 
 file(GLOB documents ${ROOT}/README.md ${ROOT}/docs/*.md)
 set(blocks 0)
@@ -103,11 +120,23 @@ foreach(path IN LISTS documents)
 
   string(REGEX REPLACE "`[^`\n]+`" "" links "${prose}${rest}")  # code is no link
   string(REPLACE "](" "@link(" links "${links}")                # brackets would confuse CMake's lists
-  string(REGEX MATCHALL "@link\\([^)#:]+[)#]" links "${links}")  # an address has a colon
+  string(REGEX MATCHALL "@link\\([^):]+\\)" links "${links}")  # an address has a colon
   foreach(link IN LISTS links)
-    string(REGEX REPLACE "@link\\(|[)#]" "" link "${link}")
-    if(NOT EXISTS "${folder}/${link}")
+    string(REGEX REPLACE "@link\\(|\\)" "" link "${link}")
+    string(REGEX REPLACE "#.*" "" file "${link}")
+    if(file STREQUAL "")
+      set(file ${path})
+    else()
+      set(file "${folder}/${file}")
+    endif()
+    if(NOT EXISTS "${file}")
       complain("links to ${link}, which does not exist")
+    elseif(link MATCHES "#(.+)" AND file MATCHES "\\.md$")
+      string(REGEX REPLACE ".*#" "" anchor "${link}")
+      has_heading(${file} "${anchor}" found)
+      if(NOT found)
+        complain("links to ${link}, and there is no such heading")
+      endif()
     endif()
   endforeach()
 endforeach()
