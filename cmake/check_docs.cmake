@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-# Code in README.md and docs/ is code that runs, and links lead to files and headings:  cmake -DROOT=. -P cmake/check_docs.cmake
+# Code in README.md and docs/ is code that runs, and links lead to files and headings:
+#     cmake -DROOT=. -P cmake/check_docs.cmake
 # A block of C++ stands right behind a comment that says where it is from, and equals it:
 #     <!-- from examples/00_quick_start.cpp -->         the file without its licence line
 #     <!-- from examples/03_embed_cpu.cpp:calls -->     what stands between its lines // [calls] and // [/calls]
@@ -131,9 +132,8 @@ foreach(path IN LISTS documents)
     endif()
     if(NOT EXISTS "${file}")
       complain("links to ${link}, which does not exist")
-    elseif(link MATCHES "#(.+)" AND file MATCHES "\\.md$")
-      string(REGEX REPLACE ".*#" "" anchor "${link}")
-      has_heading(${file} "${anchor}" found)
+    elseif(file MATCHES "\\.md$" AND link MATCHES "#(.+)")
+      has_heading(${file} "${CMAKE_MATCH_1}" found)
       if(NOT found)
         complain("links to ${link}, and there is no such heading")
       endif()
