@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Loading, with the files in the page cache (where graft's first turn put them): from opening a model to its first
-// token, as the command serves in native precision, from the weights as they are and from their compact forms where
+// token, as the command serves in native precision, from the weights as they are and from their packed forms where
 // they have them; and from an adapter's PEFT folder to its place in a bank that keeps f32 or bf16.
 //     bench/load MODEL.gguf... [--benchmark_...]
 // Each time everything is made anew: threads, mapping, model, context. Beside the bytes of the file per second stands
@@ -9,8 +9,8 @@
 #include <graft/adapter/bank.hpp>
 #include <graft/adapter/lora.hpp>
 #include <graft/adapter/road.hpp>
-#include <graft/arch/compact_weights.hpp>
 #include <graft/arch/llama.hpp>
+#include <graft/arch/pack_weights.hpp>
 #include <graft/backend/cpu/cpu.hpp>
 #include <graft/io/model_files.hpp>
 #include <graft/io/peft.hpp>
@@ -47,10 +47,10 @@ using LoadedModel = Model<Llama, List, B>;
 /// A model that has made the first token behind a prompt of eight.
 class Opened {
  public:
-  Opened(std::string const& path, bool made_compact) : pool_(bench::threads()), backend_(pool_) {
+  Opened(std::string const& path, bool packed) : pool_(bench::threads()), backend_(pool_) {
     backend_.set_precision(Precision::native);
     auto files = open_model(path);
-    if (made_compact) compact_weights(backend_, LoadedModel::sites_of(files.config), files.weights);
+    if (packed) pack_weights(backend_, LoadedModel::sites_of(files.config), files.weights);
     model_.emplace(std::move(files.config), std::move(files.weights), AdapterStorage::bf16);
     context_.emplace(*model_, backend_, ContextOptions{.kv_storage = KvStorage::bf16});
     auto sequence = context_->start({});
@@ -119,12 +119,10 @@ void add_model(std::string const& path, bench::SomeModel const& some) {
   auto const work = bench::work_of(some.config, some.weights);
   B be;
   be.set_precision(Precision::native);
-  bool const has_forms =
-      work.format == Format::bf16 && cpu::compact_kernels<float>(be.isa(), be.precision()).form != CompactForm::none;
-  for (bool const made_compact : has_forms ? std::vector{false, true} : std::vector{false})
-    add(some.name + (made_compact ? "/made compact" : "/as stored"), [=, &some](benchmark::State& state) {
-      run(state, work.bytes, bench::memory_of(some.weights),
-          [&] { return std::make_unique<Opened>(path, made_compact); });
+  bool const has_forms = cpu::pack_kernels<float>(be.isa(), be.precision(), work.format).form != PackedForm::none;
+  for (bool const packed : has_forms ? std::vector{false, true} : std::vector{false})
+    add(some.name + (packed ? "/packed" : "/as stored"), [=, &some](benchmark::State& state) {
+      run(state, work.bytes, bench::memory_of(some.weights), [&] { return std::make_unique<Opened>(path, packed); });
     });
 }
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // A whole model: prefill and greedy decoding of 1 to 32 requests, without adapters, with different ones, and with one
 // that all use, as a module and merged into the weights; in exact precision and as the command serves in native
-// precision, with adapters, keys and values in bf16, from the weights and from their compact forms where they have
+// precision, with adapters, keys and values in bf16, from the weights and from their packed forms where they have
 // them.
 //     bench/model MODEL.gguf | FORMAT:LAYERS [--benchmark_...]
 // FORMAT:LAYERS, say Q8_0:4: so many layers in LLaMA-2-7B's shapes, with its vocabulary and made-up weights. Every
@@ -11,8 +11,8 @@
 #include <graft/adapter/lora.hpp>
 #include <graft/adapter/pedro.hpp>
 #include <graft/adapter/road.hpp>
-#include <graft/arch/compact_weights.hpp>
 #include <graft/arch/llama.hpp>
+#include <graft/arch/pack_weights.hpp>
 #include <graft/arithmetic/fold.hpp>
 #include <graft/backend/cpu/cpu.hpp>
 #include <graft/model/context.hpp>
@@ -46,8 +46,8 @@ constexpr std::array all_kinds{Kind::none,  Kind::ia3,   Kind::road,     Kind::l
                                Kind::pedro, Kind::mixed, Kind::one_lora, Kind::merged_lora};
 
 /// How the model computes; all have the same weights.
-enum class Mode { exact, native, compact };
-constexpr const char* mode_names[] = {"exact", "native", "native, compact"};
+enum class Mode { exact, native, packed };
+constexpr const char* mode_names[] = {"exact", "native", "native, packed"};
 constexpr Precision precision_of(Mode mode) { return mode == Mode::exact ? Precision::exact : Precision::native; }
 
 /// The weights with adapters merged into them, each tensor in the format it has; what is new lies in one piece.
@@ -103,7 +103,7 @@ struct Bench {
         work(bench::work_of(config, weights)),
         pool(bench::threads()),
         backend(pool) {
-    for (Mode const mode : {Mode::exact, Mode::native, Mode::compact}) with[mode] = load(mode, weights, true);
+    for (Mode const mode : {Mode::exact, Mode::native, Mode::packed}) with[mode] = load(mode, weights, true);
   }
   Loaded& merged_in(Mode mode) {
     auto& made = merged[mode];
@@ -116,18 +116,20 @@ struct Bench {
     return *made;
   }
   /// Steps of more rows read the weights.
-  index_t most_compact_rows() const { return cpu::compact_kernels<float>(backend.isa(), Precision::native).most_rows; }
-  /// Null where the weights have no compact forms.
+  index_t most_packed_rows() const {
+    return cpu::pack_kernels<float>(backend.isa(), Precision::native, work.format).most_rows;
+  }
+  /// Null where the weights have no packed forms.
   std::unique_ptr<Loaded> load(Mode mode, WeightMap from, bool with_modules) {
     auto memory = bench::memory_of(from);
     double bytes = work.bytes;
-    if (mode == Mode::compact) {
+    if (mode == Mode::packed) {
       backend.set_precision(Precision::native);
-      index_t const forms = compact_weights(backend, SmallModel::sites_of(config), from);
+      index_t const forms = pack_weights(backend, SmallModel::sites_of(config), from);
       if (forms == 0) return nullptr;
       std::byte const* first = nullptr;  // where the forms lie, in one piece
       for (auto const& [path, weight] : from.tensors)
-        if (!weight.compact.empty() && (first == nullptr || weight.compact.data < first)) first = weight.compact.data;
+        if (!weight.packed.empty() && (first == nullptr || weight.packed.data < first)) first = weight.packed.data;
       memory = {{first, static_cast<std::size_t>(forms)}};
       bytes = static_cast<double>(forms);
     }
@@ -210,11 +212,11 @@ void run(benchmark::State& state, Bench& bench, index_t count, index_t new_token
 }
 
 void add_cases(Bench& bench) {
-  for (Mode const mode : {Mode::exact, Mode::native, Mode::compact}) {
+  for (Mode const mode : {Mode::exact, Mode::native, Mode::packed}) {
     std::string const name = mode_names[static_cast<std::size_t>(mode)];
     if (mode != Mode::exact && bench.work.instruction(Precision::native) == bench::Instruction::fma) continue;
     if (bench.with[mode] == nullptr) continue;
-    index_t const most_rows = mode == Mode::compact ? bench.most_compact_rows() : std::numeric_limits<index_t>::max();
+    index_t const most_rows = mode == Mode::packed ? bench.most_packed_rows() : std::numeric_limits<index_t>::max();
     for (index_t count : {1, 2, 4, 8, 16, 32})
       for (Kind kind : all_kinds)
         if (count <= most_rows)

@@ -168,7 +168,7 @@ def sites_plot(cases):
 
 def model_plot(cases):
     modes = [case["name"].split("/") for case in cases]
-    fastest = {name: "native, compact" if any(parts[1] == name and parts[4] == "native, compact" for parts in modes)
+    fastest = {name: "native, packed" if any(parts[1] == name and parts[4] == "native, packed" for parts in modes)
                else "native" for name in {parts[1] for parts in modes}}
 
     def label(parts):

@@ -21,7 +21,7 @@ ThreadPool& pool() {
 /// Copies of one weight, more than a cache holds.
 class Rotated {
  public:
-  Rotated(CpuBackend<>& be, Format format, bool made_compact, index_t out, index_t in)
+  Rotated(CpuBackend<>& be, Format format, bool packed, index_t out, index_t in)
       : format_(format),
         out_(out),
         in_(in),
@@ -42,7 +42,7 @@ class Rotated {
       weights_.push_back({bytes_.data() + at, format_, out_, in_, nullptr});
     std::vector<Weight*> all;
     for (auto& weight : weights_) all.push_back(&weight);
-    if (made_compact) forms_ = compact(be, all);
+    if (packed) forms_ = pack(be, all);
   }
   Weight next() { return weights_[at_ = (at_ + 1) % weights_.size()]; }
   bench::ReadLimit::Memory memory() const {
@@ -65,12 +65,12 @@ class Rotated {
   std::size_t at_ = 0;
 };
 
-void run(benchmark::State& state, bench::Shape const& shape, Format format, bool made_compact, index_t rows, Isa isa,
+void run(benchmark::State& state, bench::Shape const& shape, Format format, bool packed, index_t rows, Isa isa,
          Precision precision) {
   CpuBackend<> be(pool());
   be.set_isa(isa);
   be.set_precision(precision);
-  Rotated weights(be, format, made_compact, shape.out, shape.in);
+  Rotated weights(be, format, packed, shape.out, shape.in);
   std::vector<float> x(static_cast<std::size_t>(rows * shape.in)), y(static_cast<std::size_t>(rows * shape.out));
   Random random(2);
   for (auto& value : x) value = static_cast<float>(random.normal());
@@ -102,14 +102,13 @@ int main(int argc, char** argv) {
             // the same kernels
             if (native && isa == Isa::amx && format != Format::bf16) continue;
             if (!native && isa >= Isa::avx512 && isa != detected_isa()) continue;
-            bool const has_form =
-                format == Format::bf16 && rows <= cpu::compact_kernels<float>(isa, precision).most_rows;
-            for (bool const made_compact : has_form ? std::vector{false, true} : std::vector{false})
+            bool const has_form = rows <= cpu::pack_kernels<float>(isa, precision, format).most_rows;
+            for (bool const packed : has_form ? std::vector{false, true} : std::vector{false})
               benchmark::RegisterBenchmark(
-                  text("product/", shape.name, "/", format_info(format).name, made_compact ? " compact/" : "/", rows,
-                       "/", isa_name(isa), "/", native ? "native" : "exact")
+                  text("product/", shape.name, "/", format_info(format).name, packed ? " packed/" : "/", rows, "/",
+                       isa_name(isa), "/", native ? "native" : "exact")
                       .c_str(),
-                  [=](benchmark::State& state) { run(state, shape, format, made_compact, rows, isa, precision); })
+                  [=](benchmark::State& state) { run(state, shape, format, packed, rows, isa, precision); })
                   ->UseManualTime()
                   ->Iterations(rows > 64 ? 7 : 25)
                   ->Unit(benchmark::kMicrosecond);

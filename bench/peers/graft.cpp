@@ -3,7 +3,7 @@
 // how long it took. worker.py lists the calls; llama_cpp.py and torch_peft.py answer the same ones.
 #include <graft/adapter/lora.hpp>
 #include <graft/adapter/road.hpp>
-#include <graft/arch/compact_weights.hpp>
+#include <graft/arch/pack_weights.hpp>
 #include <graft/arch/llama.hpp>
 #include <graft/backend/cpu/cpu.hpp>
 #include <graft/io/model_files.hpp>
@@ -51,8 +51,8 @@ class Worker {
     auto const path = call.at("model").get<std::string>();
     tokenizer_.emplace(read_tokenizer(path));
     auto files = open_model(path);
-    if (call.value("compact", true))  // as `graft generate`
-      compact_weights(backend_, PeerModel::sites_of(files.config), files.weights);
+    if (call.value("packed", true))  // as `graft generate`
+      pack_weights(backend_, PeerModel::sites_of(files.config), files.weights);
     model_ = std::make_unique<PeerModel>(std::move(files.config), std::move(files.weights),
                                          narrow ? AdapterStorage::bf16 : AdapterStorage::full);
     context_ = std::make_unique<Context<PeerModel>>(

@@ -251,7 +251,7 @@ def against_peft(bench, kind, dtype, compiled):
 def training(bench, method, dtype, recompute, compiled):
     """One step at a time, in turn; every side's peak is that of its whole process. graft trains on the bf16 file: exactly
     beside f32, in native precision beside bf16. Its weights stay in the file: a step multiplies each by many rows."""
-    graft, _ = beside(bench, dtype, compact=False)
+    graft, _ = beside(bench, dtype, packed=False)
     with graft as ours, Side(bench.arguments, "torch", WORK / "bf16", dtype=dtype, compile=compiled) as theirs:
         sides = [ours, theirs]
         for side in sides:
@@ -269,11 +269,11 @@ def training(bench, method, dtype, recompute, compiled):
 
 def loading(bench):
     """A new process each time; starting Python and importing is not counted."""
-    for weights, model, compact in (("Q4_1", bench.q4_1, False), ("bf16", bench.bf16, False),
-                                    ("bf16, made compact", bench.bf16, True)):
+    for weights, model, packed in (("Q4_1", bench.q4_1, False), ("bf16", bench.bf16, False),
+                                    ("bf16, packed", bench.bf16, True)):
 
         def load(program):
-            side = Side(bench.arguments, program, model, precision="native", compact=compact)
+            side = Side(bench.arguments, program, model, precision="native", packed=packed)
             answer = side.call("load", text=SENTENCE, **side.opening)
             side.close()
             return answer

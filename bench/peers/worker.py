@@ -2,7 +2,7 @@
 """What every side of run.py answers: a line of JSON in, a line of JSON out. Calls, with the fields beside "do":
 
 open      model, adapters {name: file or folder}, precision,       versions and settings
-          compact: whether graft makes its weights so
+          packed: whether graft packs its weights
 tokens    text                                                     tokens
 generate  prompts [[token]], use [name or null], new               prefill, decode: seconds; tokens [[token]]
 load      as open, and text                                        seconds from opening to the first token; memory

@@ -23,10 +23,10 @@ void ModelOptions::add_to(CLI::App& command, bool serves) {
   if (serves)
     command
         .add_option("--weight-storage", weight_storage,
-                    "file: weights where they lie in it; compact: those in bf16 in 70 or 75 % of the bytes where the "
-                    "processor can read them so, the same numbers and sooner read; by default where generate makes "
-                    "128 tokens")
-        ->check(CLI::IsMember({"file", "compact"}));
+                    "file: weights where they lie in it; packed: the same numbers, those in bf16 in fewer bytes, as "
+                    "the processor reads them sooner, where it has a way to; by default where generate makes 128 "
+                    "tokens")
+        ->check(CLI::IsMember({"file", "packed"}));
   command.add_option("--device", device, "cpu or cuda")->check(CLI::IsMember({"cpu", "cuda"}));
   command.add_option("--threads", threads, "threads to compute with; 0: one per core")->check(CLI::Range(0, 1024));
   command
@@ -98,7 +98,7 @@ std::unique_ptr<Engine> ModelOptions::open() const {
   } else if (kv_storage == "f32" ? native : kv_storage == "bf16" && !native) {
     raise<ContractError>("a GPU keeps keys and values as activations: f32 in exact, bf16 in native precision");
   }
-  options.compact_weights = options.device == Device::cpu && weight_storage == "compact";
+  options.pack_weights = options.device == Device::cpu && weight_storage == "packed";
   auto engine = make_engine(open_model(model), options);
   std::vector<std::string> names;
   for (auto const& adapter : adapters) {

@@ -68,7 +68,7 @@ struct EngineOptions {
   Device device = Device::cpu;
   AdapterStorage adapters = AdapterStorage::full;
   KvStorage kv = KvStorage::full;  ///< of the processor; a GPU keeps what its activations are
-  bool compact_weights = false;    ///< of the processor: graft::compact_weights
+  bool pack_weights = false;       ///< of the processor: graft::pack_weights
 };
 
 /// Of one architecture; Owner is made from EngineOptions and holds a backend: owner.backend(). Defined in

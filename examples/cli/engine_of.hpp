@@ -4,7 +4,7 @@
 
 #include <examples/cli/engine.hpp>
 
-#include <graft/arch/compact_weights.hpp>
+#include <graft/arch/pack_weights.hpp>
 #include <graft/io/gguf_lora.hpp>
 
 namespace graft::cli {
@@ -88,7 +88,7 @@ class ArchitectureEngine final : public Engine {
 
   WeightMap prepared(WeightMap weights, ModelConfig const& config, EngineOptions const& options) {
     if constexpr (std::same_as<B, CommandBackend>)
-      if (options.compact_weights) compact_weights(owner_.backend(), CommandModel::sites_of(config), weights);
+      if (options.pack_weights) pack_weights(owner_.backend(), CommandModel::sites_of(config), weights);
     return weights;
   }
   // [wanted, output width] of all requests as one batch; want(request, its first row, wanted) lists the rows.

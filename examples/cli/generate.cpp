@@ -23,8 +23,8 @@ struct Options {
 };
 
 constexpr index_t longest_continuation = 1 << 20;
-/// Tokens after which weights have been worth making compact: it takes about as long as they then save.
-constexpr index_t worth_compact = 128;
+/// Tokens after which weights have been worth packing: it takes about as long as they then save.
+constexpr index_t worth_packing = 128;
 
 struct Request {
   GenerationRequest generation;
@@ -101,8 +101,8 @@ void run(Options const& options) {
   auto model = options.model;
   if (model.weight_storage.empty()) {
     bool const many = std::any_of(requests.begin(), requests.end(),
-                                  [](auto const& request) { return request.generation.max_tokens >= worth_compact; });
-    model.weight_storage = many ? "compact" : "file";
+                                  [](auto const& request) { return request.generation.max_tokens >= worth_packing; });
+    model.weight_storage = many ? "packed" : "file";
   }
   auto const engine = model.open();
   std::vector<GenerationRequest> generations;

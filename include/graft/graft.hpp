@@ -25,11 +25,11 @@
 #include <graft/backend/activation.hpp>
 #include <graft/backend/attention.hpp>
 #include <graft/backend/backend.hpp>
-#include <graft/backend/compact_weight.hpp>
+#include <graft/backend/packed_weight.hpp>
 #include <graft/backend/cpu/amx.hpp>
 #include <graft/backend/cpu/attention.hpp>
 #include <graft/backend/cpu/attention_backward.hpp>
-#include <graft/backend/cpu/compact.hpp>
+#include <graft/backend/cpu/pack.hpp>
 #include <graft/backend/cpu/cpu.hpp>
 #include <graft/backend/cpu/cpu_backend.hpp>
 #include <graft/backend/cpu/elementwise.hpp>
@@ -98,7 +98,7 @@
 #include <graft/arch/architectures.hpp>
 #include <graft/arch/bert.hpp>
 #include <graft/arch/bert_ends.hpp>
-#include <graft/arch/compact_weights.hpp>
+#include <graft/arch/pack_weights.hpp>
 #include <graft/arch/config.hpp>
 #include <graft/arch/decoder_ends.hpp>
 #include <graft/arch/ends.hpp>

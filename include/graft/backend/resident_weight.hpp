@@ -32,7 +32,7 @@ template <class B>
 Weight stored_as(Weight weight) {
   if (format_info(weight.format).block == 1) weight.format = format_of<typename B::Act>;
   weight.row_order = nullptr;
-  weight.compact = {};
+  weight.packed = {};
   return weight;
 }
 

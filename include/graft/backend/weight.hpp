@@ -2,7 +2,7 @@
 // A frozen weight matrix in its storage format, usually inside a memory-mapped file.
 #pragma once
 
-#include <graft/backend/compact_weight.hpp>
+#include <graft/backend/packed_weight.hpp>
 #include <graft/core/error.hpp>
 #include <graft/core/format.hpp>
 #include <graft/core/types.hpp>
@@ -22,7 +22,7 @@ struct Weight {
   Format format = Format::f32;
   index_t rows = 0, cols = 0;               ///< o, i
   std::int32_t const* row_order = nullptr;  ///< [o] or null: as stored
-  CompactWeight compact{};                  ///< the same numbers in fewer bytes, where they are kept (cpu/compact.hpp)
+  PackedWeight packed{};                    ///< what products read in its place, where it is kept (cpu/pack.hpp)
 
   bool empty() const { return data == nullptr; }
   index_t bytes() const { return rows * row_bytes(format, cols); }
@@ -38,7 +38,7 @@ struct Weight {
   Weight row_range(index_t first, index_t count) const {
     Weight part = *this;
     part.rows = count;
-    part.compact = compact.row_range(first, cols);
+    part.packed = packed.row_range(first, cols);
     if (row_order != nullptr)
       part.row_order = row_order + first;
     else

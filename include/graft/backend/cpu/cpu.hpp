@@ -5,7 +5,7 @@
 #include <graft/backend/backend.hpp>
 #include <graft/backend/cpu/attention.hpp>
 #include <graft/backend/cpu/attention_backward.hpp>
-#include <graft/backend/cpu/compact.hpp>
+#include <graft/backend/cpu/pack.hpp>
 #include <graft/backend/cpu/cpu_backend.hpp>
 #include <graft/backend/cpu/elementwise.hpp>
 #include <graft/backend/cpu/elementwise_backward.hpp>

@@ -165,19 +165,19 @@ struct NativeKernels {
                      RowsAhead const& then, MatrixView<float> y) = nullptr;
   void (*bf16_transposed)(MatrixView<bf16 const> dy, Weight const& w, index_t o, index_t first,
                           MatrixView<float> dx) = nullptr;
-  /// bf16_chunk, bit for bit, by a weight in CompactExponents.
-  void (*compact_chunk)(MatrixView<bf16 const> x, Weight const& w, VectorView<float const> bias, index_t o0, index_t o1,
-                        RowsAhead const& then, MatrixView<float> y) = nullptr;
+  /// bf16_chunk, bit for bit, by a weight in PackedExponents.
+  void (*packed_chunk)(MatrixView<bf16 const> x, Weight const& w, VectorView<float const> bias, index_t o0, index_t o1,
+                       RowsAhead const& then, MatrixView<float> y) = nullptr;
 };
 
-/// The form of weights in bf16 that products read, and how its pieces are made of slices of a strip's rows.
-struct CompactKernels {
-  CompactForm form = CompactForm::none;
+/// The form of a format's weights that products read, and of bf16 how its pieces are made of slices of a strip's rows.
+struct PackKernels {
+  PackedForm form = PackedForm::none;
   index_t most_rows = 0;  ///< of X; products of more read the weight itself
   /// How many numbers have no code.
-  index_t (*count)(bf16 const* const* row, index_t inputs, CompactCodes const& codes) = nullptr;
+  index_t (*count)(bf16 const* const* row, index_t inputs, PackedCodes const& codes) = nullptr;
   /// Writes the piece, and zeros to a whole line.
-  void (*write)(bf16 const* const* row, index_t inputs, CompactCodes const& codes, std::byte* to) = nullptr;
+  void (*write)(bf16 const* const* row, index_t inputs, PackedCodes const& codes, std::byte* to) = nullptr;
 };
 
 /// The kernels of a level; double has those of the baseline alone. Templates, so that a program compiles what it uses.
@@ -191,7 +191,7 @@ BackwardKernels<R> const& backward_kernels(Isa isa);
 template <class R>
 NativeKernels native_kernels(Isa isa);
 template <class R>
-CompactKernels compact_kernels(Isa isa, Precision precision);
+PackKernels pack_kernels(Isa isa, Precision precision, Format format);
 
 }  // namespace graft::cpu
 
@@ -242,7 +242,7 @@ GRAFT_TARGET_BEGIN("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,
 GRAFT_TARGET_END
 
 GRAFT_TARGET_BEGIN("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16,avx512vbmi2")
-#include <graft/backend/cpu/level/compact_exponents.inc>
+#include <graft/backend/cpu/level/packed_exponents.inc>
 GRAFT_TARGET_END
 #endif
 
@@ -290,7 +290,7 @@ NativeKernels native_kernels([[maybe_unused]] Isa isa) {
               vnni::integer_chunk,
               vnni::bf16_chunk,
               vnni::bf16_transposed,
-              has_vbmi2() ? vnni::compact_chunk : nullptr};
+              has_vbmi2() ? vnni::packed_chunk : nullptr};
     if (isa >= Isa::avx2) return {avx2::round_to_integers, 1, nullptr, avx2::integer_chunk, nullptr, nullptr};
 #endif
   }
@@ -298,14 +298,18 @@ NativeKernels native_kernels([[maybe_unused]] Isa isa) {
 }
 
 template <class R>
-CompactKernels compact_kernels([[maybe_unused]] Isa isa, [[maybe_unused]] Precision precision) {
+PackKernels pack_kernels([[maybe_unused]] Isa isa, [[maybe_unused]] Precision precision,
+                         [[maybe_unused]] Format format) {
 #if GRAFT_CAN_TARGET
   if constexpr (std::same_as<R, float>) {
-    if (isa == Isa::vnni && has_vbmi2() && precision == Precision::native)
-      return {CompactForm::exponents, std::numeric_limits<index_t>::max(), vnni::count_escapes, vnni::write_piece};
+    bool const halves = format == Format::bf16, native = precision == Precision::native;
+    if (isa == Isa::vnni && has_vbmi2() && native && halves)
+      return {PackedForm::exponents, std::numeric_limits<index_t>::max(), vnni::count_escapes, vnni::write_piece};
+    if (isa >= Isa::avx2 && isa < Isa::vnni && native && in_integers(format))
+      return {PackedForm::strips, std::numeric_limits<index_t>::max(), nullptr, nullptr};
     // a level that the compiler's flags include is the baseline, whose products do not read it with wider registers
-    if (isa == Isa::avx2 && baseline::register_bytes < 64)
-      return {CompactForm::high_bytes, avx2::turned_rows, avx2::count_listed, avx2::write_strip};
+    if (isa == Isa::avx2 && baseline::register_bytes < 64 && halves)
+      return {PackedForm::high_bytes, avx2::turned_rows, avx2::count_listed, avx2::write_strip};
   }
 #endif
   return {};
@@ -320,8 +324,8 @@ template BackwardKernels<float> const& backward_kernels<float>(Isa);
 template BackwardKernels<double> const& backward_kernels<double>(Isa);
 template NativeKernels native_kernels<float>(Isa);
 template NativeKernels native_kernels<double>(Isa);
-template CompactKernels compact_kernels<float>(Isa, Precision);
-template CompactKernels compact_kernels<double>(Isa, Precision);
+template PackKernels pack_kernels<float>(Isa, Precision, Format);
+template PackKernels pack_kernels<double>(Isa, Precision, Format);
 #endif
 
 }  // namespace graft::cpu

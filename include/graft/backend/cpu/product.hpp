@@ -158,9 +158,9 @@ struct ProductRows {
     if constexpr (std::same_as<Act, float>) {
       if (rounding == Rounding::integers) return be.native_kernels().integer_chunk(integers, w, bias, o0, o1, then, y);
       auto const& native = be.native_kernels();
-      bool const compact = w.compact.form == CompactForm::exponents && native.compact_chunk != nullptr;
+      bool const packed = w.packed.form == PackedForm::exponents && native.packed_chunk != nullptr;
       if (rounding == Rounding::bf16)
-        return (compact ? native.compact_chunk : native.bf16_chunk)(halves, w, bias, o0, o1, then, y);
+        return (packed ? native.packed_chunk : native.bf16_chunk)(halves, w, bias, o0, o1, then, y);
     }
     be.layer_kernels().product_chunk(x, w, bias, o0, o1, then, y);
   }
