@@ -3,8 +3,8 @@
 // how long it took. worker.py lists the calls; llama_cpp.py and torch_peft.py answer the same ones.
 #include <graft/adapter/lora.hpp>
 #include <graft/adapter/road.hpp>
-#include <graft/arch/pack_weights.hpp>
 #include <graft/arch/llama.hpp>
+#include <graft/arch/pack_weights.hpp>
 #include <graft/backend/cpu/cpu.hpp>
 #include <graft/io/model_files.hpp>
 #include <graft/io/peft.hpp>

@@ -25,11 +25,9 @@
 #include <graft/backend/activation.hpp>
 #include <graft/backend/attention.hpp>
 #include <graft/backend/backend.hpp>
-#include <graft/backend/packed_weight.hpp>
 #include <graft/backend/cpu/amx.hpp>
 #include <graft/backend/cpu/attention.hpp>
 #include <graft/backend/cpu/attention_backward.hpp>
-#include <graft/backend/cpu/pack.hpp>
 #include <graft/backend/cpu/cpu.hpp>
 #include <graft/backend/cpu/cpu_backend.hpp>
 #include <graft/backend/cpu/elementwise.hpp>
@@ -43,6 +41,7 @@
 #include <graft/backend/cpu/low_rank_backward.hpp>
 #include <graft/backend/cpu/maps_and_deltas.hpp>
 #include <graft/backend/cpu/outer_products.hpp>
+#include <graft/backend/cpu/pack.hpp>
 #include <graft/backend/cpu/product.hpp>
 #include <graft/backend/cpu/product_transposed.hpp>
 #include <graft/backend/cpu/row_map.hpp>
@@ -57,6 +56,7 @@
 #include <graft/backend/low_rank.hpp>
 #include <graft/backend/numbers.hpp>
 #include <graft/backend/optimizer.hpp>
+#include <graft/backend/packed_weight.hpp>
 #include <graft/backend/rational.hpp>
 #include <graft/backend/readback.hpp>
 #include <graft/backend/resident_weight.hpp>
@@ -98,12 +98,12 @@
 #include <graft/arch/architectures.hpp>
 #include <graft/arch/bert.hpp>
 #include <graft/arch/bert_ends.hpp>
-#include <graft/arch/pack_weights.hpp>
 #include <graft/arch/config.hpp>
 #include <graft/arch/decoder_ends.hpp>
 #include <graft/arch/ends.hpp>
 #include <graft/arch/gpt2.hpp>
 #include <graft/arch/llama.hpp>
+#include <graft/arch/pack_weights.hpp>
 #include <graft/arch/weights.hpp>
 
 #include <graft/model/compiled.hpp>

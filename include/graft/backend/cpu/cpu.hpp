@@ -5,7 +5,6 @@
 #include <graft/backend/backend.hpp>
 #include <graft/backend/cpu/attention.hpp>
 #include <graft/backend/cpu/attention_backward.hpp>
-#include <graft/backend/cpu/pack.hpp>
 #include <graft/backend/cpu/cpu_backend.hpp>
 #include <graft/backend/cpu/elementwise.hpp>
 #include <graft/backend/cpu/elementwise_backward.hpp>
@@ -15,6 +14,7 @@
 #include <graft/backend/cpu/low_rank.hpp>
 #include <graft/backend/cpu/low_rank_backward.hpp>
 #include <graft/backend/cpu/maps_and_deltas.hpp>
+#include <graft/backend/cpu/pack.hpp>
 #include <graft/backend/cpu/product.hpp>
 #include <graft/backend/cpu/product_transposed.hpp>
 #include <graft/backend/cpu/row_map.hpp>
