@@ -71,9 +71,10 @@ void run(benchmark::State& state, bench::Shape const& shape, Format format, bool
   be.set_isa(isa);
   be.set_precision(precision);
   Rotated weights(be, format, packed, shape.out, shape.in);
-  std::vector<float> x(static_cast<std::size_t>(rows * shape.in)), y(static_cast<std::size_t>(rows * shape.out));
+  Storage<float, HostSpace> x(rows * shape.in), y(rows * shape.out);  // as models hold activations
   Random random(2);
-  for (auto& value : x) value = static_cast<float>(random.normal());
+  for (index_t k = 0; k < x.size(); ++k) x.data()[k] = static_cast<float>(random.normal());
+  std::fill_n(y.data(), y.size(), 0.0f);
   auto const once = [&] {
     product(be, matrix_view(static_cast<float const*>(x.data()), rows, shape.in), weights.next(), {},
             matrix_view(y.data(), rows, shape.out));
