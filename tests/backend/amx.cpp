@@ -10,8 +10,10 @@
 #include <tests/catch.hpp>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <optional>
+#include <utility>
 #include <vector>
 
 #if GRAFT_CAN_TARGET && defined(__linux__)
@@ -41,7 +43,7 @@ struct Amx {
 
 /// A product in native precision at level amx, which a backend refuses where the processor has none.
 void multiply(Executor& executor, MatrixView<float const> x, Weight const& w, VectorView<float const> bias,
-              MatrixView<float> y) {
+              MatrixView<float> y, bool packed = false) {
   auto const kernels = cpu::native_kernels<float>(Isa::amx);
   index_t const together = kernels.bf16_rows;
   Arena arena;
@@ -50,8 +52,9 @@ void multiply(Executor& executor, MatrixView<float const> x, Weight const& w, Ve
     kernels.round_to_bf16(x.row_range(n, std::min(together, x.rows - n)), rounded.row(n));
   cpu::OutputChunks const chunks{w.rows, cpu::last_chunk_outputs};
   executor.run(chunks.count(), [&](index_t k) {
-    kernels.bf16_chunk(rounded.row_range(0, x.rows), w, bias, chunks.begin(k), chunks.begin(k + 1),
-                       {&w, 0, std::min<index_t>(w.rows, 32)}, y);
+    (packed ? kernels.packed_chunk : kernels.bf16_chunk)(rounded.row_range(0, x.rows), w, bias, chunks.begin(k),
+                                                         chunks.begin(k + 1), {&w, 0, std::min<index_t>(w.rows, 32)},
+                                                         y);
   });
 }
 
@@ -118,6 +121,37 @@ TEST_CASE("a row's product in tiles depends on that row alone, whoever runs the 
   ThreadPool pool(3);
   multiply(pool, std::as_const(x).view(), stored.weight, {}, y.view());
   CHECK(same_bits(y.view(), alone.view()));
+}
+
+TEST_CASE("products in tiles by a packed weight are those by the weight, bit for bit", "[packed]") {
+  Amx const amx;
+  if (!amx.there) return;
+  ThreadPool pool(2);
+  CpuBackend<> be(pool);
+  be.set_isa(Isa::vnni);  // whose packed form this is too
+  be.set_precision(Precision::native);
+  Random random(3);
+  for (index_t const n : {1, 2, 15, 16, 17, 31, 32, 33, 70})
+    for (auto const& [o, i] : std::vector<std::pair<index_t, index_t>>{{64, 64}, {99, 576}, {48, 767}, {80, 1555}}) {
+      INFO(n << " rows, " << o << " x " << i);
+      StoredWeight const stored(Format::bf16, o, i, random, n % 2 == 0);
+      Weight weight = stored.weight;
+      std::array const list{&weight};
+      auto const forms = pack(be, list);
+      if (forms == nullptr) {
+        REQUIRE(cpu::native_kernels<float>(Isa::amx).packed_chunk == nullptr);
+        return graft_test::note_skip("packed bf16 is for processors with AVX512-VBMI2");
+      }
+      Buffer<float> x(n, i, 3), expected(n, o, 5), y(n, o, 5);
+      fill_normal(x.view(), random);
+      std::vector<float> bias(static_cast<std::size_t>(n % 3 == 0 ? o : 0));
+      fill_normal(VectorView<float>{bias.data(), static_cast<index_t>(bias.size())}, random);
+      VectorView<float const> const b{bias.data(), static_cast<index_t>(bias.size())};
+      multiply(pool, std::as_const(x).view(), weight, b, expected.view());
+      multiply(pool, std::as_const(x).view(), weight, b, y.view(), true);
+      CHECK(same_bits(y.view(), expected.view()));
+      CHECK(y.gaps_untouched());
+    }
 }
 
 }  // namespace

@@ -33,7 +33,7 @@ std::vector<Isa> levels(Format format = Format::bf16) {
   return some;
 }
 #define NEEDS_PACK_KERNELS() \
-  if (levels().empty()) GRAFT_SKIP("packed bf16 is for level avx2, and vnni of processors with AVX512-VBMI2")
+  if (levels().empty()) GRAFT_SKIP("packed bf16 is for level avx2, and vnni and amx of processors with AVX512-VBMI2")
 #define NEEDS_STRIPS() \
   if (levels(Format::q8_0).empty()) GRAFT_SKIP("integers in strips are for levels avx2 and avx512")
 std::vector<Format> formats_in_integers() {

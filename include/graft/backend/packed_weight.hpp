@@ -22,7 +22,7 @@ namespace graft {
 
 enum class PackedForm : std::uint8_t {
   none,
-  exponents,   ///< PackedExponents, of bf16, for native precision at level vnni
+  exponents,   ///< PackedExponents, of bf16, for native precision at levels vnni and amx
   high_bytes,  ///< PackedHighBytes, of bf16, for level avx2
   strips,      ///< PackedStrips, of blocks of integers, for native precision at level avx2
 };

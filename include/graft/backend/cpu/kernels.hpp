@@ -243,6 +243,7 @@ GRAFT_TARGET_END
 
 GRAFT_TARGET_BEGIN("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16,avx512vbmi2")
 #include <graft/backend/cpu/level/packed_exponents.inc>
+#include <graft/backend/cpu/level/packed_tiles.inc>
 GRAFT_TARGET_END
 #endif
 
@@ -281,8 +282,13 @@ NativeKernels native_kernels([[maybe_unused]] Isa isa) {
   if constexpr (std::same_as<R, float>) {
 #if GRAFT_CAN_TARGET
     if (isa == Isa::amx)
-      return {vnni::round_to_integers, amx_rows,         vnni::round_to_tiles,
-              vnni::integer_chunk,     vnni::tile_chunk, vnni::bf16_transposed};
+      return {vnni::round_to_integers,
+              amx_rows,
+              vnni::round_to_tiles,
+              vnni::integer_chunk,
+              vnni::tile_chunk,
+              vnni::bf16_transposed,
+              has_vbmi2() ? vnni::packed_tile_chunk : nullptr};
     if (isa == Isa::vnni)
       return {vnni::round_to_integers,
               1,
@@ -303,7 +309,7 @@ PackKernels pack_kernels([[maybe_unused]] Isa isa, [[maybe_unused]] Precision pr
 #if GRAFT_CAN_TARGET
   if constexpr (std::same_as<R, float>) {
     bool const halves = format == Format::bf16, native = precision == Precision::native;
-    if (isa == Isa::vnni && has_vbmi2() && native && halves)
+    if (isa >= Isa::vnni && has_vbmi2() && native && halves)
       return {PackedForm::exponents, std::numeric_limits<index_t>::max(), vnni::count_escapes, vnni::write_piece};
     if (isa >= Isa::avx2 && isa < Isa::vnni && native && in_integers(format))
       return {PackedForm::strips, std::numeric_limits<index_t>::max(), nullptr, nullptr};
